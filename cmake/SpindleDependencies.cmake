@@ -1,0 +1,58 @@
+# External packages and the options every target is compiled with.
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+find_package(MPI 3.0 REQUIRED COMPONENTS CXX)
+find_package(Protobuf REQUIRED)
+find_package(Boost 1.81 REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(prometheus-cpp CONFIG REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+if(SPINDLE_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(SPINDLE_BENCHMARKS)
+  find_package(benchmark REQUIRED)
+endif()
+
+# oneDNN's own CMake package asks for OpenCL, which Debian's build does not need.
+if(NOT SPINDLE_ONEDNN STREQUAL "OFF")
+  find_path(DNNL_INCLUDE_DIR dnnl.hpp)
+  find_library(DNNL_LIBRARY dnnl)
+  if(DNNL_INCLUDE_DIR AND DNNL_LIBRARY)
+    set(SPINDLE_HAVE_ONEDNN TRUE)
+    add_library(spindle_dnnl INTERFACE)
+    target_include_directories(spindle_dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
+    target_link_libraries(spindle_dnnl INTERFACE ${DNNL_LIBRARY})
+  elseif(SPINDLE_ONEDNN STREQUAL "ON")
+    message(FATAL_ERROR "SPINDLE_ONEDNN=ON, but oneDNN was not found (Debian: libdnnl-dev)")
+  endif()
+endif()
+
+# Options shared by every Spindle target.
+add_library(spindle_options INTERFACE)
+target_include_directories(spindle_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
+target_compile_options(spindle_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Werror>)
+target_link_libraries(spindle_options INTERFACE Threads::Threads)
+if(SPINDLE_SANITIZE)
+  target_compile_options(spindle_options INTERFACE -fsanitize=${SPINDLE_SANITIZE}
+    -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(spindle_options INTERFACE -fsanitize=${SPINDLE_SANITIZE})
+endif()
+
+# Boost is used as headers only: Asio, Beast, and JSON through the one translation unit beside this.
+add_library(spindle_boost STATIC ${CMAKE_CURRENT_LIST_DIR}/boost_json.cc)
+target_link_libraries(spindle_boost PUBLIC Boost::headers OpenSSL::SSL OpenSSL::Crypto Threads::Threads)
+target_compile_definitions(spindle_boost PUBLIC
+  BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_DISABLE_BOOST_COROUTINE BOOST_JSON_NO_LIB BOOST_CONTAINER_NO_LIB)

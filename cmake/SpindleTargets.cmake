@@ -1,0 +1,31 @@
+# The two functions with which every room declares its targets, so that all CMakeLists.txt read alike.
+
+# spindle_library(NAME name SRCS a.cc ... [DEPS target ...] [LIBS external ...])
+# A static library. DEPS are other Spindle libraries and must follow the arrows in README.md
+# (tests/lint checks the includes); LIBS are external libraries.
+function(spindle_library)
+  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS;LIBS" ${ARGN})
+  add_library(${ARG_NAME} STATIC ${ARG_SRCS})
+  target_link_libraries(${ARG_NAME} PUBLIC spindle_options ${ARG_DEPS} ${ARG_LIBS})
+endfunction()
+
+# spindle_test(NAME name SRCS a.cc ... [DEPS target ...] [LABELS label ...] [TIMEOUT seconds]
+#              [PROCESSORS n])
+# A GoogleTest binary; every case in it becomes one ctest entry.
+function(spindle_test)
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT;PROCESSORS" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT SPINDLE_TESTS)
+    return()
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  if(NOT ARG_PROCESSORS)
+    set(ARG_PROCESSORS 1)
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} spindle_test_support GTest::gmock GTest::gtest_main)
+  set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+    PROPERTIES TIMEOUT ${ARG_TIMEOUT} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
+endfunction()
