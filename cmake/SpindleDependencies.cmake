@@ -43,7 +43,8 @@ endif()
 add_library(spindle_options INTERFACE)
 target_include_directories(spindle_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
 target_compile_options(spindle_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Werror>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Werror
+    -Wno-restrict -Wno-stringop-overflow>)
 target_link_libraries(spindle_options INTERFACE Threads::Threads)
 if(SPINDLE_SANITIZE)
   target_compile_options(spindle_options INTERFACE -fsanitize=${SPINDLE_SANITIZE}

@@ -1,0 +1,131 @@
+#pragma once
+// Continuous batching: which tokens of which requests make up the next step. Pure logic, driven by
+// calls and a clock that the caller reads, so that it runs in simulation as it runs in the daemon.
+//
+// A step is a micro-batch: prefill chunks and decode tokens of distinct sequences, at most
+// max_num_batched_tokens. Up to max_in_flight steps are on their way through the stages at once.
+// The stages work through plans in order, so a request may have several prefill chunks in flight; a
+// decode token needs its predecessor's result. Decode tokens are spread evenly over the
+// micro-batches.
+//
+// Requests are admitted first come, first served, when their longest form fits the KV ledger and
+// max_num_seqs. The choices of a request share one prefill: they are sampled from the same logits
+// and fork from the first choice's cache in the next plan.
+//
+// Thread-safety: none; the engine's thread owns it.
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "cluster/coordinator/kv_ledger.h"
+#include "cluster/engine/engine.h"
+#include "proto/control.pb.h"
+
+namespace spindle::coordinator {
+
+struct SchedulerConfig {
+  int max_num_seqs = 64;
+  int max_num_batched_tokens = 512;
+  int max_in_flight = 1;
+  int max_num_queued_reqs = 256;
+  std::int64_t max_num_queued_tokens = 1 << 20;
+  std::uint64_t seed = 0;  // for requests without one
+  std::vector<std::int32_t> eos_token_ids;
+  engine::EngineLimits limits;
+};
+
+// What happened to one request since the last take_events().
+struct RequestEvents {
+  engine::RequestHandle request = 0;
+  std::vector<engine::TokenEvent> tokens;
+  bool ended = false;
+  Status status;                   // with `ended`
+  engine::RequestSummary summary;  // with `ended`
+};
+
+class Scheduler {
+ public:
+  Scheduler(SchedulerConfig config, KvLedger ledger);
+  ~Scheduler();
+
+  // OK, or why a request would be refused whatever it asks for.
+  Status admission() const;
+  Result<engine::RequestHandle> submit(engine::EngineRequest request, std::int64_t now_us);
+  void cancel(engine::RequestHandle request, std::int64_t now_us);
+  void finish_choice(engine::RequestHandle request, std::int32_t choice, std::int64_t now_us);
+  // From now on submit refuses with UNAVAILABLE.
+  void start_draining() { draining_ = true; }
+  // Ends every request with `status`; nothing is scheduled afterwards but the freeing of KV.
+  void fail_all(const Status& status, std::int64_t now_us);
+
+  // The next plan to send, or nothing when there is no work or enough is in flight.
+  std::optional<control::StepPlan> next_step(std::int64_t now_us);
+  // A stage finished a step. INTERNAL when the result belongs to no step in flight or reports an
+  // error: the engine must stop.
+  Status on_result(const control::StepResult& result, std::int64_t now_us);
+  std::vector<RequestEvents> take_events();
+
+  // No request is waiting or running and no step is in flight.
+  bool idle() const;
+  int in_flight() const { return static_cast<int>(in_flight_.size()); }
+  // When the oldest step in flight was sent, and its number.
+  std::optional<std::pair<std::int64_t, std::uint64_t>> oldest_step() const;
+  // Everything but the stages' own figures.
+  engine::EngineStats stats() const;
+  const KvLedger& ledger() const { return ledger_; }
+  const SchedulerConfig& config() const { return config_; }
+
+ private:
+  struct Choice;
+  struct Request;
+  struct Step {
+    std::int64_t sent_us = 0;
+    std::vector<bool> reported;  // [n_stages]
+  };
+
+  void plan_forks_and_frees(control::StepPlan& plan);
+  void plan_decode(control::StepPlan& plan, int& budget);
+  void plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us);
+  bool admit_next(control::StepPlan& plan, std::int64_t now_us);
+  void plan_chunk(control::StepPlan& plan, Request& request, int& budget);
+  void on_sampled(const control::Sampled& sampled, std::int64_t now_us);
+  void on_freed(const control::FreedSequence& freed, std::size_t stage, std::int64_t now_us);
+  void end_choice(Request& request, Choice& choice);
+  void end_if_complete(Request& request, std::int64_t now_us);
+  void stop_request(Request& request, const Status& status, std::int64_t now_us);
+  RequestEvents& events_of(const Request& request);
+  control::OpenSequence open_message(const Request& request, const Choice& choice) const;
+  engine::FinishReason finish_reason(const Request& request, const Choice& choice,
+                                     std::int32_t token) const;
+
+  SchedulerConfig config_;
+  KvLedger ledger_;
+  bool draining_ = false;
+  std::uint64_t next_handle_ = 1;
+  std::uint64_t next_sequence_ = 1;
+  std::uint64_t next_step_ = 1;
+  std::unordered_map<engine::RequestHandle, std::unique_ptr<Request>> requests_;
+  std::unordered_map<std::uint64_t, std::pair<Request*, std::size_t>> sequences_;  // -> choice
+  std::deque<engine::RequestHandle> waiting_;
+  std::deque<engine::RequestHandle> prefilling_;
+  std::deque<std::uint64_t> ready_;  // sequences with a token to run; ended ones are skipped
+  std::vector<std::uint64_t> to_fork_;
+  std::vector<std::uint64_t> to_free_;
+  std::map<std::uint64_t, Step> in_flight_;
+  std::vector<RequestEvents> events_;
+  std::unordered_map<engine::RequestHandle, std::size_t> event_index_;
+  int running_sequences_ = 0;   // choices admitted and not ended
+  int decoding_sequences_ = 0;  // of those, past their first token
+  engine::EngineStats counters_;
+};
+
+// OK, or INVALID_ARGUMENT naming the field at fault.
+Status validate_request(const engine::EngineRequest& request, const engine::EngineLimits& limits);
+
+}  // namespace spindle::coordinator

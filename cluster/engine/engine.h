@@ -1,0 +1,162 @@
+#pragma once
+// The one interface between the front end (cluster/api) and the engine (worker/engine): token ids
+// in, token events out. It knows nothing of text, sockets or stages, and everything that crosses it
+// is a plain value, so that the two sides can live in different processes.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/status.h"
+
+namespace spindle::engine {
+
+// How to choose tokens; the order in which the parts apply is stated in kernels/sample.h.
+// Values are validated by Engine::submit: a request out of range is refused, never clamped.
+struct SamplingParams {
+  float temperature = 1.0F;  // 0: greedy
+  std::int32_t top_k = 0;    // 0: off
+  float top_p = 1.0F;
+  float min_p = 0.0F;
+  float repetition_penalty = 1.0F;
+  float presence_penalty = 0.0F;
+  float frequency_penalty = 0.0F;
+  std::vector<std::pair<std::int32_t, float>> logit_bias;
+  // With a seed the output depends on the prompt and these parameters alone; without one (has_seed
+  // false) the engine derives a key from its own seed and the request's number.
+  bool has_seed = false;
+  std::uint64_t seed = 0;
+  std::int32_t n_choices = 1;
+  std::int32_t max_tokens = 16;  // generated tokens per choice, at least 1
+  std::int32_t min_tokens = 0;   // stop tokens cannot be chosen before
+  bool ignore_eos = false;
+  std::vector<std::int32_t> stop_token_ids;  // beside the model's end-of-sequence ids
+  std::int32_t n_logprobs = -1;              // -1: none; k: the chosen token's and the k largest
+};
+
+struct EngineRequest {
+  std::string request_id;  // for logs only
+  std::vector<std::int32_t> prompt_ids;
+  SamplingParams sampling;
+};
+
+enum class FinishReason : std::uint8_t {
+  kNone,    // not finished
+  kStop,    // an end-of-sequence or stop token, or finish_choice (a stop string)
+  kLength,  // max_tokens or the model's context reached
+  kCancelled,
+  kFailed,
+};
+
+struct TokenLogprob {
+  std::int32_t id = 0;
+  float logprob = 0.0F;
+};
+
+// One generated token of one choice. A choice's events come in order; the last has `finish` set.
+// When a stop token ends the choice, that token is in the event (is_stop_token) and not output.
+struct TokenEvent {
+  std::int32_t choice = 0;
+  std::int32_t token = 0;
+  bool has_logprob = false;
+  float logprob = 0.0F;
+  std::vector<TokenLogprob> top;  // the most likely tokens, best first
+  FinishReason finish = FinishReason::kNone;
+  bool is_stop_token = false;
+};
+
+// KV bytes of one request on one stage, summed over its choices when they ended.
+struct StageKvUse {
+  std::int32_t stage = 0;
+  std::uint64_t full_bytes = 0;  // the same tokens uncompressed in 16 bit
+  std::uint64_t kept_bytes = 0;  // pages really held
+};
+
+struct RequestSummary {
+  std::int32_t prompt_tokens = 0;
+  std::int32_t completion_tokens = 0;
+  double queue_ms = 0;  // submit to first step
+  double time_to_first_token_ms = 0;
+  double total_ms = 0;
+  std::vector<StageKvUse> kv;
+};
+
+// Receives the events of one request. Called on the engine's thread, in order, never concurrently,
+// never from inside submit(); implementations hand over to their own executor and return at once.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void on_tokens(std::span<const TokenEvent> events) = 0;
+  // Exactly once per accepted request, after its last event. `status` is OK, CANCELLED, or why the
+  // request failed.
+  virtual void on_end(const Status& status, const RequestSummary& summary) = 0;
+};
+
+struct StageState {
+  std::int32_t stage = 0;
+  std::string host;
+  std::string device;
+  std::int32_t first_layer = 0;
+  std::int32_t n_layers = 0;
+  std::uint64_t weight_bytes = 0;
+  std::uint64_t kv_capacity_bytes = 0;
+  std::uint64_t kv_used_bytes = 0;
+  std::uint64_t kv_peak_bytes = 0;
+  std::vector<std::uint64_t> layer_used_bytes;
+  std::uint64_t steps = 0;
+  double busy_seconds = 0;
+};
+
+// A snapshot. accepted = finished + failed + cancelled + running + waiting, always.
+struct EngineStats {
+  std::int32_t running = 0;
+  std::int32_t waiting = 0;
+  std::int64_t waiting_prompt_tokens = 0;
+  std::uint64_t accepted = 0;
+  std::uint64_t finished = 0;
+  std::uint64_t failed = 0;
+  std::uint64_t cancelled = 0;
+  std::uint64_t refused = 0;
+  std::uint64_t prompt_tokens = 0;      // prefilled
+  std::uint64_t generation_tokens = 0;  // sampled
+  std::uint64_t steps = 0;
+  bool draining = false;
+  std::vector<StageState> stages;
+};
+
+struct EngineLimits {
+  std::int32_t vocab_size = 0;
+  std::int32_t max_model_len = 0;  // prompt + output
+  std::int32_t max_n = 16;
+  std::int32_t max_logprobs = 20;
+  std::int32_t max_logit_bias = 1024;
+};
+
+using RequestHandle = std::uint64_t;
+
+// Thread-safety: every member may be called from any thread.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // Queues a request. INVALID_ARGUMENT names the field at fault; RESOURCE_EXHAUSTED when the queue
+  // is full; UNAVAILABLE when draining or stopped. The sink is held until on_end returned.
+  virtual Result<RequestHandle> submit(EngineRequest request, std::shared_ptr<EventSink> sink) = 0;
+
+  // Ends a request early; on_end follows with CANCELLED. Unknown and ended handles are ignored.
+  virtual void cancel(RequestHandle handle) = 0;
+
+  // Ends one choice early as kStop (its stop string was seen). No event follows for that choice.
+  virtual void finish_choice(RequestHandle handle, std::int32_t choice) = 0;
+
+  virtual EngineStats stats() const = 0;
+  virtual const EngineLimits& limits() const = 0;
+
+  // Cheap test before tokenising: OK, or why a request would be refused right now.
+  virtual Status admission() const = 0;
+};
+
+}  // namespace spindle::engine

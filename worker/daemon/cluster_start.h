@@ -1,0 +1,35 @@
+#pragma once
+// What the ranks agree on before they serve, as collectives over the host group.
+
+#include <string>
+#include <vector>
+
+#include "cluster/comm/host_group.h"
+#include "cluster/coordinator/kv_ledger.h"
+#include "cluster/coordinator/scheduler.h"
+#include "kernels/core/deadline.h"
+#include "kernels/core/status.h"
+#include "kvstore/plan/kv_shape.h"
+#include "proto/control.pb.h"
+
+namespace spindle::worker {
+
+// How many ranks share this rank's host. Every rank calls it.
+Result<int> count_ranks_on_host(comm::HostGroup& host, const std::string& host_name,
+                                Deadline deadline);
+
+// Every rank brings its own outcome so far; each gets OK when all are, else one error that names
+// every rank that failed and why. Without this a rank that cannot start would leave the others
+// waiting.
+Status agree_on_outcome(comm::HostGroup& host, const Status& mine, Deadline deadline);
+
+// Stage i's info is element i.
+Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
+                                                      const control::StageInfo& mine,
+                                                      Deadline deadline);
+
+// The ledger of a cluster whose stages have said what they hold.
+coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,
+                                  const std::vector<control::StageInfo>& stages);
+
+}  // namespace spindle::worker

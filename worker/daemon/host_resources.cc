@@ -1,0 +1,54 @@
+#include "worker/daemon/host_resources.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <string>
+
+namespace spindle::worker {
+namespace {
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
+std::uint64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  std::uint64_t kib = 0;
+  std::string unit;
+  while (file >> key >> kib >> unit) {
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+HostResources read_host_resources() {
+  HostResources resources;
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) == 0) resources.host_name = name.data();
+  resources.n_cores = usable_cores();
+  resources.available_memory_bytes = available_memory();
+  return resources;
+}
+
+int default_threads_per_rank(int n_cores, int ranks_on_host) {
+  return std::max(1, n_cores / std::max(1, ranks_on_host));
+}
+
+std::uint64_t default_kv_bytes(std::uint64_t wanted_bytes, std::uint64_t available_memory_bytes,
+                               int ranks_on_host) {
+  if (available_memory_bytes == 0) return wanted_bytes;
+  const auto ranks = static_cast<std::uint64_t>(std::max(1, ranks_on_host));
+  return std::min(wanted_bytes, available_memory_bytes / 2 / ranks);
+}
+
+}  // namespace spindle::worker

@@ -1,0 +1,268 @@
+#include "worker/engine/pipeline_engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace spindle::worker {
+namespace {
+
+constexpr std::int64_t kResultWaitMs = 100;
+constexpr std::int64_t kPlanSendMs = 10000;
+// How often an idle schedule loop looks at the oldest step's age.
+constexpr std::chrono::milliseconds kDeadlinePoll{200};
+
+}  // namespace
+
+PipelineEngine::PipelineEngine(comm::HostGroup& host, coordinator::SchedulerConfig config,
+                               coordinator::KvLedger ledger,
+                               const std::vector<control::StageInfo>& stages,
+                               PipelineEngineOptions options, OnFailure on_failure)
+    : host_(host),
+      limits_(config.limits),
+      options_(options),
+      on_failure_(std::move(on_failure)),
+      scheduler_(std::move(config), std::move(ledger)),
+      last_step_(stages.size()) {
+  for (const control::StageInfo& info : stages) {
+    engine::StageState state;
+    state.stage = info.stage();
+    state.host = info.host();
+    state.device = info.device();
+    state.first_layer = info.first_layer();
+    state.n_layers = info.n_layers();
+    state.weight_bytes = info.weight_bytes();
+    state.kv_capacity_bytes = info.kv_capacity_bytes();
+    state.layer_used_bytes.resize(static_cast<std::size_t>(info.n_layers()));
+    stages_.push_back(std::move(state));
+  }
+}
+
+PipelineEngine::~PipelineEngine() { stop(); }
+
+std::int64_t PipelineEngine::now_us() const {
+  return 1 + std::chrono::duration_cast<std::chrono::microseconds>(
+                 std::chrono::steady_clock::now() - epoch_)
+                 .count();
+}
+
+void PipelineEngine::start() {
+  schedule_thread_ = std::thread([this] { schedule_loop(); });
+  receive_thread_ = std::thread([this] { receive_loop(); });
+}
+
+Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest request,
+                                                     std::shared_ptr<engine::EventSink> sink) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_ || !failure_.ok()) return unavailable("the engine has stopped");
+  auto handle = scheduler_.submit(std::move(request), now_us());
+  if (!handle.ok()) return handle;
+  sinks_.emplace(*handle, std::move(sink));
+  woken_ = true;
+  wake_.notify_one();
+  return handle;
+}
+
+void PipelineEngine::cancel(engine::RequestHandle handle) {
+  const std::lock_guard lock(mutex_);
+  scheduler_.cancel(handle, now_us());
+  woken_ = true;
+  wake_.notify_one();
+}
+
+void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t choice) {
+  const std::lock_guard lock(mutex_);
+  scheduler_.finish_choice(handle, choice, now_us());
+  woken_ = true;
+  wake_.notify_one();
+}
+
+engine::EngineStats PipelineEngine::stats() const {
+  const std::lock_guard lock(mutex_);
+  engine::EngineStats stats = scheduler_.stats();
+  stats.stages = stages_;
+  return stats;
+}
+
+Status PipelineEngine::admission() const {
+  const std::lock_guard lock(mutex_);
+  if (stopping_ || !failure_.ok()) return unavailable("the engine has stopped");
+  return scheduler_.admission();
+}
+
+void PipelineEngine::start_draining() {
+  const std::lock_guard lock(mutex_);
+  scheduler_.start_draining();
+}
+
+Status PipelineEngine::drain(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  scheduler_.start_draining();
+  const auto is_drained = [this] { return sinks_.empty() || !failure_.ok(); };
+  if (drained_.wait_until(lock, deadline.at(), is_drained)) return failure_;
+  const std::size_t n_left = sinks_.size();
+  scheduler_.fail_all(cancelled("the server is stopping"), now_us());
+  woken_ = true;
+  wake_.notify_one();
+  drained_.wait_for(lock, options_.step_timeout, is_drained);
+  return deadline_exceeded(std::to_string(n_left) +
+                           " requests were cancelled by the drain's limit");
+}
+
+void PipelineEngine::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!stopping_) {
+      stopping_ = true;
+      scheduler_.fail_all(unavailable("the server is stopping"), now_us());
+    }
+    woken_ = true;
+    wake_.notify_one();
+  }
+  if (schedule_thread_.joinable()) schedule_thread_.join();
+  if (receive_thread_.joinable()) receive_thread_.join();
+}
+
+bool PipelineEngine::has_work() const { return woken_ || !results_.empty(); }
+
+void PipelineEngine::schedule_loop() {
+  std::unique_lock lock(mutex_);
+  while (failure_.ok() && !(stopping_ && scheduler_.idle())) {
+    wake_.wait_for(lock, kDeadlinePoll, [this] { return has_work(); });
+    woken_ = false;
+    Status status = check_step_deadline();
+    while (!results_.empty() && status.ok()) {
+      const control::StepResult result = std::move(results_.front());
+      results_.pop_front();
+      status = take_result(result);
+    }
+    if (!status.ok()) {
+      fail(lock, status);
+      break;
+    }
+    if (!send_plans(lock)) break;
+    dispatch_events(lock);
+  }
+  if (!failure_.ok()) return;
+  control::StepPlan farewell;
+  farewell.set_shutdown(true);
+  const std::string bytes = farewell.SerializeAsString();
+  stopping_ = true;
+  lock.unlock();
+  for (int rank = 0; rank < host_.size(); ++rank) {
+    const Status status =
+        host_.send(rank, comm::Channel::kPlan, bytes, Deadline::after_ms(kPlanSendMs));
+    if (!status.ok()) spdlog::warn("shutdown of rank {}: {}", rank, status.to_string());
+  }
+}
+
+bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
+  while (auto plan = scheduler_.next_step(now_us())) {
+    const std::string bytes = plan->SerializeAsString();
+    lock.unlock();
+    Status status;
+    for (int rank = 0; rank < host_.size() && status.ok(); ++rank) {
+      status = host_.send(rank, comm::Channel::kPlan, bytes, Deadline::after_ms(kPlanSendMs));
+    }
+    lock.lock();
+    if (!status.ok()) {
+      fail(lock, status.with_context("sending step " + std::to_string(plan->step())));
+      return false;
+    }
+  }
+  return true;
+}
+
+Status PipelineEngine::take_result(const control::StepResult& result) {
+  if (Status status = scheduler_.on_result(result, now_us()); !status.ok()) return status;
+  const auto index = static_cast<std::size_t>(result.stage());  // on_result checked it
+  engine::StageState& stage = stages_[index];
+  stage.kv_used_bytes = result.kv_used_bytes();
+  stage.kv_peak_bytes = result.kv_peak_bytes();
+  stage.layer_used_bytes.assign(result.layer_used_bytes().begin(), result.layer_used_bytes().end());
+  stage.busy_seconds += static_cast<double>(result.busy_us()) * 1e-6;
+  ++stage.steps;
+  last_step_[index] = result.step();
+  return ok_status();
+}
+
+void PipelineEngine::dispatch_events(std::unique_lock<std::mutex>& lock) {
+  struct Delivery {
+    std::shared_ptr<engine::EventSink> sink;
+    coordinator::RequestEvents events;
+  };
+  std::vector<Delivery> deliveries;
+  for (coordinator::RequestEvents& events : scheduler_.take_events()) {
+    const auto found = sinks_.find(events.request);
+    CHECK(found != sinks_.end(), "events of a request without a sink");
+    deliveries.push_back({found->second, std::move(events)});
+    if (deliveries.back().events.ended) sinks_.erase(found);
+  }
+  if (deliveries.empty()) return;
+  if (sinks_.empty()) drained_.notify_all();
+  lock.unlock();
+  for (const auto& [sink, events] : deliveries) {
+    if (!events.tokens.empty()) sink->on_tokens(events.tokens);
+    if (events.ended) sink->on_end(events.status, events.summary);
+  }
+  lock.lock();
+}
+
+void PipelineEngine::fail(std::unique_lock<std::mutex>& lock, const Status& status) {
+  failure_ = status;
+  dispatch_events(lock);
+  // The stages will not report what they freed, so the scheduler cannot end these in order.
+  auto sinks = std::exchange(sinks_, {});
+  drained_.notify_all();
+  lock.unlock();
+  const Status reason = internal_error("the cluster failed: " + status.message());
+  for (const auto& [handle, sink] : sinks) sink->on_end(reason, {});
+  if (on_failure_) on_failure_(status);
+  lock.lock();
+}
+
+std::string PipelineEngine::slowest_stages(std::uint64_t step) const {
+  std::string names;
+  for (std::size_t i = 0; i < last_step_.size(); ++i) {
+    if (last_step_[i] >= step) continue;
+    names += (names.empty() ? "" : ", ") + std::to_string(i);
+  }
+  return names;
+}
+
+Status PipelineEngine::check_step_deadline() const {
+  const auto oldest = scheduler_.oldest_step();
+  if (!oldest) return ok_status();
+  const auto age = std::chrono::microseconds(now_us() - oldest->first);
+  if (age <= options_.step_timeout) return ok_status();
+  return deadline_exceeded("step " + std::to_string(oldest->second) + " is not done after " +
+                           std::to_string(options_.step_timeout.count()) +
+                           " ms; waiting for stage " + slowest_stages(oldest->second));
+}
+
+void PipelineEngine::receive_loop() {
+  while (true) {
+    auto message =
+        host_.recv(comm::kAnySource, comm::Channel::kResult, Deadline::after_ms(kResultWaitMs));
+    const std::lock_guard lock(mutex_);
+    if (!message.ok() && message.status().code() == StatusCode::kDeadlineExceeded) {
+      if (!failure_.ok() || (stopping_ && scheduler_.idle())) return;
+      continue;
+    }
+    control::StepResult result;
+    if (!message.ok()) {
+      if (stopping_ || !failure_.ok()) return;
+      result.set_error(message.status().to_string());
+    } else if (!result.ParseFromString(message->bytes) || result.stage() != message->source) {
+      result.set_error("a result from rank " + std::to_string(message->source) +
+                       " cannot be understood");
+    }
+    const bool is_last = !message.ok();
+    results_.push_back(std::move(result));
+    wake_.notify_one();
+    if (is_last) return;
+  }
+}
+
+}  // namespace spindle::worker

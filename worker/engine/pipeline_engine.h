@@ -1,0 +1,98 @@
+#pragma once
+// The engine on rank 0: the scheduler driven by real time, plans out to the stages, results back,
+// events to the sinks.
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "cluster/comm/host_group.h"
+#include "cluster/coordinator/scheduler.h"
+#include "cluster/engine/engine.h"
+#include "proto/control.pb.h"
+
+namespace spindle::worker {
+
+struct PipelineEngineOptions {
+  // A step that takes longer means a stage is stuck: on_failure is called.
+  std::chrono::milliseconds step_timeout{120000};
+};
+
+// Two threads of its own: one schedules and dispatches events, one waits for results. Sinks are
+// called on the first.
+//
+// Owns the scheduler; does not own the host group, which must outlive it.
+// Thread-safety: as engine::Engine; start(), drain(), stop() from one thread.
+// Invariant: every accepted request's sink gets on_end exactly once, also when the engine fails.
+class PipelineEngine final : public engine::Engine {
+ public:
+  // Called once, on an engine thread, when the cluster cannot go on. All requests have ended with
+  // INTERNAL by then.
+  using OnFailure = std::function<void(const Status&)>;
+
+  PipelineEngine(comm::HostGroup& host, coordinator::SchedulerConfig config,
+                 coordinator::KvLedger ledger, const std::vector<control::StageInfo>& stages,
+                 PipelineEngineOptions options, OnFailure on_failure);
+  ~PipelineEngine() override;
+
+  void start();
+  // Refuses new requests from now on and waits until the accepted ones ended; those still there at
+  // the deadline are cancelled. DEADLINE_EXCEEDED when it came to that.
+  Status drain(Deadline deadline);
+  // New requests are refused from now on; returns at once.
+  void start_draining();
+  // Ends what is left with UNAVAILABLE, tells the stages to shut down and joins the threads.
+  void stop();
+
+  Result<engine::RequestHandle> submit(engine::EngineRequest request,
+                                       std::shared_ptr<engine::EventSink> sink) override;
+  void cancel(engine::RequestHandle handle) override;
+  void finish_choice(engine::RequestHandle handle, std::int32_t choice) override;
+  engine::EngineStats stats() const override;
+  const engine::EngineLimits& limits() const override { return limits_; }
+  Status admission() const override;
+
+ private:
+  void schedule_loop();
+  void receive_loop();
+  bool send_plans(std::unique_lock<std::mutex>& lock);
+  Status take_result(const control::StepResult& result);
+  void dispatch_events(std::unique_lock<std::mutex>& lock);
+  void fail(std::unique_lock<std::mutex>& lock, const Status& status);
+  Status check_step_deadline() const;
+  bool has_work() const;
+  std::int64_t now_us() const;
+  std::string slowest_stages(std::uint64_t step) const;
+
+  comm::HostGroup& host_;
+  const engine::EngineLimits limits_;
+  const PipelineEngineOptions options_;
+  const OnFailure on_failure_;
+  const std::chrono::steady_clock::time_point epoch_ = std::chrono::steady_clock::now();
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;     // the schedule loop
+  std::condition_variable drained_;  // drain()
+  // Guarded by mutex_.
+  coordinator::Scheduler scheduler_;
+  std::unordered_map<engine::RequestHandle, std::shared_ptr<engine::EventSink>> sinks_;
+  std::deque<control::StepResult> results_;
+  std::vector<engine::StageState> stages_;
+  std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported
+  Status failure_;
+  bool stopping_ = false;
+  bool woken_ = false;
+
+  std::thread schedule_thread_;
+  std::thread receive_thread_;
+};
+
+}  // namespace spindle::worker

@@ -1,0 +1,65 @@
+#pragma once
+// One rank's stage thread: takes step plans from rank 0 in order, receives activations from the
+// stage before, computes, passes activations on, and reports every step to rank 0. The last stage
+// samples.
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cluster/comm/device_group.h"
+#include "cluster/comm/host_group.h"
+#include "kernels/core/status.h"
+#include "kvstore/kv_store.h"
+#include "proto/control.pb.h"
+#include "worker/stage/llama_stage.h"
+#include "worker/stage/token_sampler.h"
+
+namespace spindle::worker {
+
+struct StageWorkerOptions {
+  // How long a neighbour may take for its part of a step.
+  std::chrono::milliseconds step_timeout{120000};
+  // Walks all pages after every step; for tests.
+  bool check_invariants = false;
+};
+
+// Does not own the groups, the stage, the store and the context; all outlive it.
+// Thread-safety: run() on one thread; steps_done() from any.
+class StageWorker {
+ public:
+  StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, LlamaStage& stage,
+              kvstore::KvStore& store, const CpuContext& context, StageWorkerOptions options);
+
+  // Works until a plan says shutdown (OK), the host group is shut down or fails, or a step fails
+  // (its status, also reported to rank 0). Waits for the next plan without limit: that rank 0 is
+  // alive is the peer monitor's business.
+  Status run();
+
+  std::uint64_t steps_done() const { return steps_done_.load(std::memory_order_relaxed); }
+
+ private:
+  Status do_step(const control::StepPlan& plan, control::StepResult& result);
+  Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
+  Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
+  Status sample(const control::StepPlan& plan, control::StepResult& result);
+  void report_kv(control::StepResult& result) const;
+
+  comm::HostGroup& host_;
+  comm::DeviceGroup& device_;
+  LlamaStage& stage_;
+  kvstore::KvStore& store_;
+  TokenSampler sampler_;
+  StageWorkerOptions options_;
+  std::atomic<std::uint64_t> steps_done_{0};
+  std::vector<float> hidden_;  // [max_batched_tokens, hidden_size]
+  std::vector<float> logits_;  // [runs that want logits, vocab_size], last stage
+  std::vector<StageRun> runs_;
+  std::vector<std::int32_t> tokens_;
+};
+
+}  // namespace spindle::worker

@@ -1,0 +1,227 @@
+#include "worker/stage/llama_stage.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/embedding.h"
+#include "kernels/norm.h"
+
+namespace spindle::worker {
+namespace {
+
+kernels::WeightSource source_of(const model::HostTensor& tensor) {
+  return {tensor.data.bytes().data(), tensor.dtype, tensor.shape.front()};
+}
+
+std::vector<float> widened(const model::HostTensor& tensor) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.n_elements()));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = tensor.at(static_cast<std::int64_t>(i));
+  }
+  return values;
+}
+
+std::size_t elements(std::int64_t rows, std::int64_t width) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LlamaStage>> LlamaStage::create(const LlamaStageConfig& config,
+                                                       model::LlamaStageWeights weights,
+                                                       const CpuContext& context,
+                                                       kvstore::KvStore& store) {
+  const model::ModelConfig& m = config.model;
+  if (m.head_dim % 16 != 0 || m.head_dim > kernels::kMaxHeadDim) {
+    return unimplemented("head_dim " + std::to_string(m.head_dim) +
+                         ": the attention kernels take multiples of 16 up to " +
+                         std::to_string(kernels::kMaxHeadDim));
+  }
+  const std::vector<float> inv_freq = model::rope_inv_freq(m);
+  auto rope = kernels::RopeTable::create(inv_freq, config.max_model_len);
+  if (!rope.ok()) return rope.status();
+  std::unique_ptr<LlamaStage> stage(new LlamaStage(config, context, store, std::move(*rope)));
+  if (Status status = stage->pack(std::move(weights)); !status.ok()) return status;
+  return stage;
+}
+
+LlamaStage::LlamaStage(const LlamaStageConfig& config, const CpuContext& context,
+                       kvstore::KvStore& store, kernels::RopeTable rope)
+    : config_(config), context_(context), store_(store), rope_(std::move(rope)) {
+  const model::ModelConfig& m = config_.model;
+  const std::int64_t n = config_.max_batched_tokens;
+  normed_.resize(elements(n, m.hidden_size));
+  qkv_.resize(elements(n, (m.n_heads + 2 * m.n_kv_heads) * m.head_dim));
+  attention_.resize(elements(n, m.n_heads * m.head_dim));
+  gate_up_.resize(elements(n, 2LL * m.intermediate_size));
+  activated_.resize(elements(n, m.intermediate_size));
+  delta_.resize(elements(n, m.hidden_size));
+}
+
+Status LlamaStage::pack(model::LlamaStageWeights weights) {
+  if (config_.is_first) {
+    embedding_ = weights.embedding;
+    weight_bytes_ += embedding_->data.bytes().size();
+  }
+  for (model::LlamaLayerWeights& layer : weights.layers) {
+    if (Status status = pack_layer(layer); !status.ok()) return status;
+    layer = {};  // one layer's unpacked copy at a time
+  }
+  if (config_.is_last) {
+    final_norm_ = widened(*weights.final_norm);
+    const kernels::WeightSource head[] = {source_of(*weights.lm_head)};
+    auto packed =
+        kernels::PackedLinear::pack(context_, head, config_.model.hidden_size, config_.linear_math);
+    if (!packed.ok()) return packed.status().with_context("lm_head");
+    lm_head_ = std::make_unique<kernels::PackedLinear>(std::move(*packed));
+    weight_bytes_ += lm_head_->bytes() + final_norm_.size() * sizeof(float);
+  }
+  return ok_status();
+}
+
+Status LlamaStage::pack_layer(model::LlamaLayerWeights& w) {
+  const model::ModelConfig& m = config_.model;
+  const auto pack = [&](std::span<const kernels::WeightSource> sources, std::int64_t n_in) {
+    return kernels::PackedLinear::pack(context_, sources, n_in, config_.linear_math);
+  };
+  const kernels::WeightSource qkv[] = {source_of(w.q_proj), source_of(w.k_proj),
+                                       source_of(w.v_proj)};
+  const kernels::WeightSource output[] = {source_of(w.o_proj)};
+  const kernels::WeightSource gate_up[] = {source_of(w.gate_proj), source_of(w.up_proj)};
+  const kernels::WeightSource down[] = {source_of(w.down_proj)};
+  auto packed_qkv = pack(qkv, m.hidden_size);
+  auto packed_output = pack(output, static_cast<std::int64_t>(m.n_heads) * m.head_dim);
+  auto packed_gate_up = pack(gate_up, m.hidden_size);
+  auto packed_down = pack(down, m.intermediate_size);
+  for (const auto* packed : {&packed_qkv, &packed_output, &packed_gate_up, &packed_down}) {
+    if (!packed->ok()) {
+      return packed->status().with_context(
+          "layer " + std::to_string(config_.layers.first + static_cast<int>(layers_.size())));
+    }
+    weight_bytes_ += (*packed)->bytes();
+  }
+  layers_.push_back({widened(w.input_norm), widened(w.post_attention_norm), std::move(*packed_qkv),
+                     std::move(*packed_output), std::move(*packed_gate_up),
+                     std::move(*packed_down)});
+  weight_bytes_ += 2ULL * static_cast<std::uint64_t>(m.hidden_size) * sizeof(float);
+  return ok_status();
+}
+
+Status LlamaStage::prepare(std::span<const StageRun> runs, std::int64_t n_tokens) {
+  if (n_tokens > config_.max_batched_tokens) {
+    return invalid_argument("a step of " + std::to_string(n_tokens) + " tokens, at most " +
+                            std::to_string(config_.max_batched_tokens) + " are allowed");
+  }
+  positions_.clear();
+  for (const StageRun& run : runs) {
+    if (run.n_tokens < 1 || store_.length(run.sequence) != run.first_position ||
+        run.first_position + run.n_tokens > config_.max_model_len) {
+      return invalid_argument("sequence " + std::to_string(run.sequence) + " holds " +
+                              std::to_string(store_.length(run.sequence)) +
+                              " tokens, the plan runs " + std::to_string(run.n_tokens) +
+                              " from position " + std::to_string(run.first_position));
+    }
+    if (Status status = store_.extend(run.sequence, run.n_tokens); !status.ok()) return status;
+    for (std::int32_t i = 0; i < run.n_tokens; ++i) positions_.push_back(run.first_position + i);
+  }
+  if (static_cast<std::int64_t>(positions_.size()) != n_tokens) {
+    return invalid_argument("the runs of a step have " + std::to_string(positions_.size()) +
+                            " tokens, its activations " + std::to_string(n_tokens));
+  }
+  return ok_status();
+}
+
+Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
+                           Rows hidden, Rows logits) {
+  if (Status status = prepare(runs, hidden.n_rows); !status.ok()) return status;
+  if (config_.is_first) {
+    const model::ModelConfig& m = config_.model;
+    CHECK(static_cast<std::int64_t>(tokens.size()) == hidden.n_rows, "one row for each token");
+    const auto outside = std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) {
+      return id < 0 || id >= m.vocab_size;
+    });
+    if (outside != tokens.end()) {
+      return invalid_argument("token id " + std::to_string(*outside) +
+                              " is not in the vocabulary of " + std::to_string(m.vocab_size));
+    }
+    const kernels::EmbeddingTable table{embedding_->data.bytes().data(), embedding_->dtype,
+                                        m.vocab_size, m.hidden_size};
+    kernels::embedding(context_, table, tokens, hidden);
+  }
+  for (int layer = 0; layer < config_.layers.count; ++layer) forward_layer(layer, runs, hidden);
+  if (config_.is_last) project_logits(runs, hidden, logits);
+  return ok_status();
+}
+
+void LlamaStage::forward_layer(int layer, std::span<const StageRun> runs, Rows hidden) {
+  const model::ModelConfig& m = config_.model;
+  const Layer& weights = layers_[static_cast<std::size_t>(layer)];
+  const std::int64_t n = hidden.n_rows;
+  const Rows normed(normed_.data(), n, m.hidden_size);
+  const Rows qkv(qkv_.data(), n,
+                 static_cast<std::int64_t>(m.n_heads + 2 * m.n_kv_heads) * m.head_dim);
+  const Rows attended(attention_.data(), n, static_cast<std::int64_t>(m.n_heads) * m.head_dim);
+  const Rows gate_up(gate_up_.data(), n, 2LL * m.intermediate_size);
+  const Rows activated(activated_.data(), n, m.intermediate_size);
+  const Rows delta(delta_.data(), n, m.hidden_size);
+
+  kernels::rms_norm(context_, hidden, weights.input_norm, m.rms_norm_eps, normed);
+  kernels::linear(context_, weights.qkv, normed, qkv);
+  attend(layer, runs, qkv, attended);
+  kernels::linear(context_, weights.output, attended, delta);
+  kernels::add_rms_norm(context_, delta, hidden, weights.post_attention_norm, m.rms_norm_eps,
+                        normed);
+  kernels::linear(context_, weights.gate_up, normed, gate_up);
+  kernels::swiglu(context_, gate_up, activated);
+  kernels::linear(context_, weights.down, activated, delta);
+  kernels::residual_add(context_, delta, hidden);
+}
+
+void LlamaStage::attend(int layer, std::span<const StageRun> runs, Rows qkv, Rows out) {
+  const model::ModelConfig& m = config_.model;
+  const std::int64_t q_width = static_cast<std::int64_t>(m.n_heads) * m.head_dim;
+  const std::int64_t kv_width = static_cast<std::int64_t>(m.n_kv_heads) * m.head_dim;
+  const Rows q = qkv.columns(0, q_width);
+  const Rows k = qkv.columns(q_width, kv_width);
+  const Rows v = qkv.columns(q_width + kv_width, kv_width);
+  kernels::rope(context_, rope_, positions_, m.head_dim, q, k);
+
+  attention_sequences_.clear();
+  append_sequences_.clear();
+  std::int64_t row = 0;
+  for (const StageRun& run : runs) {
+    append_sequences_.push_back(
+        {row, run.n_tokens, run.first_position, store_.writable_heads(run.sequence, layer).data()});
+    attention_sequences_.push_back({row, run.n_tokens, run.first_position + run.n_tokens,
+                                    store_.heads(run.sequence, layer).data()});
+    row += run.n_tokens;
+  }
+  kernels::kv_append(context_, k, v, append_sequences_, m.n_kv_heads, store_.page_layout());
+  const float scale = 1.0F / std::sqrt(static_cast<float>(m.head_dim));
+  kernels::attention(context_, q, attention_sequences_, {m.n_heads, m.n_kv_heads, m.head_dim},
+                     store_.page_layout(), scale, out);
+}
+
+void LlamaStage::project_logits(std::span<const StageRun> runs, ConstRows hidden, Rows logits) {
+  const model::ModelConfig& m = config_.model;
+  // Only rows that are sampled pass the head: gather them first.
+  std::int64_t row = 0;
+  std::int64_t n_wanted = 0;
+  for (const StageRun& run : runs) {
+    row += run.n_tokens;
+    if (!run.wants_logits) continue;
+    std::copy_n(hidden.row(row - 1), m.hidden_size, delta_.data() + n_wanted * m.hidden_size);
+    ++n_wanted;
+  }
+  CHECK(logits.n_rows == n_wanted, "one row of logits for each run that wants them");
+  if (n_wanted == 0) return;
+  const Rows gathered(delta_.data(), n_wanted, m.hidden_size);
+  kernels::rms_norm(context_, gathered, final_norm_, m.rms_norm_eps, gathered);
+  kernels::linear(context_, *lm_head_, gathered, logits);
+}
+
+}  // namespace spindle::worker

@@ -1,0 +1,115 @@
+#include "worker/stage/token_sampler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/core/check.h"
+
+namespace spindle::worker {
+
+TokenSampler::Sequence TokenSampler::make_sequence(const control::OpenSequence& open) {
+  const control::Sampling& sampling = open.sampling();
+  Sequence sequence;
+  sequence.params.temperature = sampling.temperature();
+  sequence.params.top_k = sampling.top_k();
+  sequence.params.top_p = sampling.top_p();
+  sequence.params.min_p = sampling.min_p();
+  sequence.params.repetition_penalty = sampling.repetition_penalty();
+  sequence.params.presence_penalty = sampling.presence_penalty();
+  sequence.params.frequency_penalty = sampling.frequency_penalty();
+  sequence.key.seed = sampling.seed();
+  sequence.key.request = sampling.request();
+  sequence.key.choice = static_cast<std::uint32_t>(sampling.choice());
+  for (int i = 0; i < sampling.bias_ids_size() && i < sampling.bias_values_size(); ++i) {
+    sequence.bias.push_back({sampling.bias_ids(i), sampling.bias_values(i)});
+  }
+  sequence.banned.assign(sampling.banned_before_min().begin(), sampling.banned_before_min().end());
+  sequence.min_tokens = sampling.min_tokens();
+  sequence.n_logprobs = sampling.n_logprobs();
+  sequence.n_prompt = static_cast<std::size_t>(std::max(0, open.prompt_tokens()));
+  sequence.keeps_history = sampling.repetition_penalty() != 1.0F ||
+                           sampling.presence_penalty() != 0.0F ||
+                           sampling.frequency_penalty() != 0.0F;
+  return sequence;
+}
+
+void TokenSampler::open(const control::OpenSequence& sequence) {
+  sequences_[sequence.sequence()] = make_sequence(sequence);
+}
+
+void TokenSampler::fork(std::uint64_t parent, const control::OpenSequence& child) {
+  const auto from = sequences_.find(parent);
+  CHECK(from != sequences_.end(), "a fork of a sequence that is not open");
+  Sequence forked = make_sequence(child);
+  forked.n_seen = std::min(forked.n_prompt, from->second.n_seen);
+  if (forked.keeps_history) {
+    const std::vector<std::int32_t>& seen = from->second.history;
+    const std::size_t n = std::min(forked.n_seen, seen.size());
+    forked.history.assign(seen.begin(), seen.begin() + static_cast<std::ptrdiff_t>(n));
+  }
+  sequences_[child.sequence()] = std::move(forked);
+}
+
+void TokenSampler::saw(std::uint64_t sequence, std::span<const std::int32_t> tokens) {
+  const auto found = sequences_.find(sequence);
+  CHECK(found != sequences_.end(), "tokens of a sequence that is not open");
+  found->second.n_seen += tokens.size();
+  if (found->second.keeps_history) {
+    found->second.history.insert(found->second.history.end(), tokens.begin(), tokens.end());
+  }
+}
+
+control::Sampled TokenSampler::sample(std::uint64_t sequence, std::span<const float> logits) {
+  const auto found = sequences_.find(sequence);
+  CHECK(found != sequences_.end(), "a sample of a sequence that is not open");
+  return sample_with(sequence, found->second, found->second.history, found->second.n_seen, logits);
+}
+
+control::Sampled TokenSampler::sample_first(std::uint64_t parent,
+                                            const control::OpenSequence& choice,
+                                            std::span<const float> logits) {
+  const auto found = sequences_.find(parent);
+  CHECK(found != sequences_.end(), "a choice of a sequence that is not open");
+  return sample_with(choice.sequence(), make_sequence(choice), found->second.history,
+                     found->second.n_seen, logits);
+}
+
+control::Sampled TokenSampler::sample_with(std::uint64_t id, const Sequence& sequence,
+                                           std::span<const std::int32_t> history,
+                                           std::size_t n_seen, std::span<const float> logits) {
+  kernels::SampleHistory seen;
+  const std::size_t n_prompt = std::min(sequence.n_prompt, history.size());
+  seen.prompt_ids = history.first(n_prompt);
+  seen.output_ids = history.subspan(n_prompt);
+  seen.logit_bias = sequence.bias;
+  const std::size_t n_generated = n_seen - std::min(sequence.n_prompt, n_seen);
+  if (n_generated < static_cast<std::size_t>(std::max(0, sequence.min_tokens))) {
+    seen.banned_ids = sequence.banned;
+  }
+  kernels::SampleKey key = sequence.key;
+  key.position = static_cast<std::uint32_t>(n_seen);
+
+  control::Sampled sampled;
+  sampled.set_sequence(id);
+  sampled.set_token(kernels::sample(context_, logits, sequence.params, seen, key, workspace_));
+  if (sampled.token() >= 0 && sequence.n_logprobs >= 0) add_logprobs(sequence, logits, sampled);
+  return sampled;
+}
+
+void TokenSampler::add_logprobs(const Sequence& sequence, std::span<const float> logits,
+                                control::Sampled& sampled) {
+  const std::int32_t id = sampled.token();
+  kernels::TokenLogprob chosen;
+  kernels::log_softmax_at(context_, logits, {&id, 1}, {&chosen, 1});
+  sampled.set_logprob(chosen.logprob);
+  std::vector<kernels::TokenLogprob> top(
+      std::min(static_cast<std::size_t>(sequence.n_logprobs), logits.size()));
+  kernels::top_logprobs(context_, logits, top, workspace_);
+  for (const kernels::TokenLogprob& entry : top) {
+    control::TopLogprob& out = *sampled.add_top();
+    out.set_id(entry.id);
+    out.set_logprob(entry.logprob);
+  }
+}
+
+}  // namespace spindle::worker

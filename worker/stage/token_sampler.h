@@ -1,0 +1,62 @@
+#pragma once
+// Chooses tokens on the last stage. It remembers, for every open sequence, how it samples and the
+// tokens it has seen, which the penalties need.
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/core/cpu_context.h"
+#include "kernels/sample.h"
+#include "proto/control.pb.h"
+
+namespace spindle::worker {
+
+// Thread-safety: none; the last stage's thread owns it.
+class TokenSampler {
+ public:
+  explicit TokenSampler(const CpuContext& context) : context_(context) {}
+
+  void open(const control::OpenSequence& sequence);
+  // `child` has seen what `parent` saw of the prompt.
+  void fork(std::uint64_t parent, const control::OpenSequence& child);
+  void free(std::uint64_t sequence) { sequences_.erase(sequence); }
+
+  // Tokens that the stages ran for an open sequence, in order.
+  void saw(std::uint64_t sequence, std::span<const std::int32_t> tokens);
+
+  // The next token of an open sequence after all it has seen; token -1 when the logits [vocab_size]
+  // have no finite probability.
+  control::Sampled sample(std::uint64_t sequence, std::span<const float> logits);
+  // The first token of a choice that is not forked yet: as its parent's prompt, its own parameters.
+  control::Sampled sample_first(std::uint64_t parent, const control::OpenSequence& choice,
+                                std::span<const float> logits);
+
+ private:
+  struct Sequence {
+    kernels::SampleParams params;
+    kernels::SampleKey key;  // position is filled in for each draw
+    std::vector<kernels::LogitBias> bias;
+    std::vector<std::int32_t> banned;
+    std::int32_t min_tokens = 0;
+    std::int32_t n_logprobs = -1;
+    std::size_t n_prompt = 0;
+    bool keeps_history = false;  // a penalty is on
+    std::size_t n_seen = 0;
+    std::vector<std::int32_t> history;  // every token seen, when kept
+  };
+
+  static Sequence make_sequence(const control::OpenSequence& open);
+  control::Sampled sample_with(std::uint64_t id, const Sequence& sequence,
+                               std::span<const std::int32_t> history, std::size_t n_seen,
+                               std::span<const float> logits);
+  void add_logprobs(const Sequence& sequence, std::span<const float> logits,
+                    control::Sampled& sampled);
+
+  const CpuContext& context_;
+  std::unordered_map<std::uint64_t, Sequence> sequences_;
+  kernels::SampleWorkspace workspace_;
+};
+
+}  // namespace spindle::worker
