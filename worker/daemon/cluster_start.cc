@@ -1,15 +1,6 @@
 #include "worker/daemon/cluster_start.h"
 
-#include <algorithm>
-
 namespace spindle::worker {
-
-Result<int> count_ranks_on_host(comm::HostGroup& host, const std::string& host_name,
-                                Deadline deadline) {
-  auto names = host.all_gather(host_name, deadline);
-  if (!names.ok()) return names.status();
-  return static_cast<int>(std::count(names->begin(), names->end(), host_name));
-}
 
 Status agree_on_outcome(comm::HostGroup& host, const Status& mine, Deadline deadline) {
   auto outcomes = host.all_gather(mine.ok() ? "" : mine.message(), deadline);

@@ -14,10 +14,6 @@
 
 namespace spindle::worker {
 
-// How many ranks share this rank's host. Every rank calls it.
-Result<int> count_ranks_on_host(comm::HostGroup& host, const std::string& host_name,
-                                Deadline deadline);
-
 // Every rank brings its own outcome so far; each gets OK when all are, else one error that names
 // every rank that failed and why. Without this a rank that cannot start would leave the others
 // waiting.

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <string>
 
@@ -33,8 +32,6 @@ std::uint64_t available_memory() {
 
 HostResources read_host_resources() {
   HostResources resources;
-  std::array<char, 256> name{};
-  if (gethostname(name.data(), name.size() - 1) == 0) resources.host_name = name.data();
   resources.n_cores = usable_cores();
   resources.available_memory_bytes = available_memory();
   return resources;

@@ -2,12 +2,10 @@
 // What this host offers to its ranks.
 
 #include <cstdint>
-#include <string>
 
 namespace spindle::worker {
 
 struct HostResources {
-  std::string host_name;
   int n_cores = 1;                           // that this process may run on
   std::uint64_t available_memory_bytes = 0;  // 0: unknown
 };

@@ -1,0 +1,226 @@
+#include "worker/daemon/daemon.h"
+
+#include <spdlog/spdlog.h>
+
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cluster/comm/agreement.h"
+#include "cluster/comm/peer_monitor.h"
+#include "worker/config/config_text.h"
+#include "worker/daemon/cluster_start.h"
+#include "worker/daemon/front_end.h"
+#include "worker/daemon/host_resources.h"
+#include "worker/daemon/logging.h"
+#include "worker/daemon/rank_runtime.h"
+#include "worker/daemon/signals.h"
+#include "worker/daemon/stop_latch.h"
+#include "worker/engine/pipeline_engine.h"
+#include "worker/model/generation_config.h"
+
+namespace spindle::worker {
+namespace {
+
+// For responses under way once all requests have ended.
+constexpr std::int64_t kFarewellMs = 2000;
+
+DType kv_dtype(config::Kv::DType dtype) {
+  switch (dtype) {
+    case config::Kv::F32:
+      return DType::kF32;
+    case config::Kv::BF16:
+      return DType::kBF16;
+    case config::Kv::F16:
+    case config::Kv::AUTO:
+      return DType::kF16;
+  }
+  return DType::kF16;
+}
+
+RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& world) {
+  const HostResources resources = read_host_resources();
+  RankSettings settings;
+  settings.model_dir = config.model().path();
+  settings.dummy_weights = config.model().load_format() == config::Model::DUMMY;
+  settings.max_model_len = config.model().max_model_len();
+  settings.layers_per_stage.assign(config.cluster().layers_per_stage().begin(),
+                                   config.cluster().layers_per_stage().end());
+  settings.max_num_seqs = config.scheduler().max_num_seqs();
+  settings.max_num_batched_tokens = config.scheduler().max_num_batched_tokens();
+  settings.linear_math = config.compute().linear_math() == config::Compute::BF16
+                             ? kernels::LinearMath::kBF16
+                             : kernels::LinearMath::kF32;
+  settings.kv_dtype = kv_dtype(config.kv().dtype());
+  settings.kv_bytes = static_cast<std::uint64_t>(config.kv().memory_bytes());
+  settings.n_threads = config.compute().has_threads_per_rank()
+                           ? config.compute().threads_per_rank()
+                           : default_threads_per_rank(resources.n_cores, world.local_size());
+  settings.host_name = world.host_name();
+  settings.available_memory_bytes = resources.available_memory_bytes;
+  settings.ranks_on_host = world.local_size();
+  settings.worker.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
+  return settings;
+}
+
+coordinator::SchedulerConfig scheduler_config(const config::Config& config, const RankRuntime& rank,
+                                              const model::GenerationConfig& generation,
+                                              int n_stages) {
+  const config::Scheduler& scheduler = config.scheduler();
+  coordinator::SchedulerConfig out;
+  out.max_num_seqs = scheduler.max_num_seqs();
+  out.max_num_batched_tokens = scheduler.max_num_batched_tokens();
+  out.max_in_flight =
+      config.cluster().has_micro_batches() ? config.cluster().micro_batches() : n_stages + 1;
+  out.max_num_queued_reqs = scheduler.max_num_queued_reqs();
+  out.max_num_queued_tokens = scheduler.max_num_queued_tokens();
+  std::random_device entropy;
+  out.seed = scheduler.has_seed() ? scheduler.seed()
+                                  : (static_cast<std::uint64_t>(entropy()) << 32) | entropy();
+  out.eos_token_ids =
+      generation.eos_token_ids.empty() ? rank.model().eos_token_ids : generation.eos_token_ids;
+  out.limits.vocab_size = rank.model().vocab_size;
+  out.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
+  const config::Limits& limits = config.api().limits();
+  out.limits.max_n = limits.max_n();
+  out.limits.max_logprobs = limits.max_logprobs();
+  out.limits.max_logit_bias = limits.max_logit_bias();
+  return out;
+}
+
+void log_topology(const std::vector<control::StageInfo>& stages, const RankRuntime& rank) {
+  const kvstore::KvShape& shape = rank.store().shape();
+  for (const control::StageInfo& stage : stages) {
+    const std::uint64_t token_bytes =
+        shape.token_bytes() * static_cast<std::uint64_t>(shape.n_kv_heads * stage.n_layers());
+    spdlog::info(
+        "stage {}: layers {}-{} on {}, {}; weights {:.1f} MB, KV pool {:.1f} MB = {} tokens",
+        stage.stage(), stage.first_layer(), stage.first_layer() + stage.n_layers() - 1,
+        stage.host(), stage.device(), static_cast<double>(stage.weight_bytes()) / 1e6,
+        static_cast<double>(stage.kv_capacity_bytes()) / 1e6,
+        stage.kv_capacity_bytes() / token_bytes);
+  }
+}
+
+// Rank 0's part: the engine and the front end, until `stop` is requested.
+class Coordinator {
+ public:
+  static Result<std::unique_ptr<Coordinator>> create(comm::MpiWorld& world,
+                                                     const config::Config& config,
+                                                     const RankRuntime& rank,
+                                                     const std::vector<control::StageInfo>& stages,
+                                                     StopLatch& stop) {
+    auto generation = model::load_generation_config(config.model().path());
+    if (!generation.ok()) return generation.status();
+    std::unique_ptr<Coordinator> self(new Coordinator(config));
+    PipelineEngineOptions options;
+    options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
+    self->engine_ = std::make_unique<PipelineEngine>(
+        world.host(), scheduler_config(config, rank, *generation, world.size()),
+        make_ledger(rank.store().shape(), stages), stages, options,
+        [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
+    PipelineEngine& engine = *self->engine_;
+    FrontEndOptions front_end;
+    front_end.config = config;
+    front_end.generation = *generation;
+    front_end.n_stages = world.size();
+    front_end.on_drain = [&engine, &stop] {
+      engine.start_draining();
+      stop.request("a client asked to drain");
+    };
+    auto started = FrontEnd::start(engine, std::move(front_end));
+    if (!started.ok()) return started.status();
+    self->front_end_ = std::move(*started);
+    return self;
+  }
+
+  void serve(StopLatch& stop) {
+    engine_->start();
+    if (front_end_->http_port() != 0) {
+      spdlog::info("ready: http://{}:{}/v1", config_.api().http().host(), front_end_->http_port());
+    }
+    if (front_end_->tcp_port() != 0) {
+      spdlog::info("ready: tcp {}:{}", config_.api().tcp().host(), front_end_->tcp_port());
+    }
+    spdlog::info("stopping: {}", stop.wait());
+    const Status drained = engine_->drain(Deadline::after_ms(config_.api().drain_timeout_ms()));
+    if (!drained.ok()) spdlog::warn("drain: {}", drained.message());
+    engine_->stop();
+    front_end_->stop(Deadline::after_ms(kFarewellMs));
+    const engine::EngineStats stats = engine_->stats();
+    spdlog::info("served {} requests: {} finished, {} cancelled, {} failed", stats.accepted,
+                 stats.finished, stats.cancelled, stats.failed);
+  }
+
+ private:
+  explicit Coordinator(config::Config config) : config_(std::move(config)) {}
+
+  config::Config config_;
+  std::unique_ptr<PipelineEngine> engine_;
+  std::unique_ptr<FrontEnd> front_end_;  // uses the engine: goes first
+};
+
+// A failure that every rank knows of: rank 0 says it, all leave in order.
+int leave(const comm::MpiWorld& world, const Status& status) {
+  if (world.rank() == 0) spdlog::error("{}", status.message());
+  return kExitCannotStart;
+}
+
+}  // namespace
+
+int run_daemon(comm::MpiWorld& world, const config::Config& config) {
+  start_logging(config.log(), world.rank());
+  comm::HostGroup& host = world.host();
+  const auto startup = [&config] {
+    return Deadline::after_ms(config.cluster().startup_timeout_ms());
+  };
+  Status status = comm::verify_same_on_all_ranks(host, "the configuration",
+                                                 config::comparison_text(config), startup());
+  if (!status.ok()) return leave(world, status);
+
+  comm::PeerMonitorOptions monitor_options;
+  monitor_options.peer_timeout = std::chrono::milliseconds(config.cluster().peer_timeout_ms());
+  monitor_options.watch_parent = world.size() > 1;
+  comm::PeerMonitor monitor(host, monitor_options, [&host](int, const std::string& message) {
+    host.abort(kExitFailed, message);
+  });
+  monitor.start();
+
+  auto rank = RankRuntime::create(rank_settings(config, world), host, world.device());
+  status = agree_on_outcome(host, rank.status(), startup());
+  if (!status.ok()) return leave(world, status);
+  auto stages = gather_stages(host, (*rank)->info(), startup());
+  if (!stages.ok()) return leave(world, stages.status());
+
+  StopLatch stop;
+  std::unique_ptr<Coordinator> coordinator;
+  if (world.rank() == 0) {
+    log_topology(*stages, **rank);
+    auto created = Coordinator::create(world, config, **rank, *stages, stop);
+    status = created.status();
+    if (created.ok()) coordinator = std::move(*created);
+  }
+  status = agree_on_outcome(host, status, startup());
+  if (!status.ok()) return leave(world, status);
+
+  // Ranks other than 0 leave when rank 0 tells them to, whatever signal mpirun forwarded.
+  const SignalWatcher signals(
+      [&stop](const char* name) { stop.request(name); },
+      [&host](const char* name) { host.abort(kExitAborted, std::string("second ") + name); });
+  monitor.report(0, comm::RankState::kServing);
+  std::thread stage_thread([&] {
+    const Status ended = (*rank)->worker().run();
+    if (!ended.ok()) host.abort(kExitFailed, ended.to_string());
+  });
+  if (coordinator) coordinator->serve(stop);
+  stage_thread.join();
+  monitor.report((*rank)->worker().steps_done(), comm::RankState::kLeaving);
+  monitor.stop();
+  return kExitOk;
+}
+
+}  // namespace spindle::worker

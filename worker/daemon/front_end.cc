@@ -1,0 +1,157 @@
+#include "worker/daemon/front_end.h"
+
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cluster/api/completion_service.h"
+#include "cluster/api/http_server.h"
+#include "cluster/api/tcp_server.h"
+#include "cluster/telemetry/metrics.h"
+#include "cluster/text/chat_template.h"
+#include "cluster/text/tokenizer.h"
+#include "worker/config/options.h"
+
+namespace spindle::worker {
+
+struct FrontEnd::State {
+  explicit State(FrontEndOptions front_end_options)
+      : options(std::move(front_end_options)),
+        metrics(options.config.model().served_model_name()),
+        tokenizer_pool(static_cast<std::size_t>(options.config.api().tokenizer_threads())) {}
+
+  FrontEndOptions options;
+  telemetry::Metrics metrics;
+  std::unique_ptr<text::Tokenizer> tokenizer;
+  boost::asio::thread_pool tokenizer_pool;
+  // Declared after what its handlers use, so that it goes first.
+  boost::asio::io_context io;
+  std::unique_ptr<api::CompletionService> service;
+  std::unique_ptr<api::HttpServer> http;
+  std::unique_ptr<api::TcpServer> tcp;
+  std::optional<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work;
+  std::vector<std::thread> threads;
+  bool stopped = false;
+
+  std::int32_t drain(engine::Engine& engine) const {
+    const engine::EngineStats stats = engine.stats();
+    options.on_drain();
+    return stats.running + stats.waiting;
+  }
+};
+
+namespace {
+
+api::ServiceConfig service_config(const FrontEndOptions& options) {
+  api::ServiceConfig config;
+  config.served_model_name = options.config.model().served_model_name();
+  config.limits = options.config.api().limits();
+  config.max_queued_prompts = options.config.scheduler().max_num_queued_reqs();
+  if (options.config.model().use_generation_config()) {
+    const model::GenerationConfig& generation = options.generation;
+    config.defaults = {generation.temperature, generation.top_k, generation.top_p, generation.min_p,
+                       generation.repetition_penalty};
+  }
+  return config;
+}
+
+Status load_text(const FrontEndOptions& options, const engine::EngineLimits& limits,
+                 std::unique_ptr<text::Tokenizer>& tokenizer,
+                 std::optional<text::ChatTemplate>& chat_template) {
+  const std::string& folder = options.config.model().path();
+  auto loaded = text::Tokenizer::load(folder);
+  if (!loaded.ok()) return loaded.status();
+  tokenizer = std::move(*loaded);
+  if (tokenizer->vocab_size() > static_cast<std::size_t>(limits.vocab_size)) {
+    return invalid_argument("the tokenizer in " + folder + " has " +
+                            std::to_string(tokenizer->vocab_size()) + " tokens, the model " +
+                            std::to_string(limits.vocab_size));
+  }
+  auto parsed = text::load_chat_template(folder);
+  if (!parsed.ok()) return parsed.status();
+  chat_template = std::move(*parsed);
+  return ok_status();
+}
+
+}  // namespace
+
+FrontEnd::FrontEnd(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontEndOptions options) {
+  std::unique_ptr<FrontEnd> front_end(new FrontEnd(std::make_unique<State>(std::move(options))));
+  State& state = *front_end->state_;
+  const config::Api& api = state.options.config.api();
+
+  std::optional<text::ChatTemplate> chat_template;
+  Status status = load_text(state.options, engine.limits(), state.tokenizer, chat_template);
+  if (!status.ok()) return status;
+  state.service = std::make_unique<api::CompletionService>(
+      engine, *state.tokenizer, std::move(chat_template), service_config(state.options),
+      state.metrics, state.tokenizer_pool);
+
+  const auto drain = [&state, &engine] { return state.drain(engine); };
+  if (api.http().enabled()) {
+    api::HttpOptions http;
+    http.host = api.http().host();
+    http.port = static_cast<std::uint16_t>(api.http().port());
+    http.api_keys.assign(api.api_key().begin(), api.api_key().end());
+    http.server_version = config::spindle_version();
+    http.drain = drain;
+    auto server = api::HttpServer::listen(state.io, *state.service, std::move(http));
+    if (!server.ok()) return server.status().with_context("api.http");
+    state.http = std::move(*server);
+  }
+  if (api.tcp().enabled()) {
+    api::TcpServerOptions tcp;
+    tcp.host = api.tcp().host();
+    tcp.port = static_cast<std::uint16_t>(api.tcp().port());
+    tcp.api_keys.assign(api.api_key().begin(), api.api_key().end());
+    tcp.limits = api.limits();
+    tcp.server_version = config::spindle_version();
+    tcp.model = state.options.config.model().served_model_name();
+    tcp.max_model_len = engine.limits().max_model_len;
+    tcp.n_stages = state.options.n_stages;
+    api::TcpServerHooks hooks;
+    hooks.start = [&state](api::GenerateRequest request, boost::asio::any_io_executor executor,
+                           std::shared_ptr<api::OutputSink> sink) {
+      return state.service->start(std::move(request), std::move(executor), std::move(sink));
+    };
+    hooks.stats = [&engine] { return engine.stats(); };
+    hooks.drain = drain;
+    auto server = api::TcpServer::listen(state.io, std::move(tcp), std::move(hooks));
+    if (!server.ok()) return server.status().with_context("api.tcp");
+    state.tcp = std::move(*server);
+  }
+  state.work.emplace(state.io.get_executor());
+  for (int i = 0; i < api.io_threads(); ++i) {
+    state.threads.emplace_back([&state] { state.io.run(); });
+  }
+  return front_end;
+}
+
+FrontEnd::~FrontEnd() { stop(Deadline::after_ms(0)); }
+
+void FrontEnd::stop(Deadline deadline) {
+  State& state = *state_;
+  if (std::exchange(state.stopped, true)) return;
+  if (state.http) state.http->stop_gently();
+  if (state.tcp) state.tcp->stop();
+  if (!state.threads.empty()) {
+    if (state.http && !state.http->wait_stopped(deadline)) state.http->stop_now();
+    if (state.tcp) state.tcp->wait_stopped(deadline);
+  }
+  state.tokenizer_pool.stop();
+  state.tokenizer_pool.join();
+  state.work.reset();
+  state.io.stop();
+  for (std::thread& thread : state.threads) thread.join();
+}
+
+std::uint16_t FrontEnd::http_port() const { return state_->http ? state_->http->port() : 0; }
+std::uint16_t FrontEnd::tcp_port() const { return state_->tcp ? state_->tcp->port() : 0; }
+
+}  // namespace spindle::worker
