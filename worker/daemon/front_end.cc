@@ -3,6 +3,7 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -61,7 +62,7 @@ api::ServiceConfig service_config(const FrontEndOptions& options) {
 
 Status load_text(const FrontEndOptions& options, const engine::EngineLimits& limits,
                  std::unique_ptr<text::Tokenizer>& tokenizer,
-                 std::optional<text::ChatTemplate>& chat_template) {
+                 std::optional<text::ModelChatTemplate>& chat_template) {
   const std::string& folder = options.config.model().path();
   auto loaded = text::Tokenizer::load(folder);
   if (!loaded.ok()) return loaded.status();
@@ -72,8 +73,11 @@ Status load_text(const FrontEndOptions& options, const engine::EngineLimits& lim
                             std::to_string(limits.vocab_size));
   }
   auto parsed = text::load_chat_template(folder);
-  if (!parsed.ok()) return parsed.status();
-  chat_template = std::move(*parsed);
+  if (parsed.ok()) {
+    chat_template = std::move(*parsed);
+  } else if (parsed.status().code() != StatusCode::kNotFound) {
+    return parsed.status();  // a model without a template serves completions only
+  }
   return ok_status();
 }
 
@@ -86,7 +90,7 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
   State& state = *front_end->state_;
   const config::Api& api = state.options.config.api();
 
-  std::optional<text::ChatTemplate> chat_template;
+  std::optional<text::ModelChatTemplate> chat_template;
   Status status = load_text(state.options, engine.limits(), state.tokenizer, chat_template);
   if (!status.ok()) return status;
   state.service = std::make_unique<api::CompletionService>(

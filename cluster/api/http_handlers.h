@@ -1,0 +1,75 @@
+#pragma once
+// The endpoints that answer at once: everything but generating.
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cluster/api/api_keys.h"
+#include "cluster/api/completion_service.h"
+#include "cluster/api/http_message.h"
+
+namespace spindle::api {
+
+// A fixed document served without a key, such as the dashboard's page.
+struct HttpPage {
+  std::string content_type;
+  std::string body;
+};
+
+// What the HTTP sessions need to know; shared by all of them.
+struct HttpOptions {
+  std::string host = "127.0.0.1";  // an address or a name; never "all interfaces" by default
+  std::uint16_t port = 8000;       // 0: any free port, see HttpServer::port()
+  std::vector<std::string> api_keys;
+  std::string server_version;
+  // Begins to drain and returns the number of requests that still run. Called on an I/O thread.
+  std::function<std::int32_t()> drain;
+  std::map<std::string, HttpPage, std::less<>> pages;  // by path
+  // Between comments that keep proxies from closing a stream without output.
+  std::int64_t ping_interval_ms = 15000;
+};
+
+// Thread-safety: every member may be called from any thread.
+class HttpHandlers {
+ public:
+  HttpHandlers(CompletionService& service, HttpOptions options);
+
+  // The route of a request, static pages included.
+  RouteMatch match(std::string_view method, std::string_view target) const;
+  // Nothing, or the refusal of a request by its head alone: key, path, method, content type.
+  std::optional<HttpResponse> refuse(const HttpRequest& request) const;
+  // Routes other than the two that generate. Work in proportion to the body: see is_heavy.
+  HttpResponse handle(const HttpRequest& request) const;
+  // Must be handled on the tokenizer pool.
+  static bool is_heavy(Route route) {
+    return route == Route::kTokenize || route == Route::kDetokenize;
+  }
+
+  CompletionService& service() const { return service_; }
+  const HttpOptions& options() const { return options_; }
+
+ private:
+  HttpResponse models() const;
+  HttpResponse model(const std::string& id) const;
+  HttpResponse tokenize(const std::string& body) const;
+  HttpResponse detokenize(const std::string& body) const;
+  HttpResponse health() const;
+  HttpResponse ready() const;
+  HttpResponse state() const;
+  HttpResponse drain() const;
+  HttpResponse page(std::string_view path) const;
+  boost::json::object model_object() const;
+
+  CompletionService& service_;
+  HttpOptions options_;
+  ApiKeys keys_;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  const std::int64_t created_;  // Unix time
+};
+
+}  // namespace spindle::api

@@ -1,0 +1,125 @@
+#include "cluster/api/http_router.h"
+
+#include <openssl/rand.h>
+
+#include <array>
+#include <charconv>
+
+#include "kernels/core/check.h"
+
+namespace spindle::api {
+namespace {
+
+struct RouteEntry {
+  std::string_view path;
+  std::string_view method;
+  Route route;
+  bool open;  // without API key
+};
+
+// The open list is vLLM's, plus /live and /ready: probes and scrapers have no key.
+constexpr std::array kRoutes{
+    RouteEntry{"/v1/chat/completions", "POST", Route::kChatCompletions, false},
+    RouteEntry{"/v1/completions", "POST", Route::kCompletions, false},
+    RouteEntry{"/v1/models", "GET", Route::kModels, false},
+    RouteEntry{"/tokenize", "POST", Route::kTokenize, false},
+    RouteEntry{"/detokenize", "POST", Route::kDetokenize, false},
+    RouteEntry{"/health", "GET", Route::kHealth, true},
+    RouteEntry{"/live", "GET", Route::kLive, true},
+    RouteEntry{"/ready", "GET", Route::kReady, true},
+    RouteEntry{"/version", "GET", Route::kVersion, true},
+    RouteEntry{"/metrics", "GET", Route::kMetrics, true},
+    RouteEntry{"/v1/spindle/state", "GET", Route::kState, false},
+    RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
+};
+constexpr std::string_view kModelPrefix = "/v1/models/";
+constexpr RouteEntry kModelRoute{"/v1/models/{id}", "GET", Route::kModel, false};
+constexpr std::size_t kMaxRequestIdBytes = 128;
+
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+RouteMatch matched(const RouteEntry& entry, std::string_view method) {
+  const bool is_get = entry.method == "GET";
+  RouteMatch match;
+  match.handler = entry.path;
+  match.allow = is_get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+  match.needs_key = !entry.open;
+  if (method == entry.method || (is_get && method == "HEAD")) {
+    match.route = entry.route;
+  } else if (method == "OPTIONS") {
+    match.route = Route::kOptions;
+  } else {
+    match.route = Route::kMethodNotAllowed;
+  }
+  return match;
+}
+
+}  // namespace
+
+std::string_view target_path(std::string_view target) {
+  return target.substr(0, target.find_first_of("?#"));
+}
+
+std::string percent_decode(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '%' && i + 2 < text.size()) {
+      const int high = hex_digit(text[i + 1]);
+      const int low = hex_digit(text[i + 2]);
+      if (high >= 0 && low >= 0) {
+        out += static_cast<char>(high * 16 + low);
+        i += 2;
+        continue;
+      }
+    }
+    out += text[i];
+  }
+  return out;
+}
+
+RouteMatch match_route(std::string_view method, std::string_view target) {
+  const std::string_view path = target_path(target);
+  for (const RouteEntry& entry : kRoutes) {
+    if (path == entry.path) return matched(entry, method);
+  }
+  if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) {
+    RouteMatch match = matched(kModelRoute, method);
+    match.argument = percent_decode(path.substr(kModelPrefix.size()));
+    return match;
+  }
+  return {};
+}
+
+RouteMatch match_page(std::string_view method, std::string_view path) {
+  return matched({path, "GET", Route::kPage, true}, method);
+}
+
+std::string sanitize_request_id(std::string_view value) {
+  std::string out;
+  for (const char c : value.substr(0, kMaxRequestIdBytes)) {
+    const bool allowed = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                         (c >= '0' && c <= '9') || c == '.' || c == '_' || c == ':' || c == '-';
+    if (allowed) out += c;
+  }
+  return out;
+}
+
+std::string make_request_id() {
+  std::array<unsigned char, 16> bytes{};
+  CHECK(RAND_bytes(bytes.data(), static_cast<int>(bytes.size())) == 1, "no random bytes");
+  static constexpr std::string_view kHex = "0123456789abcdef";
+  std::string id;
+  for (const unsigned char byte : bytes) {
+    id += kHex[byte >> 4];
+    id += kHex[byte & 0xF];
+  }
+  return id;
+}
+
+}  // namespace spindle::api

@@ -1,0 +1,44 @@
+#pragma once
+// How a thread waits for something that can only be polled.
+
+#include <chrono>
+
+#include "kernels/core/deadline.h"
+
+namespace spindle::comm {
+
+struct BackoffPolicy {
+  std::chrono::microseconds spin{50};  // yield, do not sleep, for this long
+  std::chrono::microseconds min_sleep{20};
+  std::chrono::microseconds max_sleep{500};
+};
+
+// How long to sleep after `waited` without an event; zero: yield instead. `keep_moving`: this
+// process has sends under way that progress only while somebody polls, so the sleep stays short.
+std::chrono::nanoseconds sleep_after(const BackoffPolicy& policy, std::chrono::nanoseconds waited,
+                                     bool keep_moving);
+
+// First yields for a moment, so that a reply that is on its way costs no sleep. Then sleeps for
+// 1/64 of the time waited so far, within the policy's bounds: the delay this adds to an event is
+// about 2 % of the wait for it, and an idle thread wakes 1 / max_sleep times a second.
+//
+// Thread-safety: one thread. Lowers that thread's timer slack (the kernel's default of 50 us would
+// triple the short sleeps) at the first sleep and leaves it so.
+class Backoff {
+ public:
+  explicit Backoff(BackoffPolicy policy = {});
+
+  // Yields or sleeps by sleep_after(), never beyond `deadline`.
+  void pause(Deadline deadline, bool keep_moving);
+  // Something happened: wait eagerly again.
+  void restart();
+
+ private:
+  using Clock = Deadline::Clock;
+
+  BackoffPolicy policy_;
+  Clock::time_point started_;
+  bool slept_ = false;
+};
+
+}  // namespace spindle::comm

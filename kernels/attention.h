@@ -1,0 +1,87 @@
+#pragma once
+// Causal attention over a paged KV cache, for batches that mix prefill chunks and decode tokens.
+//
+// A page is a fixed-size block of bytes with kKvPageTokens consecutive positions of ONE kv head of
+// ONE layer: first K, d-major [head_dim, page_tokens], then V, token-major [page_tokens, head_dim].
+// Scores of a page are then page_tokens independent fma chains over d, and the weighted sum of V
+// runs along contiguous rows.
+//
+// Every output row is reduced in one fixed order (kernels/README.md): scores over d ascending,
+// pages in ascending order with one online-softmax step each, tokens ascending inside a page. It
+// therefore does not depend on the batch, on the chunk the query came in, or on the number of
+// threads.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/core/cpu_context.h"
+#include "kernels/core/dtype.h"
+#include "kernels/core/tensor_view.h"
+
+namespace spindle::kernels {
+
+inline constexpr int kKvPageTokens = 32;
+inline constexpr int kMaxHeadDim = 256;
+
+// head_dim must be a multiple of 16 up to kMaxHeadDim, page_tokens must be kKvPageTokens.
+struct KvPageLayout {
+  int head_dim = 0;
+  int page_tokens = kKvPageTokens;
+  DType dtype = DType::kF16;
+
+  constexpr std::size_t k_bytes() const {
+    return static_cast<std::size_t>(head_dim) * static_cast<std::size_t>(page_tokens) *
+           dtype_bytes(dtype);
+  }
+  constexpr std::size_t page_bytes() const { return 2 * k_bytes(); }
+};
+
+struct AttentionShape {
+  int n_heads = 0;  // a multiple of n_kv_heads; query head i reads kv head i / (n_heads/n_kv_heads)
+  int n_kv_heads = 0;
+  int head_dim = 0;
+};
+
+// The page table of one kv head of one sequence: pages[i] holds the positions
+// [i * page_tokens, (i + 1) * page_tokens). Pages are aligned to 64 bytes.
+struct KvHeadPages {
+  const std::byte* const* pages = nullptr;
+};
+
+struct KvWritableHeadPages {
+  std::byte* const* pages = nullptr;
+};
+
+struct AttentionSequence {
+  std::int64_t query_begin = 0;  // first row in q and out
+  std::int64_t n_queries = 0;
+  std::int64_t n_context = 0;          // positions in the cache, the queries' own included
+  const KvHeadPages* heads = nullptr;  // [n_kv_heads]
+};
+
+// Query j of a sequence is at position n_context - n_queries + j and sees positions up to its own.
+// Bytes of a page beyond n_context are never used. Rows of `out` that belong to no sequence are
+// left alone. `out` must not overlap `q`.
+void attention(const CpuContext& context,
+               ConstRows q,  // [n_tokens, n_heads * head_dim], rotated
+               std::span<const AttentionSequence> sequences, const AttentionShape& shape,
+               const KvPageLayout& layout, float scale,
+               Rows out);  // [n_tokens, n_heads * head_dim]
+
+struct KvAppendSequence {
+  std::int64_t row_begin = 0;  // first row in k and v
+  std::int64_t n_tokens = 0;
+  std::int64_t position_begin = 0;
+  const KvWritableHeadPages* heads = nullptr;  // [n_kv_heads]
+};
+
+// Writes rows of K (after RoPE) and V into pages, rounded to the layout's type to nearest even.
+// Sequences must not share pages.
+void kv_append(const CpuContext& context,
+               ConstRows k,  // [n_tokens, n_kv_heads * head_dim]
+               ConstRows v,  // [n_tokens, n_kv_heads * head_dim]
+               std::span<const KvAppendSequence> sequences, int n_kv_heads,
+               const KvPageLayout& layout);
+
+}  // namespace spindle::kernels

@@ -1,0 +1,73 @@
+#pragma once
+// y = x W^T + bias for weights that are packed once and applied to any number of rows.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/core/cpu_context.h"
+#include "kernels/core/dtype.h"
+#include "kernels/core/status.h"
+#include "kernels/core/tensor_view.h"
+
+namespace spindle::kernels {
+
+enum class LinearMath : std::uint8_t {
+  // fp32 fma chain over k ascending, one per output: bitwise independent of the number of rows and
+  // of threads. 16-bit weights stay 16-bit in memory and are widened exactly.
+  kF32,
+  // Activations rounded to bf16, bf16 weights, fp32 accumulation by oneDNN: for hosts with AMX or
+  // avx512_bf16. NOT batch-invariant. Only in builds with oneDNN.
+  kBF16,
+};
+
+// Borrowed during pack() only.
+struct WeightSource {
+  const void* data = nullptr;  // [n_out, n_in] row-major, as in a model file
+  DType dtype = DType::kF32;
+  std::int64_t n_out = 0;
+};
+
+// A weight matrix in the layout of its kernel. Owns its copy; the source can be unmapped after.
+//
+// Thread-safety: immutable after pack; several contexts may apply it at once (in kBF16 mode calls
+// are serialised inside).
+class PackedLinear {
+ public:
+  static constexpr std::int64_t kMaxElements = std::int64_t{1} << 36;
+
+  // Concatenates the sources along n_out (fused q+k+v, gate+up). Sources of different types are
+  // widened to f32. `bias` is empty or has one value per output, added after the chain.
+  // kInvalidArgument for bad sizes, kResourceExhausted when memory is short, kUnimplemented for
+  // kBF16 without oneDNN.
+  static Result<PackedLinear> pack(const CpuContext& context, std::span<const WeightSource> sources,
+                                   std::int64_t n_in, LinearMath math = LinearMath::kF32,
+                                   std::span<const float> bias = {});
+  ~PackedLinear();
+  PackedLinear(PackedLinear&&) noexcept;
+  PackedLinear& operator=(PackedLinear&&) noexcept;
+
+  std::int64_t n_in() const;
+  std::int64_t n_out() const;
+  LinearMath math() const;
+  // The type the weights are held in.
+  DType dtype() const;
+  // Memory held by the packed weights and bias.
+  std::size_t bytes() const;
+
+ private:
+  friend void linear(const CpuContext& context, const PackedLinear& weights, ConstRows x, Rows y);
+  struct Body;
+  explicit PackedLinear(std::unique_ptr<Body> body);
+
+  std::unique_ptr<Body> body_;
+};
+
+// `y` must not overlap `x`. Zero rows are allowed.
+void linear(const CpuContext& context, const PackedLinear& weights,
+            ConstRows x,  // [n_tokens, n_in]
+            Rows y);      // [n_tokens, n_out]
+
+}  // namespace spindle::kernels

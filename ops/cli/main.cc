@@ -1,0 +1,62 @@
+// `spindle`: the client program. Talks to a running cluster through the TCP API.
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <iostream>
+
+#include "ops/cli/chat.h"
+#include "ops/cli/complete.h"
+#include "ops/cli/exit_codes.h"
+#include "ops/cli/output.h"
+#include "ops/cli/stats.h"
+
+namespace {
+
+constexpr const char* kFooter =
+    "Exit codes: 0 ok, 1 the request failed, 2 wrong usage, 3 cannot connect, 130 interrupted.\n"
+    "Environment: SPINDLE_API_KEY; NO_COLOR turns colours off.";
+
+int run(int argc, char** argv) {
+  using namespace spindle::cli;
+  CLI::App app("Client of a Spindle cluster", "spindle");
+  app.set_version_flag("--version", "spindle " SPINDLE_VERSION);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+
+  ChatOptions chat_options;
+  auto* chat = app.add_subcommand("chat", "Talk to the model");
+  add_chat_options(*chat, chat_options);
+  CompleteOptions complete_options;
+  auto* complete = app.add_subcommand("complete", "Continue a text");
+  add_complete_options(*complete, complete_options);
+  StatsOptions stats_options;
+  auto* stats = app.add_subcommand("stats", "Requests, tokens and KV memory of every stage");
+  add_stats_options(*stats, stats_options);
+  DrainOptions drain_options;
+  auto* drain = app.add_subcommand("drain", "Finish the running requests, then stop the cluster");
+  add_drain_options(*drain, drain_options);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  if (chat->parsed()) {
+    return run_chat(chat_options);
+  }
+  if (complete->parsed()) {
+    return run_complete(complete_options);
+  }
+  return stats->parsed() ? run_stats(stats_options) : run_drain(drain_options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {  // out of memory, a broken standard library call
+    spindle::cli::print_error(error.what());
+    return spindle::cli::kExitRequestFailed;
+  }
+}

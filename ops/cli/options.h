@@ -1,0 +1,64 @@
+#pragma once
+// Options that the subcommands share, and what they become.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cluster/api/tcp_client.h"
+
+namespace spindle::cli {
+
+struct ConnectionOptions {
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 8001;
+  std::string api_key;
+  double connect_timeout_s = 5;
+  double timeout_s = 300;
+
+  Deadline deadline() const;  // for one answer, from now
+  std::chrono::milliseconds timeout() const;
+};
+
+// Unset: the model's generation_config.json, then the server's defaults.
+struct SamplingOptions {
+  std::optional<std::int32_t> max_tokens;
+  std::optional<std::int32_t> min_tokens;
+  std::optional<float> temperature;
+  std::optional<std::int32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> presence_penalty;
+  std::optional<float> frequency_penalty;
+  std::vector<std::string> logit_bias;  // "TOKEN_ID:VALUE"
+  std::optional<std::uint64_t> seed;
+  std::vector<std::string> stop;
+  std::vector<std::int32_t> stop_token_ids;
+  bool include_stop = false;
+  bool ignore_eos = false;
+  bool keep_special_tokens = false;
+  std::optional<std::int32_t> logprobs;
+  std::optional<std::int32_t> n;
+};
+
+struct OutputOptions {
+  bool json = false;
+  bool show_usage = false;
+};
+
+void add_connection_options(CLI::App& app, ConnectionOptions& options);
+void add_sampling_options(CLI::App& app, SamplingOptions& options);
+void add_output_options(CLI::App& app, OutputOptions& options);
+
+// INVALID_ARGUMENT for what cannot be sent: a malformed --logit-bias, log-probabilities that nobody
+// would see. Ranges are the server's to judge.
+Result<api::v1::SamplingParams> to_sampling_params(const SamplingOptions& options,
+                                                   const OutputOptions& output);
+
+Result<std::unique_ptr<api::TcpClient>> connect(const ConnectionOptions& options);
+
+}  // namespace spindle::cli

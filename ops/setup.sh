@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Installs what is missing and builds Spindle. Run it again at any time: it does only what is left
+# to do. `ops/setup.sh --help` lists the options.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+  cat <<'EOF'
+usage: ops/setup.sh [options]
+
+Installs the missing packages (Debian 12, Ubuntu 24.04), then configures and builds.
+Without options: the programs, optimised, in build/ (binaries in build/bin/).
+
+  --tests          also build the tests and install the npm packages they use
+  --preset NAME    build a preset of CMakePresets.json in build-NAME/ instead
+                   (cpu-debug: ASan + UBSan, cpu-tsan: TSan)
+  --no-packages    do not look at or install system packages
+  --packages-only  install packages and stop
+  --list-packages  print the packages this system needs and stop
+  --jobs N         compile N files at a time (default: one per core, fewer when memory is short)
+  --help           this text
+EOF
+}
+
+with_tests=false
+packages=true
+build=true
+list_only=false
+preset=
+jobs=
+while (($#)); do
+  case $1 in
+    --tests) with_tests=true ;;
+    --no-packages) packages=false ;;
+    --packages-only) build=false ;;
+    --list-packages) list_only=true ;;
+    --preset) preset=${2:?--preset needs a name}; shift ;;
+    --jobs) jobs=${2:?--jobs needs a number}; shift ;;
+    --help | -h) usage; exit 0 ;;
+    *) printf 'setup.sh: unknown option %s\n\n' "$1" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+common_packages=(
+  g++ cmake ninja-build ccache pkg-config ca-certificates curl
+  libopenmpi-dev openmpi-bin libssl-dev libprotobuf-dev protobuf-compiler libspdlog-dev
+  libcli11-dev prometheus-cpp-dev libpcre2-dev libutf8proc-dev libxxhash-dev libdnnl-dev
+  libgtest-dev libgmock-dev libbenchmark-dev python3 python3-jinja2 python3-protobuf shellcheck
+)
+
+# Sets `system` and `needed`; the only names that differ are Boost's.
+choose_packages() {
+  local id='' version=''
+  if [[ -r /etc/os-release ]]; then
+    id=$(sed -n 's/^ID="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release)
+    version=$(sed -n 's/^VERSION_ID="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release)
+  fi
+  system="$id $version"
+  needed=("${common_packages[@]}")
+  case $system in
+    'debian 12') needed+=(libboost1.81-dev) ;;
+    'ubuntu 24.04') needed+=(libboost1.83-dev) ;;
+    *)
+      needed+=('libboost-dev (1.81 or newer)' 'nodejs (18 or newer)' npm)
+      return 1
+      ;;
+  esac
+}
+
+node_is_there() {
+  command -v npm >/dev/null && command -v node >/dev/null &&
+    [[ $(node --version) =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 18))
+}
+
+missing_packages() {
+  local name
+  for name in "$@"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null || true) == installed ]] ||
+      printf '%s\n' "$name"
+  done
+}
+
+install_packages() {
+  local -a missing
+  # A node that does not come from the distribution is as good.
+  if ! node_is_there; then needed+=(nodejs npm); fi
+  mapfile -t missing < <(missing_packages "${needed[@]}")
+  if ((${#missing[@]} == 0)); then
+    say "packages: all ${#needed[@]} are installed"
+    return
+  fi
+  local -a as_root=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null ||
+      fail "needs root to install packages. As root: apt-get install ${missing[*]}"
+    as_root=(sudo)
+  fi
+  say "packages: installing ${missing[*]}"
+  local -a apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q
+    -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
+}
+
+# A compiler takes about 1.5 GiB for the largest files.
+default_jobs() {
+  local cores memory_mib limit
+  cores=$(nproc)
+  memory_mib=$(awk '/^MemAvailable:/ {print int($2 / 1024)}' /proc/meminfo)
+  limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || true)
+  if [[ $limit =~ ^[0-9]+$ ]] && ((limit / 1048576 < memory_mib)); then
+    memory_mib=$((limit / 1048576))
+  fi
+  local by_memory=$((memory_mib / 1536))
+  ((by_memory < 1)) && by_memory=1
+  printf '%s' "$((cores < by_memory ? cores : by_memory))"
+}
+
+configure() {
+  local folder=$1
+  # A build file exists only after a configure that worked; from then on ninja follows changes.
+  if [[ -f $folder/build.ninja ]]; then
+    say "configure: $folder is configured"
+    return
+  fi
+  # The toolkit's own folder is often not in PATH.
+  if [[ -z ${CUDACXX:-} && -x /usr/local/cuda/bin/nvcc ]] && ! command -v nvcc >/dev/null; then
+    export CUDACXX=/usr/local/cuda/bin/nvcc
+  fi
+  say "configure: $folder"
+  if [[ -n $preset ]]; then
+    (cd "$root" && cmake --preset "$preset")
+  else
+    cmake -S "$root" -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release
+  fi
+}
+
+compile() {
+  local folder=$1
+  local -a targets=(spindled spindle)
+  if $with_tests; then targets=(all); fi
+  # With -n ninja only says what it would do.
+  if ninja -C "$folder" -n "${targets[@]}" | grep -q 'no work to do'; then
+    say "build: $folder is up to date"
+    return
+  fi
+  say "build: $folder, ${jobs:=$(default_jobs)} at a time"
+  ninja -C "$folder" -j "$jobs" "${targets[@]}"
+}
+
+install_npm_packages() {
+  local folder=$root/tests/npm
+  [[ -f $folder/package-lock.json ]] || return 0
+  node_is_there || fail 'the tests need node 18 or newer and npm'
+  # npm writes this file last.
+  local stamp=$folder/node_modules/.package-lock.json
+  if [[ $stamp -nt $folder/package-lock.json ]]; then
+    say 'npm: the packages of tests/npm are installed'
+    return
+  fi
+  say 'npm: installing the packages of tests/npm'
+  (cd "$folder" && npm ci --no-audit --no-fund --fetch-retries=5) ||
+    fail "npm ci in tests/npm failed: is the npm registry reachable?"
+}
+
+if $list_only; then
+  choose_packages || say "not Debian 12 or Ubuntu 24.04 ($system): names may differ"
+  if [[ ${needed[*]} != *npm* ]]; then needed+=(nodejs npm); fi
+  printf '%s\n' "${needed[@]}"
+  exit 0
+fi
+if $packages; then
+  choose_packages || fail "knows Debian 12 and Ubuntu 24.04, this is '$system'. Install the \
+equivalents of these, then use --no-packages: ${needed[*]}"
+  install_packages
+fi
+if $build; then
+  folder=$root/build${preset:+-$preset}
+  configure "$folder"
+  compile "$folder"
+  if $with_tests; then install_npm_packages; fi
+fi
+say 'done'

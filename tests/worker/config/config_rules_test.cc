@@ -1,0 +1,141 @@
+#include "worker/config/config_rules.h"
+
+#include <gmock/gmock.h>
+#include <google/protobuf/descriptor.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "worker/config/config_override.h"
+
+namespace spindle::config {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using testing::HasSubstr;
+
+Config valid_config() {
+  Config config;
+  config.mutable_model()->set_path("/data/some-model");
+  fill_defaults(config);
+  return config;
+}
+
+void collect_integers(const Descriptor& type, const std::string& prefix,
+                      std::set<std::string>& paths) {
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor* field = type.field(i);
+    const std::string path = prefix + field->name();
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      collect_integers(*field->message_type(), path + ".", paths);
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT32 ||
+               field->cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
+      paths.insert(path);
+    }
+  }
+}
+
+TEST(ConfigRules, DefaultsAreWrittenOut) {
+  const Config config = valid_config();
+  EXPECT_TRUE(config.api().http().has_port());
+  EXPECT_EQ(config.api().http().port(), 8000);
+  EXPECT_EQ(config.api().tcp().port(), 8001);
+  EXPECT_EQ(config.api().tcp().host(), "127.0.0.1");
+  EXPECT_TRUE(config.kv().has_dtype());
+  EXPECT_TRUE(config.model().use_generation_config());
+  EXPECT_EQ(config.model().served_model_name(), "some-model");
+  // Known only when the model and the ranks are.
+  EXPECT_FALSE(config.model().has_max_model_len());
+  EXPECT_FALSE(config.kv().has_memory_bytes());
+  EXPECT_FALSE(config.scheduler().has_seed());
+}
+
+TEST(ConfigRules, DefaultsDoNotReplaceWhatIsSet) {
+  Config config;
+  config.mutable_model()->set_path("/data/some-model/");
+  config.mutable_model()->set_served_model_name("mine");
+  config.mutable_api()->mutable_http()->set_port(9);
+  fill_defaults(config);
+  EXPECT_EQ(config.model().served_model_name(), "mine");
+  EXPECT_EQ(config.api().http().port(), 9);
+}
+
+TEST(ConfigRules, EveryIntegerOfTheSchemaHasARange) {
+  std::set<std::string> in_schema;
+  collect_integers(*Config::descriptor(), "", in_schema);
+  std::set<std::string> with_range;
+  for (const IntegerRange& range : integer_ranges()) with_range.insert(std::string(range.path));
+  EXPECT_EQ(in_schema, with_range);
+}
+
+TEST(ConfigRules, DefaultsAreValid) {
+  EXPECT_TRUE(validate_config(valid_config()).ok()) << validate_config(valid_config()).to_string();
+}
+
+TEST(ConfigRules, BothEndsOfEveryRange) {
+  for (const IntegerRange& range : integer_ranges()) {
+    const std::string path(range.path);
+    for (const std::int64_t value : {range.least, range.most}) {
+      Config config = valid_config();
+      ASSERT_TRUE(apply_override(config, path, std::to_string(value)).ok()) << path;
+      const Status status = validate_config(config);
+      EXPECT_TRUE(status.ok()) << status.to_string();
+    }
+    for (const std::int64_t value : {range.least - 1, range.most + 1}) {
+      Config config = valid_config();
+      ASSERT_TRUE(apply_override(config, path, std::to_string(value)).ok()) << path;
+      const Status status = validate_config(config);
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << path << " = " << value;
+      EXPECT_THAT(status.message(), HasSubstr(path + " must be from "));
+      EXPECT_THAT(status.message(), HasSubstr("got " + std::to_string(value)));
+    }
+  }
+}
+
+struct BadConfig {
+  const char* path;
+  const char* value;
+  const char* message;
+};
+
+class BadConfigs : public testing::TestWithParam<BadConfig> {};
+
+TEST_P(BadConfigs, NameTheField) {
+  Config config = valid_config();
+  ASSERT_TRUE(apply_override(config, GetParam().path, GetParam().value).ok());
+  const Status status = validate_config(config);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadConfigs,
+    testing::Values(BadConfig{"model.path", "", "model.path is not set"},
+                    BadConfig{"model.path", "a\nb", "model.path contains a control character"},
+                    BadConfig{"model.served_model_name", "", "model.served_model_name is empty"},
+                    BadConfig{"api.http.host", "", "api.http.host is empty"},
+                    BadConfig{"api.tcp.host", "", "api.tcp.host is empty"},
+                    BadConfig{"api.tcp.port", "8000", "api.http.port and api.tcp.port"},
+                    BadConfig{"api.api_key", "good,,other", "api.api_key holds an empty key"},
+                    BadConfig{"api.api_key", "<hidden>", "the placeholder"},
+                    BadConfig{"cluster.layers_per_stage", "6,0", "cluster.layers_per_stage"}));
+
+TEST(ConfigRules, OneListenerMustStay) {
+  Config config = valid_config();
+  config.mutable_api()->mutable_http()->set_enabled(false);
+  EXPECT_TRUE(validate_config(config).ok());
+  config.mutable_api()->mutable_tcp()->set_enabled(false);
+  EXPECT_THAT(validate_config(config).message(), HasSubstr("api.http.enabled"));
+}
+
+TEST(ConfigRules, OnePortOnTwoAddressesIsFine) {
+  Config config = valid_config();
+  config.mutable_api()->mutable_tcp()->set_port(8000);
+  config.mutable_api()->mutable_tcp()->set_host("127.0.0.2");
+  EXPECT_TRUE(validate_config(config).ok());
+}
+
+}  // namespace
+}  // namespace spindle::config

@@ -1,0 +1,150 @@
+#include "worker/config/config_text.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+#include <google/protobuf/text_format.h>
+#include <openssl/sha.h>
+
+#include <array>
+#include <map>
+#include <vector>
+
+#include "worker/config/config_rules.h"
+
+namespace spindle::config {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+using google::protobuf::TextFormat;
+
+std::string sha256_hex(std::string_view text) {
+  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest{};
+  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest.data());
+  static constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string hex;
+  for (const unsigned char byte : digest) {
+    hex += kDigits[byte >> 4];
+    hex += kDigits[byte & 15];
+  }
+  return hex;
+}
+
+using Lines = std::vector<std::string>;
+
+void append_lines(const Message& message, const std::string& prefix, Lines& lines) {
+  const Descriptor* type = message.GetDescriptor();
+  const Reflection* reflection = message.GetReflection();
+  for (int i = 0; i < type->field_count(); ++i) {
+    const FieldDescriptor* field = type->field(i);
+    const std::string path = prefix + field->name();
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (reflection->HasField(message, field)) {
+        append_lines(reflection->GetMessage(message, field), path + ".", lines);
+      }
+      continue;
+    }
+    const int count = field->is_repeated() ? reflection->FieldSize(message, field)
+                                           : static_cast<int>(reflection->HasField(message, field));
+    std::string values;
+    for (int k = 0; k < count; ++k) {
+      std::string value;
+      TextFormat::PrintFieldValueToString(message, field, field->is_repeated() ? k : -1, &value);
+      values += (k > 0 ? "," : "") + value;
+    }
+    if (count > 0) lines.push_back(path + " = " + values);
+  }
+}
+
+// Scalar fields that have no default in the schema and are not set.
+void append_undecided(const Message& message, const std::string& prefix, Lines& paths) {
+  const Descriptor* type = message.GetDescriptor();
+  const Reflection* reflection = message.GetReflection();
+  for (int i = 0; i < type->field_count(); ++i) {
+    const FieldDescriptor* field = type->field(i);
+    const std::string path = prefix + field->name();
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      append_undecided(reflection->GetMessage(message, field), path + ".", paths);
+    } else if (field->is_repeated() ? reflection->FieldSize(message, field) == 0
+                                    : !reflection->HasField(message, field)) {
+      paths.push_back(path);
+    }
+  }
+}
+
+// "path" -> "value" of every line.
+std::map<std::string, std::string> by_path(std::string_view text) {
+  std::map<std::string, std::string> values;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    const std::size_t equals = line.find(" = ");
+    if (equals != std::string_view::npos) {
+      values.emplace(line.substr(0, equals), line.substr(equals + 3));
+    }
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return values;
+}
+
+}  // namespace
+
+std::string effective_config_text(const Config& config) {
+  Config shown = config;
+  if (shown.has_api()) {
+    for (std::string& key : *shown.mutable_api()->mutable_api_key()) key = kHiddenKey;
+  }
+  std::string text;
+  TextFormat::PrintToString(shown, &text);
+
+  Lines undecided;
+  append_undecided(shown, "", undecided);
+  for (const std::string& path : undecided) {
+    text += path == "api.api_key" ? "# api.api_key: none, clients need no key\n"
+                                  : "# " + path + ": decided at start\n";
+  }
+  return text;
+}
+
+std::string comparison_text(const Config& config) {
+  Config shown = config;
+  if (shown.has_api()) {
+    for (std::string& key : *shown.mutable_api()->mutable_api_key()) key = sha256_hex(key);
+  }
+  Lines lines;
+  append_lines(shown, "", lines);
+  std::string text;
+  for (const std::string& line : lines) text += line + "\n";
+  return text;
+}
+
+std::string describe_difference(std::string_view a, std::string_view a_name, std::string_view b,
+                                std::string_view b_name) {
+  if (a == b) return "";
+  const auto in_a = by_path(a);
+  const auto in_b = by_path(b);
+  const auto describe = [&](const std::string& path) -> std::string {
+    if (path == "api.api_key") {
+      return "api.api_key differs between " + std::string(a_name) + " and " + std::string(b_name) +
+             " (an environment variable reaches other hosts with mpirun -x SPINDLE_API_KEY)";
+    }
+    const auto shown = [&](const auto& values) {
+      const auto at = values.find(path);
+      return at == values.end() ? std::string("not set") : at->second;
+    };
+    return path + " is " + shown(in_a) + " on " + std::string(a_name) + " and " + shown(in_b) +
+           " on " + std::string(b_name);
+  };
+  for (const auto& [path, value] : in_a) {
+    const auto other = in_b.find(path);
+    if (other == in_b.end() || other->second != value) return describe(path);
+  }
+  for (const auto& [path, value] : in_b) {
+    if (!in_a.contains(path)) return describe(path);
+  }
+  return "the configurations of " + std::string(a_name) + " and " + std::string(b_name) + " differ";
+}
+
+}  // namespace spindle::config

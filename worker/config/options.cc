@@ -1,0 +1,173 @@
+#include "worker/config/options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "worker/config/config_loader.h"
+#include "worker/config/config_override.h"
+#include "worker/config/config_rules.h"
+
+namespace spindle::config {
+namespace {
+
+// A flag that is another name for one field.
+struct FieldFlag {
+  const char* flag;
+  const char* path;
+  const char* value_name;
+  const char* help;
+};
+
+constexpr auto kFieldFlags = std::to_array<FieldFlag>({
+    {"--model", "model.path", "FOLDER", "Hugging Face folder with the model"},
+    {"--load-format", "model.load_format", "FORMAT", "safetensors or dummy (random weights)"},
+    {"--served-model-name", "model.served_model_name", "NAME", "model id that clients send"},
+    {"--max-model-len", "model.max_model_len", "TOKENS", "longest prompt + output"},
+    {"--host", "api.http.host", "ADDRESS", "HTTP listener (the TCP API's is api.tcp.host)"},
+    {"--port", "api.http.port", "PORT", "HTTP port (the TCP API's is api.tcp.port)"},
+    {"--max-num-seqs", "scheduler.max_num_seqs", "N", "sequences that run at the same time"},
+    {"--max-num-batched-tokens", "scheduler.max_num_batched_tokens", "TOKENS", "tokens of a step"},
+    {"--max-num-queued-reqs", "scheduler.max_num_queued_reqs", "N", "requests that may wait"},
+    {"--max-num-queued-tokens", "scheduler.max_num_queued_tokens", "TOKENS",
+     "prompt tokens that may wait"},
+    {"--kv-cache-dtype", "kv.dtype", "DTYPE", "auto, float16, bfloat16 or float32"},
+    {"--seed", "scheduler.seed", "SEED", "seed for requests that bring none"},
+});
+
+// Values that vLLM users know by another name than the schema's.
+constexpr auto kValueNames = std::to_array<std::array<const char*, 3>>({
+    {"--kv-cache-dtype", "float16", "F16"},
+    {"--kv-cache-dtype", "half", "F16"},
+    {"--kv-cache-dtype", "bfloat16", "BF16"},
+    {"--kv-cache-dtype", "float32", "F32"},
+    {"--kv-cache-dtype", "float", "F32"},
+    {"--load-format", "auto", "SAFETENSORS"},
+});
+
+std::string schema_value(std::string_view flag, const std::string& value) {
+  for (const auto& [name, known_as, in_schema] : kValueNames) {
+    if (flag == name && value == known_as) return in_schema;
+  }
+  return value;
+}
+
+// What the command line said, before anything is read or applied.
+struct CommandLine {
+  std::string config_path;
+  std::vector<std::string> assignments;
+  std::vector<std::string> api_keys;
+  std::string gpu_memory_utilization;
+  bool print_config = false;
+  std::vector<std::string> values = std::vector<std::string>(kFieldFlags.size());
+  std::vector<CLI::Option*> options;
+};
+
+void declare(CLI::App& app, CommandLine& line) {
+  app.set_help_flag("-h,--help", "print this text");
+  app.set_version_flag("--version", "spindled " + std::string(spindle_version()));
+  app.add_option("--config", line.config_path, "configuration file (configs/README.md)")
+      ->type_name("FILE");
+  app.add_option("--set", line.assignments, "set one field, e.g. --set api.tcp.port=9001")
+      ->type_name("FIELD=VALUE")
+      ->allow_extra_args(false);
+  app.add_flag("--print-config", line.print_config, "print the effective configuration and leave");
+  app.add_option("--api-key", line.api_keys,
+                 "key that clients must send, may be repeated; SPINDLE_API_KEY in the environment "
+                 "keeps it out of the process list")
+      ->type_name("KEY")
+      ->allow_extra_args(false);
+  for (std::size_t i = 0; i < kFieldFlags.size(); ++i) {
+    const FieldFlag& flag = kFieldFlags[i];
+    line.options.push_back(
+        app.add_option(flag.flag, line.values[i], std::string(flag.help) + " [" + flag.path + "]")
+            ->type_name(flag.value_name));
+  }
+  app.add_option("--gpu-memory-utilization", line.gpu_memory_utilization,
+                 "not supported: set kv.memory_bytes")
+      ->type_name("SHARE");
+}
+
+Status apply_flags(const CommandLine& line, Config& config) {
+  for (std::size_t i = 0; i < kFieldFlags.size(); ++i) {
+    if (line.options[i]->count() == 0) continue;
+    const FieldFlag& flag = kFieldFlags[i];
+    const Status status =
+        apply_override(config, flag.path, schema_value(flag.flag, line.values[i]));
+    if (!status.ok()) return status.with_context(flag.flag);
+  }
+  if (!line.api_keys.empty()) {
+    config.mutable_api()->mutable_api_key()->Assign(line.api_keys.begin(), line.api_keys.end());
+  }
+  for (const std::string& assignment : line.assignments) {
+    if (const Status status = apply_assignment(config, assignment); !status.ok()) {
+      return status.with_context("--set");
+    }
+  }
+  return ok_status();
+}
+
+Result<Config> build_config(const CommandLine& line) {
+  if (!line.gpu_memory_utilization.empty()) {
+    return invalid_argument(
+        "--gpu-memory-utilization: a share of a GPU's memory has no meaning on the CPU device; "
+        "set the KV pool of each rank in bytes instead, e.g. --set kv.memory_bytes=2147483648");
+  }
+  Config config;
+  if (!line.config_path.empty()) {
+    Result<Config> loaded = load_config_file(line.config_path);
+    if (!loaded.ok()) return loaded.status();
+    config = std::move(loaded).value();
+  }
+  // The only environment variable that Spindle reads: a key on the command line is visible to every
+  // user of the host.
+  const char* key = std::getenv("SPINDLE_API_KEY");
+  if (key != nullptr && *key != '\0') {
+    config.mutable_api()->clear_api_key();
+    config.mutable_api()->add_api_key(key);
+  }
+  if (const Status status = apply_flags(line, config); !status.ok()) return status;
+  if (!config.model().path().empty()) {
+    std::error_code error;
+    const std::filesystem::path here = std::filesystem::current_path(error);
+    config.mutable_model()->set_path(absolute_path(config.model().path(), here));
+  }
+  fill_defaults(config);
+  if (const Status status = validate_config(config); !status.ok()) return status;
+  return config;
+}
+
+}  // namespace
+
+std::string_view spindle_version() { return SPINDLE_VERSION; }
+
+Result<Options> parse_command_line(int argc, const char* const* argv) {
+  CLI::App app("Serves a language model over the ranks of one MPI job: rank i is pipeline stage i.",
+               "spindled");
+  app.footer("Start: mpirun -n STAGES spindled --config FILE");
+  CommandLine line;
+  declare(app, line);
+  Options options;
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    options.text = app.help();
+    return options;
+  } catch (const CLI::CallForVersion&) {
+    options.text = "spindled " + std::string(spindle_version()) + "\n";
+    return options;
+  } catch (const CLI::ParseError& error) {
+    return invalid_argument(std::string(error.what()) + " (spindled --help lists the flags)");
+  }
+  Result<Config> config = build_config(line);
+  if (!config.ok()) return config.status();
+  options.config = std::move(config).value();
+  options.print_config = line.print_config;
+  return options;
+}
+
+}  // namespace spindle::config
