@@ -357,6 +357,11 @@ std::optional<ApiError> parse_completion_request(const json::object& body,
     fields.fail("n", fmt::format("{} prompts with n = {} are more than {} choices", prompts.size(),
                                  out.n, max_prompts));
   }
+  for (const CompletionPrompt& prompt : prompts) {
+    if (std::visit([](const auto& value) { return value.empty(); }, prompt)) {
+      fields.fail("prompt", "prompt must not be empty");
+    }
+  }
   if (!fields.ok()) return fields.error();
   for (CompletionPrompt& prompt : prompts) {
     GenerateRequest one = request;

@@ -6,8 +6,11 @@
 namespace spindle::text {
 namespace {
 
-// The insides of a character class.
+// The insides of a character class. Outside of classes Oniguruma counts the Latin-1 superscripts and
+// fractions as word characters, inside it does not.
 constexpr std::string_view kWordInside = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWordOutside =
+    R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
 constexpr std::string_view kSpaceInside = R"(\p{White_Space})";
 
 class Translator {
@@ -138,7 +141,7 @@ class Translator {
 
   Status translate_escape() {
     if (at_ + 1 >= pattern_.size()) return refuse("a backslash at the end");
-    const std::string word(kWordInside);
+    const std::string word(kWordOutside);
     switch (pattern_[at_ + 1]) {
       case 's':
         return replace(2, "[" + std::string(kSpaceInside) + "]");

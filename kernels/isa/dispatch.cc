@@ -9,7 +9,7 @@ namespace {
 
 // Bounds over all ISAs of what the *_body.h sources lay out.
 constexpr std::size_t kMaxDirectRows = 24;
-constexpr std::size_t kPanelBlockRows = 256;
+constexpr std::size_t kPanelBlockRows = 512;
 constexpr std::size_t kColumns = kPanelColumns;
 
 }  // namespace

@@ -8,6 +8,9 @@
 // A unit is two vectors of one 32-column panel: columns [sub, sub + kLanes) and the same + 16.
 constexpr int kUnitsPerPanel = 16 / kLanes;
 
+// How many steps of k ahead packed rows are fetched.
+constexpr int kPackedAhead = 32;
+
 // Loaders widen one unit of a row. kStep: elements of the row per column of the unit's offset.
 struct LoadF32 {
   using Element = float;
@@ -55,6 +58,8 @@ struct TileOperands {
   float* c;
   std::int64_t c_stride;
   bool accumulate;
+  // Where the next tall tile will write, fetched while this one computes; null for none.
+  const float* next_c;
 };
 
 // c[r][unit] (+)= sum over k of a[k * kAK + r * kARow] * b[k][unit] for kRows rows and kUnits units
@@ -77,6 +82,14 @@ __attribute__((noinline)) void tile(const TileOperands<typename Loader::Element>
       acc[r][2 * u + 1] = t.accumulate ? load(c[u] + r * t.c_stride + 16) : splat(0.0F);
     }
   }
+  if constexpr (2 * kRows > kMaxTileRows) {
+    if (t.next_c != nullptr) {
+      for (int r = 0; r < kRows; ++r) {
+        __builtin_prefetch(t.next_c + r * t.c_stride, 1);
+        __builtin_prefetch(t.next_c + r * t.c_stride + 16, 1);
+      }
+    }
+  }
   const float* a = t.a;
   const std::int64_t b_stride = t.b_stride;
   [[maybe_unused]] const std::int64_t prefetch_bytes = t.prefetch_bytes;
@@ -91,6 +104,10 @@ __attribute__((noinline)) void tile(const TileOperands<typename Loader::Element>
         __builtin_prefetch(reinterpret_cast<const char*>(b[u]) + prefetch_bytes);
       }
       b[u] += b_stride;
+    }
+    // Packed rows come from the L2 cache, and the next tile's follow this one's.
+    if constexpr (kARow == 1 && 2 * kRows > kMaxTileRows) {
+      __builtin_prefetch(a + kPackedAhead * kRows);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {

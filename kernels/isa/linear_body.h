@@ -2,7 +2,7 @@
 // translation units, after gemm_body.h.
 
 // Rows of a panel that are widened at once: with one packed tile of x they fill the L1 cache.
-constexpr std::int64_t kPanelBlock = 192;
+constexpr std::int64_t kPanelBlock = 384;
 // Up to this many tiles of rows, widening weights in registers beats writing them out.
 constexpr std::int64_t kMaxDirectTiles = 2;
 // How far the weight streams are fetched ahead when memory is the limit.
@@ -132,8 +132,10 @@ void linear_blocked(const LinearJob& job, std::int64_t row_begin, std::int64_t n
       for (std::int64_t i = 0; i < n_tiles; ++i) {
         const std::int64_t first = tile_begin(n_rows, i);
         t.a = packed + first * n_k;
-        tile_to_y<LoadF32>(job, static_cast<int>(tile_begin(n_rows, i + 1) - first),
-                           row_begin + first, panel, 1, t);
+        const std::int64_t last = tile_begin(n_rows, i + 1);
+        t.next_c = i + 1 < n_tiles ? job.y + (row_begin + last) * job.y_stride + panel * kPanelColumns
+                                   : job.y + row_begin * job.y_stride + (panel + 1) * kPanelColumns;
+        tile_to_y<LoadF32>(job, static_cast<int>(last - first), row_begin + first, panel, 1, t);
       }
     }
   }

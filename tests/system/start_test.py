@@ -79,11 +79,11 @@ class RefusedStartTest(unittest.TestCase):
 
     def test_ranks_that_disagree(self):
         log = self.refused(per_rank_arguments=[[], ["--set", "kv.dtype=F32"]])
-        self.assertRegex(log, r"kv\.dtype is AUTO on rank 0 and F32 on rank 1")
+        self.assertIn('"kv.dtype = AUTO" on rank 0 and "kv.dtype = F32" on rank 1', log)
 
     def test_ranks_with_different_keys(self):
         log = self.refused(per_rank_arguments=[["--api-key", "sk-one"], ["--api-key", "sk-two"]])
-        self.assertIn("api.api_key differs", log)
+        self.assertIn("api.api_key = ", log)
         self.assertNotIn("sk-", log)
 
     def test_a_model_that_is_not_there(self):

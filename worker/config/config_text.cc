@@ -6,7 +6,7 @@
 #include <openssl/sha.h>
 
 #include <array>
-#include <map>
+#include <string_view>
 #include <vector>
 
 #include "worker/config/config_rules.h"
@@ -41,9 +41,7 @@ void append_lines(const Message& message, const std::string& prefix, Lines& line
     const FieldDescriptor* field = type->field(i);
     const std::string path = prefix + field->name();
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-      if (reflection->HasField(message, field)) {
-        append_lines(reflection->GetMessage(message, field), path + ".", lines);
-      }
+      append_lines(reflection->GetMessage(message, field), path + ".", lines);
       continue;
     }
     const int count = field->is_repeated() ? reflection->FieldSize(message, field)
@@ -54,7 +52,7 @@ void append_lines(const Message& message, const std::string& prefix, Lines& line
       TextFormat::PrintFieldValueToString(message, field, field->is_repeated() ? k : -1, &value);
       values += (k > 0 ? "," : "") + value;
     }
-    if (count > 0) lines.push_back(path + " = " + values);
+    lines.push_back(path + " = " + (count > 0 ? values : "(not set)"));
   }
 }
 
@@ -72,21 +70,6 @@ void append_undecided(const Message& message, const std::string& prefix, Lines& 
       paths.push_back(path);
     }
   }
-}
-
-// "path" -> "value" of every line.
-std::map<std::string, std::string> by_path(std::string_view text) {
-  std::map<std::string, std::string> values;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    const std::size_t equals = line.find(" = ");
-    if (equals != std::string_view::npos) {
-      values.emplace(line.substr(0, equals), line.substr(equals + 3));
-    }
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return values;
 }
 
 }  // namespace
@@ -118,33 +101,6 @@ std::string comparison_text(const Config& config) {
   std::string text;
   for (const std::string& line : lines) text += line + "\n";
   return text;
-}
-
-std::string describe_difference(std::string_view a, std::string_view a_name, std::string_view b,
-                                std::string_view b_name) {
-  if (a == b) return "";
-  const auto in_a = by_path(a);
-  const auto in_b = by_path(b);
-  const auto describe = [&](const std::string& path) -> std::string {
-    if (path == "api.api_key") {
-      return "api.api_key differs between " + std::string(a_name) + " and " + std::string(b_name) +
-             " (an environment variable reaches other hosts with mpirun -x SPINDLE_API_KEY)";
-    }
-    const auto shown = [&](const auto& values) {
-      const auto at = values.find(path);
-      return at == values.end() ? std::string("not set") : at->second;
-    };
-    return path + " is " + shown(in_a) + " on " + std::string(a_name) + " and " + shown(in_b) +
-           " on " + std::string(b_name);
-  };
-  for (const auto& [path, value] : in_a) {
-    const auto other = in_b.find(path);
-    if (other == in_b.end() || other->second != value) return describe(path);
-  }
-  for (const auto& [path, value] : in_b) {
-    if (!in_a.contains(path)) return describe(path);
-  }
-  return "the configurations of " + std::string(a_name) + " and " + std::string(b_name) + " differ";
 }
 
 }  // namespace spindle::config

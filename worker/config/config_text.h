@@ -2,7 +2,6 @@
 // A configuration as text: for people, and for comparing the ranks of a cluster.
 
 #include <string>
-#include <string_view>
 
 #include "proto/config.pb.h"
 
@@ -12,13 +11,8 @@ namespace spindle::config {
 // each is replaced by kHiddenKey. Fields that are decided at start are named in comments.
 std::string effective_config_text(const Config& config);
 
-// One line "api.http.port = 8000" per set field, in schema order; API keys as SHA-256 digests.
-// Equal exactly when the configurations are.
+// One line "api.http.port = 8000" per field, in schema order, so that line n of two texts is about
+// the same field; "api.api_key" shows SHA-256 digests. Equal exactly when the configurations are.
 std::string comparison_text(const Config& config);
-
-// "" when equal, else the first field in which two comparison texts differ, e.g.
-// "api.http.port is 8000 on rank 0 and 9000 on rank 1".
-std::string describe_difference(std::string_view a, std::string_view a_name, std::string_view b,
-                                std::string_view b_name);
 
 }  // namespace spindle::config

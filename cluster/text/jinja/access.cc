@@ -6,6 +6,7 @@
 
 #include "cluster/text/jinja/callable.h"
 #include "cluster/text/jinja/python_strings.h"
+#include "cluster/text/jinja/text_form.h"
 #include "cluster/text/utf8.h"
 
 namespace spindle::text::jinja {
@@ -43,19 +44,26 @@ Value loop_attribute(const Loop& loop, std::string_view name) {
   return Undefined{name, "loop"};
 }
 
-Value index_list(const List& list, std::int64_t index, const Value& object) {
-  const auto size = static_cast<std::int64_t>(list.items.size());
-  if (index < 0) index += size;
-  if (index < 0 || index >= size) return missing(object, "index out of range");
-  return list.items[static_cast<std::size_t>(index)];
+Value missing_element(Runtime& runtime, const Value& object, const Value& index) {
+  return Undefined{to_text(runtime, index), owner_name(object), true};
 }
 
-Value index_string(Runtime& runtime, std::string_view text, std::int64_t index,
-                   const Value& object) {
+Value index_list(Runtime& runtime, const Value& object, const Value& key) {
+  const auto& items = object.list().items;
+  const auto size = static_cast<std::int64_t>(items.size());
+  std::int64_t index = key.integer();
+  if (index < 0) index += size;
+  if (index < 0 || index >= size) return missing_element(runtime, object, key);
+  return items[static_cast<std::size_t>(index)];
+}
+
+Value index_string(Runtime& runtime, const Value& object, const Value& key) {
+  const std::string_view text = object.string();
   if (!runtime.step_over(text)) return {};
   const auto size = static_cast<std::int64_t>(count_code_points(text));
+  std::int64_t index = key.integer();
   if (index < 0) index += size;
-  if (index < 0 || index >= size) return missing(object, "index out of range");
+  if (index < 0 || index >= size) return missing_element(runtime, object, key);
   return code_point_range(text, static_cast<std::size_t>(index),
                           static_cast<std::size_t>(index) + 1);
 }
@@ -148,14 +156,12 @@ Value get_item(Runtime& runtime, const Value& object, const Value& key) {
     if (const Value* value = object.dict().find(key)) return *value;
   } else if (key.is_integer() || key.is_bool()) {
     if (object.is_list() && object.list().has_subscripts()) {
-      return index_list(object.list(), key.integer(), object);
+      return index_list(runtime, object, key);
     }
-    if (object.is_string()) {
-      return index_string(runtime, object.string(), key.integer(), object);
-    }
+    if (object.is_string()) return index_string(runtime, object, key);
   }
   if (key.is_string()) return get_attribute(runtime, object, key.string());
-  return missing(object, "that item");
+  return missing_element(runtime, object, key);
 }
 
 Value get_path(Runtime& runtime, const Value& object, std::string_view path) {

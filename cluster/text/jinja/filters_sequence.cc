@@ -81,14 +81,14 @@ Value filter_length(Runtime& runtime, const Value& input, const Arguments& argum
 Value filter_first(Runtime& runtime, const Value& input, const Arguments& arguments) {
   bind_arguments(runtime, "first", arguments);
   const List* items = iterate(runtime, input);
-  if (items == nullptr || items->items.empty()) return Undefined{"first", "empty sequence"};
+  if (items == nullptr || items->items.empty()) return Undefined{"first", "sequence", true};
   return items->items.front();
 }
 
 Value filter_last(Runtime& runtime, const Value& input, const Arguments& arguments) {
   bind_arguments(runtime, "last", arguments);
   const List* items = iterate(runtime, input);
-  if (items == nullptr || items->items.empty()) return Undefined{"last", "empty sequence"};
+  if (items == nullptr || items->items.empty()) return Undefined{"last", "sequence", true};
   return items->items.back();
 }
 
@@ -199,7 +199,7 @@ Value extreme(Runtime& runtime, std::string_view name, const Value& input,
               const Arguments& arguments, bool largest) {
   const auto bound = bind_arguments(runtime, name, arguments, "case_sensitive", "attribute");
   const List* items = iterate(runtime, input);
-  if (items == nullptr || items->items.empty()) return Undefined{name, "empty sequence"};
+  if (items == nullptr || items->items.empty()) return Undefined{name, "sequence", true};
   const auto keyed = with_keys(runtime, *items, {runtime, bound.value(1), bound.truth(0, false)});
   if (runtime.failed()) return {};
   const Keyed* best = &keyed.front();

@@ -26,7 +26,8 @@ Value Runtime::fail_undefined(const Value& value) {
   if (undefined == nullptr || undefined->owner.empty()) {
     return fail(name.empty() ? "the value is undefined" : "'" + name + "' is undefined");
   }
-  return fail("'" + std::string(undefined->owner) + "' has no attribute '" + name + "'");
+  return fail("'" + std::string(undefined->owner) + "' has no " +
+              (undefined->is_element ? "element " + name : "attribute '" + name + "'"));
 }
 
 bool Runtime::step(std::uint64_t n_steps) {

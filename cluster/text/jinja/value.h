@@ -23,6 +23,7 @@ struct None {};
 struct Undefined {
   std::string_view name{};
   std::string_view owner{};  // type of the object without that attribute; empty for a variable
+  bool is_element = false;   // an element of a sequence rather than an attribute
 };
 
 // A small handle: strings are views and containers are pointers into the memory of one rendering

@@ -250,7 +250,8 @@ TEST(OpenAiRequest, TakesPromptsInFourShapes) {
        {R"({})", R"({"prompt":5})", R"({"prompt":[]})", R"({"prompt":["a",1]})",
         R"({"prompt":[1,"a"]})", R"({"prompt":[1.5]})", R"({"prompt":[-1]})",
         R"({"prompt":[4294967296]})", R"({"prompt":[[1],["a"]]})", R"({"prompt":[{}]})",
-        R"({"prompt":[true]})", R"({"prompt":[null]})"}) {
+        R"({"prompt":[true]})", R"({"prompt":[null]})", R"({"prompt":""})",
+        R"({"prompt":["a",""]})", R"({"prompt":[[1],[]]})"}) {
     OpenAiRequest request;
     const auto error = completion(body, request);
     ASSERT_TRUE(error.has_value()) << body;

@@ -4,6 +4,10 @@
 #include <google/protobuf/util/message_differencer.h>
 #include <gtest/gtest.h>
 
+#include <sstream>
+#include <string>
+#include <vector>
+
 #include "worker/config/config_loader.h"
 #include "worker/config/config_rules.h"
 
@@ -60,32 +64,34 @@ TEST(ConfigText, ComparisonHasOneLinePerField) {
   EXPECT_THAT(text, HasSubstr("model.path = \"/data/some \\\"model\\\"\"\n"));
 }
 
-TEST(ConfigText, DifferencesAreNamed) {
-  const Config one = some_config();
-  Config other = one;
-  other.mutable_api()->mutable_http()->set_port(9000);
-  const auto difference = [](const Config& a, const Config& b) {
-    return describe_difference(comparison_text(a), "rank 0", comparison_text(b), "rank 1");
+TEST(ConfigText, ComparisonLinesOfTwoConfigsAreAboutTheSameFields) {
+  const auto lines = [](const Config& config) {
+    std::vector<std::string> result;
+    std::istringstream text(comparison_text(config));
+    for (std::string line; std::getline(text, line);) result.push_back(line);
+    return result;
   };
-  EXPECT_EQ(difference(one, one), "");
-  EXPECT_EQ(difference(one, other), "api.http.port is 8000 on rank 0 and 9000 on rank 1");
-
-  other = one;
+  Config other = some_config();
   other.mutable_kv()->set_memory_bytes(7);
-  EXPECT_EQ(difference(one, other), "kv.memory_bytes is not set on rank 0 and 7 on rank 1");
-  EXPECT_EQ(difference(other, one), "kv.memory_bytes is 7 on rank 0 and not set on rank 1");
+  const auto a = lines(some_config());
+  const auto b = lines(other);
+  const auto empty = lines(Config());
+  ASSERT_EQ(a.size(), b.size());
+  ASSERT_EQ(a.size(), empty.size());
+  std::vector<std::string> differing;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) differing.push_back(a[i] + " / " + b[i]);
+    EXPECT_EQ(a[i].substr(0, a[i].find(' ')), empty[i].substr(0, empty[i].find(' ')));
+  }
+  EXPECT_THAT(differing, testing::ElementsAre("kv.memory_bytes = (not set) / kv.memory_bytes = 7"));
 }
 
-TEST(ConfigText, DifferentKeysAreNoticedAndNotShown) {
+TEST(ConfigText, DifferentKeysAreNoticed) {
   Config one = some_config();
   Config other = one;
   one.mutable_api()->add_api_key("sk-one");
   other.mutable_api()->add_api_key("sk-two");
-  const std::string text =
-      describe_difference(comparison_text(one), "rank 0", comparison_text(other), "rank 1");
-  EXPECT_THAT(text, HasSubstr("api.api_key differs between rank 0 and rank 1"));
-  EXPECT_THAT(text, HasSubstr("mpirun -x SPINDLE_API_KEY"));
-  EXPECT_THAT(text, Not(HasSubstr("sk-")));
+  EXPECT_NE(comparison_text(one), comparison_text(other));
 }
 
 }  // namespace
