@@ -39,6 +39,29 @@ if(NOT SPINDLE_ONEDNN STREQUAL "OFF")
   endif()
 endif()
 
+# CUDA bodies are compiled whenever a toolkit is there, also on machines without a GPU.
+set(SPINDLE_HAVE_CUDA FALSE)
+if(NOT SPINDLE_CUDA STREQUAL "OFF")
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND)
+    set(SPINDLE_HAVE_CUDA TRUE)
+    if(NOT CMAKE_CUDA_COMPILER)
+      set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+    endif()
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+    endif()
+    enable_language(CUDA)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
+  elseif(SPINDLE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SPINDLE_CUDA=ON, but no CUDA toolkit was found. Install CUDA 12 or newer, "
+                        "or point CUDAToolkit_ROOT to it, or set SPINDLE_CUDA=OFF.")
+  endif()
+endif()
+
 # Options shared by every Spindle target.
 add_library(spindle_options INTERFACE)
 target_include_directories(spindle_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})

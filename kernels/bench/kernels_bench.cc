@@ -43,8 +43,8 @@ double best_seconds(const std::function<void()>& call) {
   return best;
 }
 
-// The rate at which one thread reads a buffer of `bytes`, in GB/s. The search for a byte that is not
-// there is the fastest reader in the C library.
+// The rate at which one thread reads a buffer of `bytes`, in GB/s. The search for a byte that is
+// not there is the fastest reader in the C library.
 double read_bandwidth(std::size_t bytes) {
   const std::vector<char> data(bytes, 1);
   volatile bool found = false;

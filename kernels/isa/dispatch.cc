@@ -7,10 +7,9 @@
 namespace spindle::kernels {
 namespace {
 
-// Bounds over all ISAs of what the *_body.h sources lay out.
-constexpr std::size_t kMaxDirectRows = 24;
-constexpr std::size_t kPanelBlockRows = 512;
 constexpr std::size_t kColumns = kPanelColumns;
+constexpr std::size_t kDirectRows = kLinearDirectTiles * kTallestTile;
+constexpr std::size_t kDepthBlock = kLinearDepthBlock;
 
 }  // namespace
 
@@ -29,8 +28,8 @@ const KernelTable& kernels_for(const CpuContext& context) {
 
 std::size_t linear_scratch_floats(std::int64_t n_rows, std::int64_t n_in) {
   const auto rows = static_cast<std::size_t>(std::min(n_rows, kLinearRowBlock));
-  const std::size_t direct = std::min(rows, kMaxDirectRows) * static_cast<std::size_t>(n_in);
-  const std::size_t blocked = kPanelBlockRows * (kColumns + rows);
+  const std::size_t direct = std::min(rows, kDirectRows) * static_cast<std::size_t>(n_in);
+  const std::size_t blocked = kDepthBlock * (kColumns + rows);
   return std::max(direct, blocked);
 }
 

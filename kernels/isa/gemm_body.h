@@ -8,9 +8,6 @@
 // A unit is two vectors of one 32-column panel: columns [sub, sub + kLanes) and the same + 16.
 constexpr int kUnitsPerPanel = 16 / kLanes;
 
-// How many steps of k ahead packed rows are fetched.
-constexpr int kPackedAhead = 32;
-
 // Loaders widen one unit of a row. kStep: elements of the row per column of the unit's offset.
 struct LoadF32 {
   using Element = float;
@@ -104,10 +101,6 @@ __attribute__((noinline)) void tile(const TileOperands<typename Loader::Element>
         __builtin_prefetch(reinterpret_cast<const char*>(b[u]) + prefetch_bytes);
       }
       b[u] += b_stride;
-    }
-    // Packed rows come from the L2 cache, and the next tile's follow this one's.
-    if constexpr (kARow == 1 && 2 * kRows > kMaxTileRows) {
-      __builtin_prefetch(a + kPackedAhead * kRows);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {

@@ -73,9 +73,17 @@ struct KernelTable {
   void (*attention)(const AttentionTile& tile);
 };
 
-// Rows that share one expansion of a weight panel. A constant of the algorithm's cost only: no
-// result depends on it.
-inline constexpr std::int64_t kLinearRowBlock = 384;
+// Blocking of the linear operation. These are constants of cost only: no result depends on them.
+//
+// Rows that share one widening of a panel block.
+inline constexpr std::int64_t kLinearRowBlock = 192;
+// Rows of a panel (steps of k) that are widened at once: the widened block stays in the L2 cache,
+// one packed tile of x in the L1 cache, and y is passed over once per block.
+inline constexpr std::int64_t kLinearDepthBlock = 512;
+// Up to this many tiles of rows, widening weights in registers beats writing them out.
+inline constexpr std::int64_t kLinearDirectTiles = 2;
+// Rows of the tallest micro-tile of any instruction set.
+inline constexpr std::int64_t kTallestTile = 12;
 
 std::size_t linear_scratch_floats(std::int64_t n_rows, std::int64_t n_in);
 std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim);

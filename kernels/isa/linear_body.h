@@ -1,10 +1,8 @@
 // The linear operation on packed panels. Included inside an anonymous namespace by the per-ISA
 // translation units, after gemm_body.h.
 
-// Rows of a panel that are widened at once: with one packed tile of x they fill the L1 cache.
-constexpr std::int64_t kPanelBlock = 384;
-// Up to this many tiles of rows, widening weights in registers beats writing them out.
-constexpr std::int64_t kMaxDirectTiles = 2;
+static_assert(kMaxTileRows <= kTallestTile);
+
 // How far the weight streams are fetched ahead when memory is the limit.
 constexpr std::int64_t kStreamAheadBytes = 1536;
 constexpr std::int64_t kStreamPanels = 4;
@@ -111,13 +109,13 @@ template <class Loader>
 void linear_blocked(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows,
                     std::int64_t panel_begin, std::int64_t panel_end, float* scratch) {
   float* wide = scratch;
-  float* packed = scratch + kPanelBlock * kPanelColumns;
+  float* packed = scratch + kLinearDepthBlock * kPanelColumns;
   const std::int64_t n_tiles = tile_count(n_rows);
   TileOperands<float> t{};
   t.b_stride = kPanelColumns;
   t.b = wide;
-  for (std::int64_t k = 0; k < job.n_in; k += kPanelBlock) {
-    const std::int64_t n_k = job.n_in - k < kPanelBlock ? job.n_in - k : kPanelBlock;
+  for (std::int64_t k = 0; k < job.n_in; k += kLinearDepthBlock) {
+    const std::int64_t n_k = job.n_in - k < kLinearDepthBlock ? job.n_in - k : kLinearDepthBlock;
     for (std::int64_t i = 0; i < n_tiles; ++i) {
       const std::int64_t first = tile_begin(n_rows, i);
       pack_tile(job, row_begin + first, tile_begin(n_rows, i + 1) - first, k, n_k,
@@ -133,8 +131,9 @@ void linear_blocked(const LinearJob& job, std::int64_t row_begin, std::int64_t n
         const std::int64_t first = tile_begin(n_rows, i);
         t.a = packed + first * n_k;
         const std::int64_t last = tile_begin(n_rows, i + 1);
-        t.next_c = i + 1 < n_tiles ? job.y + (row_begin + last) * job.y_stride + panel * kPanelColumns
-                                   : job.y + row_begin * job.y_stride + (panel + 1) * kPanelColumns;
+        t.next_c = i + 1 < n_tiles
+                       ? job.y + (row_begin + last) * job.y_stride + panel * kPanelColumns
+                       : job.y + row_begin * job.y_stride + (panel + 1) * kPanelColumns;
         tile_to_y<LoadF32>(job, static_cast<int>(last - first), row_begin + first, panel, 1, t);
       }
     }
@@ -144,7 +143,7 @@ void linear_blocked(const LinearJob& job, std::int64_t row_begin, std::int64_t n
 template <class Loader>
 void linear_format(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows,
                    std::int64_t panel_begin, std::int64_t panel_end, float* scratch) {
-  if (tile_count(n_rows) <= kMaxDirectTiles) {
+  if (tile_count(n_rows) <= kLinearDirectTiles) {
     linear_direct<Loader>(job, row_begin, n_rows, panel_begin, panel_end, scratch);
   } else {
     linear_blocked<Loader>(job, row_begin, n_rows, panel_begin, panel_end, scratch);

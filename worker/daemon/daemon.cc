@@ -12,6 +12,7 @@
 
 #include "cluster/comm/agreement.h"
 #include "cluster/comm/peer_monitor.h"
+#include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
@@ -103,6 +104,19 @@ void log_topology(const std::vector<control::StageInfo>& stages, const RankRunti
         stage.host(), stage.device(), static_cast<double>(stage.weight_bytes()) / 1e6,
         static_cast<double>(stage.kv_capacity_bytes()) / 1e6,
         stage.kv_capacity_bytes() / token_bytes);
+  }
+}
+
+// This version computes on the CPU; whoever has GPUs should not have to guess.
+void log_unused_gpus() {
+  const auto devices = kernels::list_cuda_devices();
+  if (!devices.ok()) {
+    spdlog::warn("{}", devices.status().message());
+    return;
+  }
+  for (const kernels::CudaDevice& device : *devices) {
+    spdlog::warn("GPU {} ({}, {:.0f} GiB) is not used: this version computes on the CPU",
+                 device.index, device.name, static_cast<double>(device.total_bytes) / (1 << 30));
   }
 }
 
@@ -200,6 +214,7 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   std::unique_ptr<Coordinator> coordinator;
   if (world.rank() == 0) {
     log_topology(*stages, **rank);
+    log_unused_gpus();
     auto created = Coordinator::create(world, config, **rank, *stages, stop);
     status = created.status();
     if (created.ok()) coordinator = std::move(*created);

@@ -31,3 +31,13 @@ export function seededRandom(seed) {
     return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
   };
 }
+
+// The package, or the end of the process with the exit code that ctest counts as a skip.
+export async function importOrSkip(name) {
+  try {
+    return await import(name);
+  } catch (error) {
+    console.log(`skipped: ${error.message} (npm ci in tests/npm installs it)`);
+    process.exit(77);
+  }
+}

@@ -7,8 +7,9 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { Template } from "@huggingface/jinja";
-import { Driver } from "./driver.mjs";
+import { Driver, importOrSkip } from "./driver.mjs";
+
+const { Template } = await importOrSkip("@huggingface/jinja");
 
 const here = dirname(fileURLToPath(import.meta.url));
 const conversations = JSON.parse(readFileSync(join(here, "conversations.json"), "utf8"));

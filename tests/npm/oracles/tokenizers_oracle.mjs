@@ -6,8 +6,9 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { Tokenizer } from "@huggingface/tokenizers";
-import { Driver, seededRandom } from "./driver.mjs";
+import { Driver, importOrSkip, seededRandom } from "./driver.mjs";
+
+const { Tokenizer } = await importOrSkip("@huggingface/tokenizers");
 
 const [driverPath, modelFolder, seedText] = process.argv.slice(2);
 const seed = seedText ? Number(seedText) : Math.floor(Math.random() * 2 ** 32);
