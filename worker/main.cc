@@ -1,6 +1,8 @@
 // spindled: one rank of a Spindle cluster. Started by mpirun; a single process without mpirun is a
 // cluster of one stage.
 
+#include <google/protobuf/stubs/logging.h>
+
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -24,6 +26,9 @@ int print(const std::string& text) {
 }
 
 int run(int argc, char** argv) {
+  // What clients send must not write to our stderr; every parse failure is reported where it
+  // happens.
+  google::protobuf::SetLogHandler(nullptr);
   const auto options = config::parse_command_line(argc, argv);
   if (options.ok() && !options->text.empty()) return print(options->text);
   if (options.ok() && options->print_config) {
