@@ -21,9 +21,6 @@ pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 if(SPINDLE_TESTS)
   find_package(GTest REQUIRED)
 endif()
-if(SPINDLE_BENCHMARKS)
-  find_package(benchmark REQUIRED)
-endif()
 
 # oneDNN's own CMake package asks for OpenCL, which Debian's build does not need.
 if(NOT SPINDLE_ONEDNN STREQUAL "OFF")

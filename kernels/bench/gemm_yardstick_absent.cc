@@ -1,4 +1,4 @@
-#include "kernels/bench/gemm_yardstick.h"
+#include "kernels/bench/yardsticks.h"
 
 namespace spindle::kernels {
 

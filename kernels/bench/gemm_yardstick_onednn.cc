@@ -2,7 +2,7 @@
 
 #include <dnnl.hpp>
 
-#include "kernels/bench/gemm_yardstick.h"
+#include "kernels/bench/yardsticks.h"
 
 namespace spindle::kernels {
 

@@ -14,44 +14,12 @@
 #include <vector>
 
 #include "kernels/attention.h"
-#include "kernels/bench/gemm_yardstick.h"
+#include "kernels/bench/yardsticks.h"
 #include "kernels/core/cpu_context.h"
 #include "kernels/linear.h"
 
 namespace spindle::kernels {
 namespace {
-
-// CPU time of this thread: time slices given to others do not count.
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// Seconds of the fastest of many calls within about 0.3 s.
-double best_seconds(const std::function<void()>& call) {
-  call();
-  double best = 1e30;
-  double total = 0.0;
-  for (int i = 0; i < 3 || total < 0.3; ++i) {
-    const double start = thread_seconds();
-    call();
-    const double seconds = thread_seconds() - start;
-    best = std::min(best, seconds);
-    total += seconds;
-  }
-  return best;
-}
-
-// The rate at which one thread reads a buffer of `bytes`, in GB/s. The search for a byte that is
-// not there is the fastest reader in the C library.
-double read_bandwidth(std::size_t bytes) {
-  const std::vector<char> data(bytes, 1);
-  volatile bool found = false;
-  const double seconds =
-      best_seconds([&] { found = std::memchr(data.data(), 2, data.size()) != nullptr; });
-  return static_cast<double>(bytes) / seconds * 1e-9;
-}
 
 struct Matrix {
   std::int64_t n_in;

@@ -83,24 +83,31 @@ class [[nodiscard]] Result {
   const Status& status() const { return status_; }
 
   T& value() & {
-    CHECK(ok(), status_.to_string());
+    require_value();
     return *value_;
   }
   const T& value() const& {
-    CHECK(ok(), status_.to_string());
+    require_value();
     return *value_;
   }
-  T&& value() && {
-    CHECK(ok(), status_.to_string());
+  // By value, so that a loop over `*make_result()` does not look into a dead temporary.
+  T value() && {
+    require_value();
     return *std::move(value_);
   }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
-  T&& operator*() && { return std::move(*this).value(); }
+  T operator*() && { return std::move(*this).value(); }
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
 
  private:
+  void require_value() const {
+    if (!ok()) [[unlikely]] {
+      CHECK(false, status_.to_string());  // the text is made only when it is needed
+    }
+  }
+
   std::optional<T> value_;
   Status status_;
 };

@@ -122,9 +122,14 @@ class LintTest(unittest.TestCase):
             "kernels/norm_rows.cc": '#include "kernels/norm.h"\n',
             "kernels/isa/lanes.h": "", "kernels/isa/lanes.cc": '#include "kernels/isa/lanes.h"\n'}), {})
 
-    def test__mirror_tests__tested_through_a_missing_test(self):
-        self.expect("mirror-tests", {"worker/daemon/d.h": "", "worker/daemon/d.cc": '#include "worker/daemon/d.h"\n'},
-                    "worker/daemon/d.cc")
+    def test__mirror_tests__tested_through(self):
+        path = "ops/cli/chat.cc"
+        self.assertIn(path, lint.TESTED_THROUGH)
+        tree = {"ops/cli/chat.h": "", path: '#include "ops/cli/chat.h"\n'}
+        self.expect("mirror-tests", tree, path)
+        test = lint.TESTED_THROUGH[path]
+        declaration = {test.rpartition("/")[0] + "/CMakeLists.txt": test.rpartition("/")[2]}
+        self.assertEqual(self.found({**tree, test: "", **declaration}), {})
 
     def test__length(self):
         self.assertEqual(self.found({"kernels/norm.h": "\n" * 600}), {})
@@ -134,11 +139,11 @@ class LintTest(unittest.TestCase):
         for word in lint.FORBIDDEN:
             self.expect("forbidden-words", {"docs/a.md": f"see {word}main\n"}, "docs/a.md:1")
 
-    def test__forbidden_words__npm_registry(self):
-        line = '"resolved": "https://{}/openai/-/openai-1.tgz",\n'
+    def test__forbidden_words__download_address(self):
         path = "tests/npm/package-lock.json"
-        self.assertEqual(self.found({path: line.format("registry.npmjs.org")}), {})
-        self.expect("forbidden-words", {path: line.format("npm.example.com")}, f"{path}:1")
+        self.assertIn("forbidden-words",
+                      self.found({path: '"resolved": "https://example.org/openai-1.tgz",\n'}))
+        self.assertEqual(self.found({path: '"integrity": "sha512-abc",\n'}), {})
 
     def test__executable(self):
         path = "ops/run.sh"
@@ -153,6 +158,15 @@ class LintTest(unittest.TestCase):
         self.expect("registered", {"tests/kernels/CMakeLists.txt": "SRCS rms_norm_test.cc\n"},
                     "tests/kernels/norm_test.cc")
         self.expect("registered", {"tests/system/drain_test.py": ""}, "tests/system/drain_test.py")
+        # The same name in another folder is another test.
+        self.expect("registered", {"tests/worker/norm_test.cc": ""}, "tests/worker/norm_test.cc")
+
+    def test__registered__from_elsewhere(self):
+        self.assertEqual(self.found({
+            "tests/system/drain_test.py": "", "tests/npm/client_test.mjs": "", "tests/ops/cli/cli_test.cc": "",
+            "tests/system/CMakeLists.txt": "add_test(NAME x COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/drain_test.py)\n"
+                                           "add_test(NAME y COMMAND ${PROJECT_SOURCE_DIR}/tests/npm/client_test.mjs)\n",
+            "tests/ops/CMakeLists.txt": "spindle_test(NAME cli_test SRCS cli/cli_test.cc)\n"}), {})
 
     def test__config_table(self):
         table = "configs/README.md"

@@ -99,7 +99,7 @@ class Cluster:
         self._mpi_options = MPI_OPTIONS + list(mpi_options)
         self._per_rank_arguments = per_rank_arguments
         self._environment = environment or {}
-        self._streams = []  # kept, because a response that nobody holds closes its connection
+        self._streams = []  # connections close when nobody holds them
         self.process = None
 
     def __enter__(self):
@@ -114,8 +114,8 @@ class Cluster:
             elif leftovers:
                 raise AssertionError(f"processes were left: {leftovers}\n{self.log()}")
         finally:
-            for response in self._streams:
-                response.close()
+            for stream in self._streams:
+                stream.close()
             self._folder.cleanup()
 
     # Processes.
@@ -247,7 +247,7 @@ class Cluster:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         assert response.status == 200, f"{response.status}: {response.read()!r}"
-        self._streams.append(response)
+        self._streams += [response, connection]
         first = response.readline()
         assert first.startswith(b"data: "), first
         return response
@@ -256,7 +256,7 @@ class Cluster:
         """Runs the client program against this cluster and returns what it printed."""
         result = subprocess.run([binary("spindle"), command, "--port", str(self.tcp_port), *arguments],
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
-                                check=False)
+                                env={**os.environ, **self._environment}, check=False)
         if check:
             assert result.returncode == 0, f"spindle {command}: {result.returncode}\n{result.stderr}"
         return result

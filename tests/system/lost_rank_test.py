@@ -49,6 +49,14 @@ class LostRankTest(unittest.TestCase):
     def test_rank_1_hangs_while_a_request_runs(self):
         self.assertIn("rank 1", self.lose(1, signal.SIGSTOP, while_streaming=True))
 
+    def test_mpirun_is_killed(self):
+        # Nobody forwards this: the ranks must notice that their parent is gone.
+        with Cluster(ranks=2) as cluster:
+            cluster.wait_ready()
+            cluster.signal_mpirun(signal.SIGKILL)
+            cluster.wait_exit(LIMIT_SECONDS)
+            cluster.assert_nothing_left(LIMIT_SECONDS)
+
 
 if __name__ == "__main__":
     unittest.main()

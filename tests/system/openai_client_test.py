@@ -5,14 +5,17 @@ import unittest
 
 from cluster import MODEL, ROOT, Cluster
 
+KEY = "sk-system-test"
+
 
 class OpenAiClientTest(unittest.TestCase):
     def test_openai_npm_package(self):
         folder = ROOT / "tests" / "npm"
-        with Cluster(ranks=2) as cluster:
+        with Cluster(ranks=2, environment={"SPINDLE_API_KEY": KEY}) as cluster:
             cluster.wait_ready()
             result = subprocess.run(
-                ["node", "openai_client_test.mjs", f"http://127.0.0.1:{cluster.http_port}/v1", MODEL],
+                ["node", "openai_client_test.mjs", "--url", f"http://127.0.0.1:{cluster.http_port}/v1",
+                 "--model", MODEL, "--api-key", KEY],
                 cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
             print(result.stdout, result.stderr)
             self.assertEqual(result.returncode, 0, result.stderr)

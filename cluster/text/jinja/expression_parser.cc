@@ -502,7 +502,7 @@ ArgumentList ExpressionParser::parse_arguments() {
 }
 
 ExpressionPtr ExpressionParser::parse_call(ExpressionPtr function) {
-  const Position position = current().position;
+  const Position position = function->position;
   ArgumentList arguments = parse_arguments();
   const std::uint32_t height = std::max(height_of(function), tallest_of(arguments));
   return make(position, Call{std::move(function), std::move(arguments)}, height);

@@ -7,6 +7,7 @@ target_link_libraries(spindle_tcp_scripted_service PUBLIC spindle_tcp_server)
 
 spindle_test(NAME tcp_messages_test SRCS tcp_messages_test.cc DEPS spindle_tcp_server)
 spindle_test(NAME tcp_server_test SRCS tcp_server_test.cc DEPS spindle_tcp_scripted_service)
+spindle_test(NAME tcp_session_test SRCS tcp_session_test.cc DEPS spindle_tcp_scripted_service)
 spindle_test(NAME tcp_client_test SRCS tcp_client_test.cc
   DEPS spindle_tcp_client spindle_tcp_scripted_service)
 spindle_test(NAME tcp_service_test SRCS tcp_service_test.cc

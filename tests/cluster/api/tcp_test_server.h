@@ -11,6 +11,7 @@
 #include <array>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
@@ -21,6 +22,12 @@
 #include "tests/cluster/api/tcp_scripted_service.h"
 
 namespace spindle::api {
+
+inline TcpServerOptions with_limits(const std::function<void(config::Limits&)>& change) {
+  TcpServerOptions options;
+  change(options.limits);
+  return options;
+}
 
 class TcpTestServer {
  public:

@@ -53,7 +53,7 @@ TEST(RegexTranslation, AnchorsAreMultiLine) {
 TEST(RegexTranslation, IntervalsRepeatAndDoNotPossess) {
   EXPECT_THAT(matches(R"(\p{N}{1,3}+)", "1234567"), ElementsAre("1234567"));
   EXPECT_THAT(matches(R"(x(?:ab){2}+)", "xabababab"), ElementsAre("xabababab"));
-  EXPECT_THAT(matches(R"([ab]{2}+c)", "ababac abc"), ElementsAre("babac"));
+  EXPECT_THAT(matches(R"([ab]{2}+c)", "ababac abc"), ElementsAre("babac", "abc"));
   EXPECT_THAT(matches(R"(\p{N}{1,3})", "1234567"), ElementsAre("123", "456", "7"));
   EXPECT_THAT(matches("a{,", "a{,"), ElementsAre("a{,"));
 }
@@ -107,7 +107,7 @@ TEST(SplitPattern, RunawayMatchingIsAnError) {
   const auto exponential = SplitPattern::compile("(?:a+)+b");
   ASSERT_TRUE(exponential.ok());
   const Status refused =
-      exponential->find_all(text + "c", Deadline::after_ms(60'000), scratch, spans);
+      exponential->find_all(text + "cb", Deadline::after_ms(60'000), scratch, spans);
   EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.message(), HasSubstr("limit"));
   // Quadratic search over many positions.
