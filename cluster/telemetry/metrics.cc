@@ -22,26 +22,26 @@ using prometheus::MetricType;
 using Labels = std::vector<ClientMetric::Label>;
 
 const Buckets& first_token_buckets() {
-  static const Buckets kBuckets{.001, .005, .01, .02, .04, .06, .08, .1,  .25, .5,  .75,
-                                1,    2.5,  5,   7.5, 10,  20,  40,  80,  160, 640, 2560};
+  static const Buckets kBuckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
   return kBuckets;
 }
 
 const Buckets& inter_token_buckets() {
-  static const Buckets kBuckets{.01, .025, .05, .075, .1, .15, .2, .3, .4, .5,
-                                .75, 1,    2.5, 5,    7.5, 10, 20, 40, 80};
+  static const Buckets kBuckets{.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                                .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
   return kBuckets;
 }
 
 const Buckets& request_buckets() {
-  static const Buckets kBuckets{.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,  15,  20,
+  static const Buckets kBuckets{.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
   return kBuckets;
 }
 
 // 1-2-5 series.
 const Buckets& token_count_buckets() {
-  static const Buckets kBuckets{1,    2,    5,     10,    20,    50,     100,    200,    500,
+  static const Buckets kBuckets{1,    2,    5,    10,    20,    50,    100,    200,    500,
                                 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000};
   return kBuckets;
 }
@@ -103,8 +103,7 @@ void add_request_counts(SnapshotFamilies& out, const engine::EngineStats& stats)
   out.add(counter, "spindle_requests_failed_total", "Requests that the engine could not finish.",
           static_cast<double>(stats.failed));
   out.add(counter, "spindle_requests_cancelled_total",
-          "Requests ended early by their client or a drain.",
-          static_cast<double>(stats.cancelled));
+          "Requests ended early by their client or a drain.", static_cast<double>(stats.cancelled));
   out.add(gauge, "spindle_num_requests_running", "Requests in execution.", stats.running);
   out.add(gauge, "spindle_num_requests_waiting", "Requests queued for their first step.",
           stats.waiting);

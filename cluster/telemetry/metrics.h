@@ -1,5 +1,6 @@
 #pragma once
-// What a serving process counts, and the text that Prometheus scrapes. README.md lists every metric.
+// What a serving process counts, and the text that Prometheus scrapes. README.md lists every
+// metric.
 
 #include <cstdint>
 #include <memory>

@@ -60,10 +60,8 @@ void AhoCorasick::link_failures() {
 std::optional<AhoCorasick::State> AhoCorasick::child(State state, unsigned char byte) const {
   const auto begin = edges_.begin() + nodes_[state].first_edge;
   const auto end = begin + nodes_[state].n_edges;
-  const auto at =
-      std::lower_bound(begin, end, byte, [](const Edge& edge, unsigned char wanted) {
-        return edge.first < wanted;
-      });
+  const auto at = std::lower_bound(
+      begin, end, byte, [](const Edge& edge, unsigned char wanted) { return edge.first < wanted; });
   if (at == end || at->first != byte) return std::nullopt;
   return at->second;
 }

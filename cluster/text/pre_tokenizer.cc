@@ -78,8 +78,8 @@ PreTokenizer::PreTokenizer(std::vector<SplitStep> steps, bool add_prefix_space,
       add_prefix_space_(add_prefix_space),
       byte_level_split_(std::move(byte_level_split)) {}
 
-Status PreTokenizer::split(std::string_view text, const Deadline& deadline,
-                           PatternScratch& scratch, const WordSink& sink) const {
+Status PreTokenizer::split(std::string_view text, const Deadline& deadline, PatternScratch& scratch,
+                           const WordSink& sink) const {
   std::vector<std::string_view> pieces;
   if (!text.empty()) pieces.push_back(text);
   std::vector<PatternSpan> spans;

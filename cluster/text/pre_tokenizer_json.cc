@@ -56,9 +56,9 @@ Status read_digits(const JsonFields& step, Pipeline& pipeline) {
   if (!individual.ok()) return individual.status();
   auto pattern = SplitPattern::compile(R"(\p{N})");
   if (!pattern.ok()) return pattern.status();
-  pipeline.steps.push_back(
-      {*std::move(pattern),
-       *individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, false});
+  pipeline.steps.push_back({*std::move(pattern),
+                            *individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous,
+                            false});
   return {};
 }
 
@@ -108,9 +108,9 @@ Result<PreTokenizer> read_pre_tokenizer(const JsonFields& root) {
   const auto type = pre_tokenizer->string("type");
   if (!type.ok()) return type.status();
   Pipeline pipeline;
-  const Status status =
-      *type == "Sequence" ? read_steps(*pre_tokenizer, pipeline)
-                          : read_step(*root.find("pre_tokenizer"), "pre_tokenizer", pipeline);
+  const Status status = *type == "Sequence"
+                            ? read_steps(*pre_tokenizer, pipeline)
+                            : read_step(*root.find("pre_tokenizer"), "pre_tokenizer", pipeline);
   if (!status.ok()) return status;
   if (!pipeline.has_byte_level) {
     return unimplemented("a pre_tokenizer without ByteLevel; only byte-level tokenizers load");

@@ -6,8 +6,8 @@
 namespace spindle::text {
 namespace {
 
-// The insides of a character class. Outside of classes Oniguruma counts the Latin-1 superscripts and
-// fractions as word characters, inside it does not.
+// The insides of a character class. Outside of classes Oniguruma counts the Latin-1 superscripts
+// and fractions as word characters, inside it does not.
 constexpr std::string_view kWordInside = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
 constexpr std::string_view kWordOutside =
     R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
@@ -152,11 +152,11 @@ class Translator {
       case 'W':
         return replace(2, "[^" + word + "]");
       case 'b':
-        return replace(2, "(?:(?<=[" + word + "])(?![" + word + "])|(?<![" + word + "])(?=[" +
-                              word + "]))");
+        return replace(
+            2, "(?:(?<=[" + word + "])(?![" + word + "])|(?<![" + word + "])(?=[" + word + "]))");
       case 'B':
-        return replace(2, "(?:(?<=[" + word + "])(?=[" + word + "])|(?<![" + word + "])(?![" +
-                              word + "]))");
+        return replace(
+            2, "(?:(?<=[" + word + "])(?=[" + word + "])|(?<![" + word + "])(?![" + word + "]))");
       case 'A':
       case 'z':
       case 'Z':
@@ -202,8 +202,7 @@ class Translator {
 
   Status translate_property() {
     const std::size_t close = pattern_.find('}', at_);
-    if (at_ + 2 >= pattern_.size() || pattern_[at_ + 2] != '{' ||
-        close == std::string_view::npos) {
+    if (at_ + 2 >= pattern_.size() || pattern_[at_ + 2] != '{' || close == std::string_view::npos) {
       return refuse("a property without braces");
     }
     copy(close + 1 - at_);

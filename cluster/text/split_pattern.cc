@@ -47,9 +47,7 @@ PatternScratch::~PatternScratch() {
   pcre2_match_data_free(data_);
 }
 
-void SplitPattern::CodeDeleter::operator()(pcre2_real_code_8* code) const {
-  pcre2_code_free(code);
-}
+void SplitPattern::CodeDeleter::operator()(pcre2_real_code_8* code) const { pcre2_code_free(code); }
 
 Result<SplitPattern> SplitPattern::compile(std::string_view regex) {
   auto translated = translate_regex(regex);

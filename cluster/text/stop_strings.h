@@ -48,7 +48,7 @@ class StopStringMatcher {
   std::shared_ptr<const AhoCorasick> automaton_;
   bool include_stop_str_in_output_;
   AhoCorasick::State state_ = AhoCorasick::kRoot;
-  std::string held_;         // held text is held_ from held_begin_ on
+  std::string held_;  // held text is held_ from held_begin_ on
   std::size_t held_begin_ = 0;
   std::optional<std::size_t> matched_;
 };

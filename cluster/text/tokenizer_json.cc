@@ -73,8 +73,7 @@ Result<std::vector<BpeMerge>> read_merges(const JsonFields& model, const Vocabul
     const auto result = vocabulary.find(merged);
     if (!left || !right || !result) {
       const std::string_view missing = !left ? parts->first : !right ? parts->second : merged;
-      return invalid_argument(path + ": \"" + std::string(missing) +
-                              "\" is not in the vocabulary");
+      return invalid_argument(path + ": \"" + std::string(missing) + "\" is not in the vocabulary");
     }
     merges.push_back({*left, *right, *result});
   }
@@ -335,8 +334,7 @@ Status read_template(const JsonFields& processor, TokenizerParts& parts) {
   return {};
 }
 
-Status read_post_processor_step(const value& step, const std::string& path,
-                                TokenizerParts& parts) {
+Status read_post_processor_step(const value& step, const std::string& path, TokenizerParts& parts) {
   const auto fields = JsonFields::of(step, path);
   if (!fields.ok()) return fields.status();
   const auto type = fields->string("type");
@@ -368,8 +366,8 @@ Status read_post_processor(const JsonFields& root, TokenizerParts& parts) {
 
 Result<TokenizerParts> parse_tokenizer_json(std::string_view json) {
   if (json.size() > kMaxTokenizerFileBytes) {
-    return too_large("tokenizer.json has " + std::to_string(json.size()) +
-                     " bytes, the limit is " + std::to_string(kMaxTokenizerFileBytes));
+    return too_large("tokenizer.json has " + std::to_string(json.size()) + " bytes, the limit is " +
+                     std::to_string(kMaxTokenizerFileBytes));
   }
   const auto document = parse_json(json, kMaxJsonDepth);
   if (!document.ok()) return document.status();

@@ -104,6 +104,12 @@ void log_topology(const std::vector<control::StageInfo>& stages, const RankRunti
         stage.host(), stage.device(), static_cast<double>(stage.weight_bytes()) / 1e6,
         static_cast<double>(stage.kv_capacity_bytes()) / 1e6,
         stage.kv_capacity_bytes() / token_bytes);
+    if (stage.instruction_set() != stages.front().instruction_set()) {
+      spdlog::warn(
+          "stage {} computes with {}, stage 0 with {}: another split of the layers may give other "
+          "last bits",
+          stage.stage(), stage.instruction_set(), stages.front().instruction_set());
+    }
   }
 }
 

@@ -148,7 +148,7 @@ void FrontEnd::stop(Deadline deadline) {
     if (state.http && !state.http->wait_stopped(deadline)) state.http->stop_now();
     if (state.tcp) state.tcp->wait_stopped(deadline);
   }
-  state.tokenizer_pool.stop();
+  // Queued work holds sockets of `io`; it is short, because the queue is bounded.
   state.tokenizer_pool.join();
   state.work.reset();
   state.io.stop();

@@ -131,6 +131,7 @@ control::StageInfo RankRuntime::info() const {
   info.set_host(host_name_);
   info.set_device("cpu (" + std::string(cpu_isa_name(context_->isa())) + ", " +
                   std::to_string(context_->n_threads()) + " threads)");
+  info.set_instruction_set(std::string(cpu_isa_name(context_->isa())));
   info.set_first_layer(stage_->config().layers.first);
   info.set_n_layers(stage_->config().layers.count);
   info.set_weight_bytes(stage_->weight_bytes());

@@ -143,7 +143,7 @@ Value get_attribute(Runtime& runtime, const Value& object, std::string_view name
         runtime.make<Callable>(Callable{BoundMethod{object, *method}}));
   }
   if (object.is_dict()) {
-    if (!runtime.step(1 + object.dict().entries.size() / 8)) return {};
+    if (!runtime.step_over(object.dict(), name)) return {};
     if (const Value* value = object.dict().find(name)) return *value;
   }
   return missing(object, name);
@@ -152,7 +152,7 @@ Value get_attribute(Runtime& runtime, const Value& object, std::string_view name
 Value get_item(Runtime& runtime, const Value& object, const Value& key) {
   if (object.is_undefined()) return runtime.fail_undefined(object);
   if (object.is_dict()) {
-    if (!runtime.step(1 + object.dict().entries.size() / 4)) return {};
+    if (!runtime.step_over(object.dict(), key)) return {};
     if (const Value* value = object.dict().find(key)) return *value;
   } else if (key.is_integer() || key.is_bool()) {
     if (object.is_list() && object.list().has_subscripts()) {

@@ -63,7 +63,16 @@ struct Concatenation {
   std::vector<ExpressionPtr> parts;
 };
 
-enum class Comparison { kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn };
+enum class Comparison {
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kIn,
+  kNotIn
+};
 // a < b <= c: each operand is evaluated once, left to right, until a comparison fails.
 struct CompareChain {
   ExpressionPtr first;
@@ -125,8 +134,8 @@ using Body = std::vector<Statement>;
 struct Target {
   Position position = 0;
   std::string name{};
-  std::string attribute{};       // of the namespace `name`; empty for a plain name
-  std::vector<Target> parts{};   // not empty: a tuple, and the name is unused
+  std::string attribute{};      // of the namespace `name`; empty for a plain name
+  std::vector<Target> parts{};  // not empty: a tuple, and the name is unused
 };
 
 struct Data {

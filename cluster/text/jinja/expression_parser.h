@@ -2,8 +2,10 @@
 // The parser's half for expressions: recursive descent with Jinja's precedence.
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cluster/text/jinja/ast.h"
@@ -36,6 +38,7 @@ class ExpressionParser {
   void fail(std::string_view message);
   void fail_unimplemented(std::string_view message);
   bool failed() const { return !status_.ok(); }
+  static std::string describe(const Token& token);  // for "found ..."
 
   // ---- expressions ----
   ExpressionPtr parse_expression();
@@ -71,7 +74,14 @@ class ExpressionParser {
 
   // Every expression is made here, which keeps the trees below the height limit.
   template <typename Node>
-  ExpressionPtr make(Position position, Node node, std::uint32_t height_of_children);
+  ExpressionPtr make(Position position, Node node, std::uint32_t height_of_children) {
+    if (height_of_children >= kMaxExpressionHeight) {
+      fail("the expression is nested too deeply");
+      return make_none(position);  // drops the children, so the height stays below the limit
+    }
+    return std::make_unique<const Expression>(
+        Expression{position, height_of_children + 1, std::move(node)});
+  }
   ExpressionPtr make_none(Position position);
 
   std::string_view source_;

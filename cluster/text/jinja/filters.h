@@ -34,8 +34,7 @@ FilterFunction find_selection_filter(std::string_view name);
 FilterFunction find_number_filter(std::string_view name);
 
 template <std::size_t kSize>
-FilterFunction find_in_table(const std::array<NamedFilter, kSize>& filters,
-                             std::string_view name) {
+FilterFunction find_in_table(const std::array<NamedFilter, kSize>& filters, std::string_view name) {
   for (const NamedFilter& filter : filters) {
     if (filter.name == name) return filter.function;
   }

@@ -13,8 +13,7 @@ namespace spindle::text::jinja {
 namespace {
 
 Value filter_default(Runtime& runtime, const Value& input, const Arguments& arguments) {
-  const auto bound =
-      bind_arguments(runtime, "default", arguments, "default_value", "boolean");
+  const auto bound = bind_arguments(runtime, "default", arguments, "default_value", "boolean");
   const bool replaces = input.is_undefined() || (bound.truth(1, false) && !is_truthy(input));
   if (!replaces) return input;
   return bound.has(0) ? bound.value(0) : Value(std::string_view(""));
@@ -44,6 +43,7 @@ Value filter_int(Runtime& runtime, const Value& input, const Arguments& argument
   if (input.is_float()) {
     integer = truncate(input.real());
   } else if (input.is_string()) {
+    if (!runtime.step_over(input.string())) return {};
     const std::int64_t base = bound.integer(1, 10);
     if (base < 0 || base > 36) return runtime.fail("int(): the base must be in 0..36");
     integer = python_parse_integer(input.string(), static_cast<int>(base));
@@ -61,6 +61,7 @@ Value filter_float(Runtime& runtime, const Value& input, const Arguments& argume
   if (input.is_number()) return input.real();
   if (input.is_undefined()) return runtime.fail_undefined(input);
   if (input.is_string()) {
+    if (!runtime.step_over(input.string())) return {};
     if (const auto real = python_parse_float(input.string())) return *real;
   }
   return bound.has(0) ? bound.value(0) : Value(0.0);

@@ -205,8 +205,8 @@ Value extreme(Runtime& runtime, std::string_view name, const Value& input,
   const Keyed* best = &keyed.front();
   for (const Keyed& entry : keyed) {
     if (&entry == best) continue;
-    const bool better = largest ? is_less(runtime, best->key, entry.key)
-                                : is_less(runtime, entry.key, best->key);
+    const bool better =
+        largest ? is_less(runtime, best->key, entry.key) : is_less(runtime, entry.key, best->key);
     if (better) best = &entry;
   }
   return best->item;
@@ -252,8 +252,6 @@ constexpr std::array kFilters = std::to_array<NamedFilter>({
 
 }  // namespace
 
-FilterFunction find_sequence_filter(std::string_view name) {
-  return find_in_table(kFilters, name);
-}
+FilterFunction find_sequence_filter(std::string_view name) { return find_in_table(kFilters, name); }
 
 }  // namespace spindle::text::jinja

@@ -55,8 +55,8 @@ Value filter_title(Runtime& runtime, const Value& input, const Arguments& argume
   for (std::size_t offset = 0; offset < text.size();) {
     const std::size_t at = offset;
     const char32_t c = next_code_point(text, offset);
-    const bool separates = is_python_white_space(c) || c == U'-' || c == U'(' || c == U'{' ||
-                           c == U'[' || c == U'<';
+    const bool separates =
+        is_python_white_space(c) || c == U'-' || c == U'(' || c == U'{' || c == U'[' || c == U'<';
     if (separates != in_separator) flush(at);
     in_separator = separates;
   }
@@ -67,7 +67,9 @@ Value filter_title(Runtime& runtime, const Value& input, const Arguments& argume
 Value filter_trim(Runtime& runtime, const Value& input, const Arguments& arguments) {
   const auto bound = bind_arguments(runtime, "trim", arguments, "chars");
   const auto characters = bound.string(0);
-  return strip_left(strip_right(input_text(runtime, input), characters), characters);
+  const std::string_view text = to_text(runtime, input);
+  if (!runtime.step_over(text, characters.value_or(""))) return {};
+  return strip_left(strip_right(text, characters), characters);
 }
 
 Value filter_string(Runtime& runtime, const Value& input, const Arguments& arguments) {

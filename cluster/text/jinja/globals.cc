@@ -10,6 +10,7 @@
 namespace spindle::text::jinja {
 namespace {
 
+constexpr std::size_t kMaxTimeFormatBytes = 512;
 constexpr std::int64_t kMaxRange = 100'000;  // the limit of Jinja's sandbox
 
 Value global_raise_exception(Runtime& runtime, const Arguments& arguments) {
@@ -24,6 +25,9 @@ Value global_strftime_now(Runtime& runtime, const Arguments& arguments) {
   const auto format = bound.string(0);
   if (!format || runtime.failed()) return {};
   if (format->empty()) return std::string_view("");
+  if (format->size() > kMaxTimeFormatBytes) {
+    return runtime.fail("strftime_now(): the format is too long");
+  }
   const std::time_t now = runtime.now().value_or(std::time(nullptr));
   std::tm local{};
   if (localtime_r(&now, &local) == nullptr) return runtime.fail("the clock cannot be read");

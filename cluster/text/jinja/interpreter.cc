@@ -263,9 +263,9 @@ class Interpreter {
   Value evaluate(const Expression& expression) {
     const DepthGuard guard(runtime_);
     if (!guard || !runtime_.step()) return {};
-    const Value value =
-        std::visit([this, &expression](const auto& node) { return evaluate_node(node, expression); },
-                   expression.node);
+    const Value value = std::visit(
+        [this, &expression](const auto& node) { return evaluate_node(node, expression); },
+        expression.node);
     return runtime_.failed() ? Value() : value;
   }
 
@@ -389,8 +389,7 @@ class Interpreter {
     const Value input = filter.input == nullptr ? block_text_ : evaluate(*filter.input);
     const Arguments arguments = evaluate_arguments(filter.arguments);
     back_at(expression);
-    return runtime_.failed() ? Value()
-                             : apply_filter(runtime_, filter.name, input, arguments);
+    return runtime_.failed() ? Value() : apply_filter(runtime_, filter.name, input, arguments);
   }
 
   Value evaluate_node(const TestCall& test, const Expression& expression) {

@@ -33,8 +33,8 @@ class Lexer {
  private:
   void fail(std::size_t where, const std::string& message) {
     if (!status_.ok()) return;
-    status_ = invalid_argument(describe_position(source_, static_cast<Position>(where)) + ": " +
-                               message);
+    status_ =
+        invalid_argument(describe_position(source_, static_cast<Position>(where)) + ": " + message);
   }
   bool looking_at(std::string_view text) const { return source_.substr(at_).starts_with(text); }
   Token& add(TokenKind kind, std::size_t where, std::string_view text = {}) {
@@ -47,9 +47,9 @@ class Lexer {
 
   void lex_root() {
     std::size_t begin = at_;
-    while (begin < source_.size() &&
-           !(source_[begin] == '{' && begin + 1 < source_.size() &&
-             (source_[begin + 1] == '{' || source_[begin + 1] == '%' || source_[begin + 1] == '#'))) {
+    while (begin < source_.size() && !(source_[begin] == '{' && begin + 1 < source_.size() &&
+                                       (source_[begin + 1] == '{' || source_[begin + 1] == '%' ||
+                                        source_[begin + 1] == '#'))) {
       ++begin;
     }
     const std::string_view data = source_.substr(at_, begin - at_);
@@ -267,8 +267,8 @@ class Lexer {
     if (base == 0) return false;
     const std::size_t begin = at_;
     std::int64_t integer = 0;
-    const auto parsed = std::from_chars(source_.data() + at_ + 2, source_.data() + source_.size(),
-                                        integer, base);
+    const auto parsed =
+        std::from_chars(source_.data() + at_ + 2, source_.data() + source_.size(), integer, base);
     if (parsed.ec != std::errc()) {
       fail(begin, "malformed integer");
       return true;
@@ -352,9 +352,8 @@ class Lexer {
 std::string describe_position(std::string_view source, Position position) {
   const std::string_view before = source.substr(0, position);
   const auto line = std::count(before.begin(), before.end(), '\n') + 1;
-  const std::size_t line_start = before.rfind('\n') == std::string_view::npos
-                                     ? 0
-                                     : before.rfind('\n') + 1;
+  const std::size_t line_start =
+      before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
   return "line " + std::to_string(line) + ", column " +
          std::to_string(count_code_points(before.substr(line_start)) + 1);
 }

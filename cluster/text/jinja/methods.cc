@@ -29,15 +29,20 @@ void expect_no_arguments(Runtime& runtime, std::string_view name, const Argument
 Value str_strip(Runtime& runtime, const Value& receiver, const Arguments& arguments) {
   const auto bound = bind_arguments(runtime, "strip", arguments, "chars");
   const auto characters = bound.string(0);
-  return strip_left(strip_right(text_of(runtime, receiver), characters), characters);
+  if (!runtime.step_over(receiver.string(), characters.value_or(""))) return {};
+  return strip_left(strip_right(receiver.string(), characters), characters);
 }
 Value str_lstrip(Runtime& runtime, const Value& receiver, const Arguments& arguments) {
   const auto bound = bind_arguments(runtime, "lstrip", arguments, "chars");
-  return strip_left(text_of(runtime, receiver), bound.string(0));
+  const auto characters = bound.string(0);
+  if (!runtime.step_over(receiver.string(), characters.value_or(""))) return {};
+  return strip_left(receiver.string(), characters);
 }
 Value str_rstrip(Runtime& runtime, const Value& receiver, const Arguments& arguments) {
   const auto bound = bind_arguments(runtime, "rstrip", arguments, "chars");
-  return strip_right(text_of(runtime, receiver), bound.string(0));
+  const auto characters = bound.string(0);
+  if (!runtime.step_over(receiver.string(), characters.value_or(""))) return {};
+  return strip_right(receiver.string(), characters);
 }
 
 Value str_upper(Runtime& runtime, const Value& receiver, const Arguments& arguments) {
@@ -76,7 +81,8 @@ Value split_with(Runtime& runtime, std::string_view name, SplitFunction function
   const auto separator = bound.string(0);
   const std::int64_t max_splits = bound.integer(1, -1);
   if (separator && separator->empty()) return runtime.fail("empty separator");
-  const std::string_view text = text_of(runtime, receiver);
+  const std::string_view text = receiver.string();
+  if (!runtime.step_over(text, separator.value_or(""))) return {};
   // A part may take more memory than its text, so make sure of it before cutting.
   std::size_t n_parts =
       separator ? static_cast<std::size_t>(count_occurrences(text, *separator)) : text.size() / 2;
@@ -95,6 +101,7 @@ Value str_splitlines(Runtime& runtime, const Value& receiver, const Arguments& a
   const auto bound = bind_arguments(runtime, "splitlines", arguments, "keepends");
   const std::string_view text = text_of(runtime, receiver);
   if (!runtime.reserve_memory(max_lines(text) * sizeof(std::string_view))) return {};
+  if (runtime.failed()) return {};
   return list_of(runtime, split_lines(text, bound.truth(0, false)));
 }
 
@@ -104,11 +111,14 @@ Value matches_any(Runtime& runtime, std::string_view name, const Arguments& argu
                   Predicate matches) {
   const auto bound = bind_arguments(runtime, name, arguments, "candidate");
   const Value candidate = bound.required(0);
-  if (candidate.is_string()) return matches(candidate.string());
+  if (candidate.is_string()) {
+    return runtime.step_over(candidate.string()) && matches(candidate.string());
+  }
   if (candidate.is_list() && candidate.list().kind == ListKind::kTuple) {
     for (const Value& item : candidate.list().items) {
-      if (!runtime.step()) return {};
-      if (item.is_string() && matches(item.string())) return true;
+      if (!item.is_string()) continue;
+      if (!runtime.step_over(item.string())) return {};
+      if (matches(item.string())) return true;
     }
     return false;
   }
@@ -141,8 +151,9 @@ Value find_from(Runtime& runtime, std::string_view name, const Value& receiver,
                 const Arguments& arguments, bool from_right) {
   const auto bound = bind_arguments(runtime, name, arguments, "sub");
   bound.required(0);
-  const std::string_view text = text_of(runtime, receiver);
+  const std::string_view text = receiver.string();
   const std::string_view wanted = bound.string(0).value_or("");
+  if (!runtime.step_over(text, wanted)) return {};
   const std::size_t at = from_right ? text.rfind(wanted) : find_bytes(text, wanted);
   if (at == std::string_view::npos) return std::int64_t{-1};
   return static_cast<std::int64_t>(count_code_points(text.substr(0, at)));
@@ -203,6 +214,7 @@ Value str_removeprefix(Runtime& runtime, const Value& receiver, const Arguments&
   const auto bound = bind_arguments(runtime, "removeprefix", arguments, "prefix");
   bound.required(0);
   const std::string_view prefix = bound.string(0).value_or("");
+  runtime.step_over(prefix);
   std::string_view text = receiver.string();
   if (text.starts_with(prefix)) text.remove_prefix(prefix.size());
   return text;
@@ -211,6 +223,7 @@ Value str_removesuffix(Runtime& runtime, const Value& receiver, const Arguments&
   const auto bound = bind_arguments(runtime, "removesuffix", arguments, "suffix");
   bound.required(0);
   const std::string_view suffix = bound.string(0).value_or("");
+  runtime.step_over(suffix);
   std::string_view text = receiver.string();
   if (text.ends_with(suffix)) text.remove_suffix(suffix.size());
   return text;
@@ -237,7 +250,7 @@ Value dict_values(Runtime& runtime, const Value& receiver, const Arguments& argu
 Value dict_get(Runtime& runtime, const Value& receiver, const Arguments& arguments) {
   const auto bound = bind_arguments(runtime, "get", arguments, "key", "default");
   const Value key = bound.required(0);
-  if (!runtime.step(1 + receiver.dict().entries.size() / 4)) return {};
+  if (!runtime.step_over(receiver.dict(), key)) return {};
   if (const Value* value = receiver.dict().find(key)) return *value;
   return bound.has(1) ? bound.value(1) : Value(None{});
 }

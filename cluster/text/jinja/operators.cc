@@ -33,11 +33,10 @@ std::string_view symbol_of(BinaryOperator op) {
   return "?";
 }
 
-Value fail_types(Runtime& runtime, std::string_view symbol, const Value& left,
-                 const Value& right) {
+Value fail_types(Runtime& runtime, std::string_view symbol, const Value& left, const Value& right) {
   return runtime.fail("unsupported operand types for " + std::string(symbol) + ": '" +
-                      std::string(left.type_name()) + "' and '" +
-                      std::string(right.type_name()) + "'");
+                      std::string(left.type_name()) + "' and '" + std::string(right.type_name()) +
+                      "'");
 }
 
 Value power(Runtime& runtime, std::int64_t base, std::int64_t exponent) {
@@ -169,20 +168,19 @@ Value repeat(Runtime& runtime, const Value& left, const Value& right) {
 bool lists_equal(Runtime& runtime, const List& left, const List& right) {
   if (&left == &right) return true;
   if (left.kind != right.kind || !left.has_subscripts()) return false;
-  return std::equal(
-      left.items.begin(), left.items.end(), right.items.begin(), right.items.end(),
-      [&runtime](const Value& a, const Value& b) { return equals(runtime, a, b); });
+  return std::equal(left.items.begin(), left.items.end(), right.items.begin(), right.items.end(),
+                    [&runtime](const Value& a, const Value& b) { return equals(runtime, a, b); });
 }
 
 bool dicts_equal(Runtime& runtime, const Dict& left, const Dict& right) {
   if (&left == &right) return true;
   if (left.entries.size() != right.entries.size()) return false;
-  return std::all_of(
-      left.entries.begin(), left.entries.end(), [&runtime, &right](const auto& entry) {
-        const Value* other = right.find(entry.first);
-        return runtime.step(1 + right.entries.size() / 4) && other != nullptr &&
-               equals(runtime, entry.second, *other);
-      });
+  return std::all_of(left.entries.begin(), left.entries.end(),
+                     [&runtime, &right](const auto& entry) {
+                       const Value* other = right.find(entry.first);
+                       return runtime.step_over(right, entry.first) && other != nullptr &&
+                              equals(runtime, entry.second, *other);
+                     });
 }
 
 template <typename Pointer>
@@ -242,6 +240,10 @@ Value apply_plus(Runtime& runtime, const Value& operand) {
 bool equals(Runtime& runtime, const Value& left, const Value& right) {
   const DepthGuard guard(runtime);
   if (!guard || !runtime.step()) return false;
+  if (left.is_string() && right.is_string()) {
+    return left.string().size() == right.string().size() && runtime.step_over(left.string()) &&
+           left.string() == right.string();
+  }
   if (left.is_list() && right.is_list()) return lists_equal(runtime, left.list(), right.list());
   if (left.is_dict() && right.is_dict()) return dicts_equal(runtime, left.dict(), right.dict());
   if (left.is_undefined()) return right.is_undefined();
@@ -255,7 +257,9 @@ bool is_less(Runtime& runtime, const Value& left, const Value& right) {
     return left.integer() < right.integer();
   }
   // UTF-8 sorts as its code points do.
-  if (left.is_string() && right.is_string()) return left.string() < right.string();
+  if (left.is_string() && right.is_string()) {
+    return runtime.step_over(left.string()) && left.string() < right.string();
+  }
   if (left.is_list() && right.is_list() && left.list().kind == right.list().kind &&
       left.list().has_subscripts()) {
     return lists_less(runtime, left.list(), right.list());
@@ -265,8 +269,8 @@ bool is_less(Runtime& runtime, const Value& left, const Value& right) {
   } else if (right.is_undefined()) {
     runtime.fail_undefined(right);
   } else {
-    runtime.fail("'" + std::string(left.type_name()) + "' and '" +
-                 std::string(right.type_name()) + "' have no order");
+    runtime.fail("'" + std::string(left.type_name()) + "' and '" + std::string(right.type_name()) +
+                 "' have no order");
   }
   return false;
 }
@@ -296,8 +300,7 @@ bool contains(Runtime& runtime, const Value& container, const Value& item) {
       runtime.fail("unhashable type: '" + std::string(item.type_name()) + "'");
       return false;
     }
-    return runtime.step(1 + container.dict().entries.size() / 4) &&
-           container.dict().find(item) != nullptr;
+    return runtime.step_over(container.dict(), item) && container.dict().find(item) != nullptr;
   }
   if (container.is_undefined()) return false;  // iterates as nothing
   runtime.fail("argument of type '" + std::string(container.type_name()) + "' is not iterable");

@@ -88,8 +88,8 @@ class Parser : public ExpressionParser {
       fail("expected the name of a tag");
       return;
     }
-    constexpr std::array<std::string_view, 7> kKnown = {
-        "block", "extends", "include", "import", "from", "autoescape", "do"};
+    constexpr std::array<std::string_view, 7> kKnown = {"block", "extends",    "include", "import",
+                                                        "from",  "autoescape", "do"};
     for (const std::string_view tag : kKnown) {
       if (current().is_name(tag)) {
         fail_unimplemented("the tag '" + current().text + "' is not supported");

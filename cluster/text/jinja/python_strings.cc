@@ -66,8 +66,8 @@ bool is_of_class(char32_t c, CharacterClass wanted) {
   const bool is_letter = kind == UTF8PROC_CATEGORY_LU || kind == UTF8PROC_CATEGORY_LL ||
                          kind == UTF8PROC_CATEGORY_LT || kind == UTF8PROC_CATEGORY_LM ||
                          kind == UTF8PROC_CATEGORY_LO;
-  const bool is_number = kind == UTF8PROC_CATEGORY_ND || kind == UTF8PROC_CATEGORY_NL ||
-                         kind == UTF8PROC_CATEGORY_NO;
+  const bool is_number =
+      kind == UTF8PROC_CATEGORY_ND || kind == UTF8PROC_CATEGORY_NL || kind == UTF8PROC_CATEGORY_NO;
   switch (wanted) {
     case CharacterClass::kAlphabetic:
       return is_letter;

@@ -1,21 +1,30 @@
 #include "cluster/text/jinja/runtime.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace spindle::text::jinja {
+namespace {
+
+constexpr std::size_t kMaxMessageBytes = 2000;
+
+}  // namespace
 
 Value Runtime::fail(const std::string& message) {
-  if (!failed()) {
-    status_ = invalid_argument("chat template, " + describe_position(source_, position_) + ": " +
-                               message);
+  if (failed()) return {};
+  // A template can put a whole conversation into its message.
+  std::size_t n_bytes = std::min(message.size(), kMaxMessageBytes);
+  while (n_bytes < message.size() &&
+         (static_cast<unsigned char>(message[n_bytes]) & 0xC0u) == 0x80u) {
+    --n_bytes;
   }
+  status_ = invalid_argument("chat template, " + describe_position(source_, position_) + ": " +
+                             message.substr(0, n_bytes));
   return {};
 }
 
 Value Runtime::fail_limit(const std::string& message) {
   if (!failed()) {
-    status_ =
-        too_large("chat template, " + describe_position(source_, position_) + ": " + message);
+    status_ = too_large("chat template, " + describe_position(source_, position_) + ": " + message);
   }
   return {};
 }
@@ -82,8 +91,7 @@ Dict* Runtime::dict() {
 }
 
 Namespace* Runtime::name_space() {
-  return make<Namespace>(
-      Namespace{std::pmr::vector<std::pair<std::string_view, Value>>(&memory_)});
+  return make<Namespace>(Namespace{std::pmr::vector<std::pair<std::string_view, Value>>(&memory_)});
 }
 
 void Runtime::push(List& list, const Value& value) {
@@ -97,7 +105,7 @@ void Runtime::set(Dict& dict, const Value& key, const Value& value) {
   } else if (!is_hashable(key)) {
     fail("unhashable type: '" + std::string(key.type_name()) + "'");
   }
-  if (failed() || !step(1 + dict.entries.size() / 4)) return;
+  if (failed() || !step_over(dict, key)) return;
   for (auto& [known, known_value] : dict.entries) {
     if (keys_equal(known, key)) {
       known_value = value;

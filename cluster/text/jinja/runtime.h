@@ -52,6 +52,15 @@ class Runtime {
   bool step(std::uint64_t n_steps = 1);
   // For work that grows with a text's length.
   bool step_over(std::string_view text) { return step(1 + text.size() / 16); }
+  // For work that grows with the product of two lengths, the second of them usually tiny.
+  bool step_over(std::string_view text, std::string_view pattern) {
+    return step(1 + text.size() / 16 * (1 + pattern.size() / 16));
+  }
+  // For a search for `key`.
+  bool step_over(const Dict& dict, const Value& key) {
+    const std::size_t key_bytes = key.is_string() ? key.string().size() : 0;
+    return step(1 + dict.entries.size() * (4 + key_bytes) / 16);
+  }
   bool reserve_memory(std::size_t n_bytes);
   bool check_output(std::size_t n_bytes);
   bool enter();

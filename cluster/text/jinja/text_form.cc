@@ -161,8 +161,7 @@ std::string float_text(double value) {
   std::array<char, 40> buffer{};
   const auto written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
                                      std::chars_format::scientific);
-  const std::string_view text(buffer.data(),
-                              static_cast<std::size_t>(written.ptr - buffer.data()));
+  const std::string_view text(buffer.data(), static_cast<std::size_t>(written.ptr - buffer.data()));
   const std::size_t e = text.find('e');
   const int exponent = std::atoi(buffer.data() + e + 1);
   std::string digits;

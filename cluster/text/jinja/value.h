@@ -33,17 +33,17 @@ struct Undefined {
 class Value {
  public:
   Value() : data_(Undefined{}) {}
-  Value(None none) : data_(none) {}                  // NOLINT: these are conversions by design
-  Value(Undefined undefined) : data_(undefined) {}   // NOLINT
-  Value(bool boolean) : data_(boolean) {}            // NOLINT
-  Value(std::int64_t integer) : data_(integer) {}    // NOLINT
-  Value(double real) : data_(real) {}                // NOLINT
-  Value(std::string_view string) : data_(string) {}  // NOLINT
-  Value(const List* list) : data_(list) {}           // NOLINT
-  Value(const Dict* dict) : data_(dict) {}           // NOLINT
-  Value(Namespace* space) : data_(space) {}          // NOLINT
+  Value(None none) : data_(none) {}                     // NOLINT: these are conversions by design
+  Value(Undefined undefined) : data_(undefined) {}      // NOLINT
+  Value(bool boolean) : data_(boolean) {}               // NOLINT
+  Value(std::int64_t integer) : data_(integer) {}       // NOLINT
+  Value(double real) : data_(real) {}                   // NOLINT
+  Value(std::string_view string) : data_(string) {}     // NOLINT
+  Value(const List* list) : data_(list) {}              // NOLINT
+  Value(const Dict* dict) : data_(dict) {}              // NOLINT
+  Value(Namespace* space) : data_(space) {}             // NOLINT
   Value(const Callable* callable) : data_(callable) {}  // NOLINT
-  Value(Loop* loop) : data_(loop) {}                 // NOLINT
+  Value(Loop* loop) : data_(loop) {}                    // NOLINT
   // A string literal would otherwise become a bool.
   Value(const char*) = delete;
 

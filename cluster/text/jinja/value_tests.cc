@@ -41,9 +41,7 @@ bool test_odd(Runtime& runtime, const Value& input, const Arguments&) {
 }
 
 bool test_defined(Runtime&, const Value& input, const Arguments&) { return !input.is_undefined(); }
-bool test_undefined(Runtime&, const Value& input, const Arguments&) {
-  return input.is_undefined();
-}
+bool test_undefined(Runtime&, const Value& input, const Arguments&) { return input.is_undefined(); }
 bool test_none(Runtime&, const Value& input, const Arguments&) { return input.is_none(); }
 bool test_boolean(Runtime&, const Value& input, const Arguments&) { return input.is_bool(); }
 bool test_true(Runtime&, const Value& input, const Arguments&) {
@@ -66,10 +64,12 @@ bool test_callable(Runtime&, const Value& input, const Arguments&) {
   return input.get_if<const Callable*>() != nullptr;
 }
 bool test_upper(Runtime& runtime, const Value& input, const Arguments&) {
-  return is_upper(to_text(runtime, input));
+  const std::string_view text = to_text(runtime, input);
+  return runtime.step_over(text) && is_upper(text);
 }
 bool test_lower(Runtime& runtime, const Value& input, const Arguments&) {
-  return is_lower(to_text(runtime, input));
+  const std::string_view text = to_text(runtime, input);
+  return runtime.step_over(text) && is_lower(text);
 }
 bool test_in(Runtime& runtime, const Value& input, const Arguments& arguments) {
   const Value container = only_argument(runtime, arguments);

@@ -38,8 +38,8 @@ TEST(ChatTemplateGolden, BundledModel) {
   const auto golden = golden_data();
   ASSERT_EQ(golden.at("chat").as_array().size(), 2u);
   for (const auto& entry : golden.at("chat").as_array()) {
-    const auto text = bundled->render(
-        {{"messages", entry.at("messages")}, {"add_generation_prompt", true}});
+    const auto text =
+        bundled->render({{"messages", entry.at("messages")}, {"add_generation_prompt", true}});
     ASSERT_TRUE(text.ok()) << text.status().to_string();
     EXPECT_EQ(*text, std::string(entry.at("text").as_string()));
   }
@@ -62,7 +62,8 @@ TEST_F(ChatTemplateFolder, JinjaFileWins) {
 }
 
 TEST_F(ChatTemplateFolder, JinjaFileNeedsNoConfig) {
-  write("chat_template.jinja", "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}");
+  write("chat_template.jinja",
+        "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}");
   EXPECT_EQ(*load_chat_template(folder_)->render({}), "TrueTrueFalse");
 }
 

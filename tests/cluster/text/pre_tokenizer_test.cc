@@ -31,8 +31,7 @@ Words split_dashes(SplitBehavior behavior, bool invert = false) {
 TEST(PreTokenizer, Behaviors) {
   EXPECT_THAT(split_dashes(SplitBehavior::kIsolated), ElementsAre("-", "a", "-", "-", "bc", "-"));
   EXPECT_THAT(split_dashes(SplitBehavior::kRemoved), ElementsAre("a", "bc"));
-  EXPECT_THAT(split_dashes(SplitBehavior::kMergedWithPrevious),
-              ElementsAre("-", "a-", "-", "bc-"));
+  EXPECT_THAT(split_dashes(SplitBehavior::kMergedWithPrevious), ElementsAre("-", "a-", "-", "bc-"));
   EXPECT_THAT(split_dashes(SplitBehavior::kMergedWithNext), ElementsAre("-a", "-", "-bc", "-"));
   EXPECT_THAT(split_dashes(SplitBehavior::kContiguous), ElementsAre("-", "a", "--", "bc", "-"));
   EXPECT_THAT(split_dashes(SplitBehavior::kRemoved, true), ElementsAre("-", "-", "-", "-"));

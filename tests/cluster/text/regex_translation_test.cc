@@ -90,8 +90,7 @@ TEST(RegexTranslation, RefusesByName) {
     EXPECT_THAT(translated.status().message(), HasSubstr(named));
   }
   EXPECT_EQ(SplitPattern::compile("(a").status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(SplitPattern::compile(R"(\p{Nonsense})").status().code(),
-            StatusCode::kInvalidArgument);
+  EXPECT_EQ(SplitPattern::compile(R"(\p{Nonsense})").status().code(), StatusCode::kInvalidArgument);
 }
 
 TEST(SplitPattern, EmptyMatchesAdvance) {
@@ -113,8 +112,8 @@ TEST(SplitPattern, RunawayMatchingIsAnError) {
   // Quadratic search over many positions.
   const auto quadratic = SplitPattern::compile(R"(\s+$)");
   ASSERT_TRUE(quadratic.ok());
-  const Status late = quadratic->find_all(std::string(4 << 20, ' ') + "x",
-                                          Deadline::after_ms(100), scratch, spans);
+  const Status late =
+      quadratic->find_all(std::string(4 << 20, ' ') + "x", Deadline::after_ms(100), scratch, spans);
   EXPECT_EQ(late.code(), StatusCode::kDeadlineExceeded);
 }
 

@@ -66,8 +66,7 @@ TEST(StopStrings, KeepsCharactersWhole) {
 
 TEST(StopStrings, RefusesEmptyAndTooMany) {
   EXPECT_FALSE(StopStringMatcher::create({"a", ""}, false).ok());
-  EXPECT_FALSE(
-      StopStringMatcher::create(std::vector<std::string>(257, "a"), false).ok());
+  EXPECT_FALSE(StopStringMatcher::create(std::vector<std::string>(257, "a"), false).ok());
   EXPECT_FALSE(StopStringMatcher::create({std::string(100'000, 'a')}, false).ok());
 }
 

@@ -14,7 +14,8 @@ namespace spindle::text {
 
 inline std::string alphabet_form(std::string_view bytes) {
   std::string form;
-  for (const char c : bytes) append_utf8(form, ByteAlphabet::to_character(static_cast<unsigned char>(c)));
+  for (const char c : bytes)
+    append_utf8(form, ByteAlphabet::to_character(static_cast<unsigned char>(c)));
   return form;
 }
 

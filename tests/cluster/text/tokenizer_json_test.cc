@@ -1,4 +1,5 @@
-// Files that must be refused: unsupported features by name, malformed and hostile ones without harm.
+// Files that must be refused: unsupported features by name, malformed and hostile ones without
+// harm.
 
 #include "cluster/text/tokenizer_json.h"
 
@@ -19,7 +20,8 @@ using testing::HasSubstr;
 
 Status load_status(std::string_view json) { return Tokenizer::from_json(json).status(); }
 
-// The tiny tokenizer with one value replaced, given by its path: "/model/vocab/a", "/model/merges/0".
+// The tiny tokenizer with one value replaced, given by its path: "/model/vocab/a",
+// "/model/merges/0".
 std::string with(std::string_view path, const value& replacement) {
   value json = TinyTokenizer{.merges = {{"a", "b"}}}.build();
   value* at = &json;
@@ -110,8 +112,7 @@ TEST(TokenizerJson, MalformedFieldsAreNamed) {
   };
   for (const auto& [pointer, replacement, name] : cases) {
     const Status status = load_status(with(pointer, replacement));
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument)
-        << pointer << " " << status.to_string();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << pointer << " " << status.to_string();
     EXPECT_THAT(status.message(), HasSubstr(name));
   }
 }
@@ -130,16 +131,15 @@ TEST(TokenizerJson, IncompleteByteVocabulariesAreRefused) {
 
 TEST(TokenizerJson, TemplatesMustNameKnownTokens) {
   const auto template_with = [](std::string_view single, std::string_view ids) {
-    return boost::json::parse(R"({"type": "TemplateProcessing", "single": )" +
-                              std::string(single) +
+    return boost::json::parse(R"({"type": "TemplateProcessing", "single": )" + std::string(single) +
                               R"(, "special_tokens": {"<s>": {"id": "<s>", "ids": )" +
                               std::string(ids) + "}}}");
   };
   const std::string sequence = R"({"Sequence": {"id": "A", "type_id": 0}})";
   const std::string special = R"({"SpecialToken": {"id": "<s>", "type_id": 0}})";
-  EXPECT_TRUE(
-      load_status(with("/post_processor", template_with("[" + special + "," + sequence + "]", "[97]")))
-          .ok());
+  EXPECT_TRUE(load_status(with("/post_processor",
+                               template_with("[" + special + "," + sequence + "]", "[97]")))
+                  .ok());
   for (const auto& [single, ids] : std::vector<std::pair<std::string, std::string>>{
            {"[" + special + "]", "[97]"},
            {"[" + sequence + "," + sequence + "]", "[97]"},
@@ -168,7 +168,8 @@ TEST(TokenizerJson, TruncatedFilesAreRefused) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 random(seed);
   for (int i = 0; i < 100; ++i) {
-    const std::size_t n_bytes = i < 20 ? static_cast<std::size_t>(i) : random() % (whole.size() - 8);
+    const std::size_t n_bytes =
+        i < 20 ? static_cast<std::size_t>(i) : random() % (whole.size() - 8);
     EXPECT_EQ(load_status(std::string_view(whole).substr(0, n_bytes)).code(),
               StatusCode::kInvalidArgument);
   }

@@ -94,7 +94,8 @@ TEST(Tokenizer, MergesLowestRankThenLeftmost) {
 
 // Merges one lowest-ranked, leftmost pair at a time over the whole word.
 std::vector<std::string> merge_naively(
-    std::vector<std::string> word, const std::map<std::pair<std::string, std::string>, int>& ranks) {
+    std::vector<std::string> word,
+    const std::map<std::pair<std::string, std::string>, int>& ranks) {
   while (true) {
     int best = 1 << 30;
     std::size_t at = 0;
@@ -187,8 +188,7 @@ TEST(Tokenizer, SpecialTokensCanBeLeftUnparsed) {
 
 TEST(Tokenizer, NormalizedAddedTokensMatchNormalizedText) {
   TinyTokenizer tiny;
-  tiny.normalizer = {{"type", "Sequence"},
-                     {"normalizers", boost::json::array{{{"type", "NFC"}}}}};
+  tiny.normalizer = {{"type", "Sequence"}, {"normalizers", boost::json::array{{{"type", "NFC"}}}}};
   // "é" written with a combining accent, in the token and in the text.
   tiny.added_tokens = {
       added_token(300, "[e\u0301]", {.special = false, .normalized = true}),
@@ -250,7 +250,8 @@ TEST(Tokenizer, LongWordsTakeLinearithmicTime) {
     EXPECT_TRUE(tokenizer->decode(ids, false) == text) << "1 MiB of byte " << int{text[0]};
   }
   const auto took = std::chrono::steady_clock::now() - start;
-  RecordProperty("ms_for_three", std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
+  RecordProperty("ms_for_three",
+                 std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
   // Far above the time of an unoptimised build under a sanitizer, far below quadratic time.
   EXPECT_LT(took, std::chrono::seconds(20));
 }

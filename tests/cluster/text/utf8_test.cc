@@ -19,12 +19,12 @@ TEST(Utf8, FindsTheFirstInvalidByte) {
   EXPECT_EQ(find_invalid_utf8(""), std::nullopt);
   EXPECT_EQ(find_invalid_utf8("aé日🙂\x7F"), std::nullopt);
   EXPECT_EQ(find_invalid_utf8("\xF4\x8F\xBF\xBF"), std::nullopt);  // U+10FFFF
-  EXPECT_EQ(find_invalid_utf8("a\x80"), 1u);                        // continuation alone
-  EXPECT_EQ(find_invalid_utf8("ab\xC3"), 2u);                       // cut off
-  EXPECT_EQ(find_invalid_utf8("\xC1\xBF"), 0u);                     // overlong
-  EXPECT_EQ(find_invalid_utf8("\xE0\x9F\xBF"), 0u);                 // overlong
-  EXPECT_EQ(find_invalid_utf8("\xED\xA0\x80"), 0u);                 // surrogate
-  EXPECT_EQ(find_invalid_utf8("\xF4\x90\x80\x80"), 0u);             // above U+10FFFF
+  EXPECT_EQ(find_invalid_utf8("a\x80"), 1u);                       // continuation alone
+  EXPECT_EQ(find_invalid_utf8("ab\xC3"), 2u);                      // cut off
+  EXPECT_EQ(find_invalid_utf8("\xC1\xBF"), 0u);                    // overlong
+  EXPECT_EQ(find_invalid_utf8("\xE0\x9F\xBF"), 0u);                // overlong
+  EXPECT_EQ(find_invalid_utf8("\xED\xA0\x80"), 0u);                // surrogate
+  EXPECT_EQ(find_invalid_utf8("\xF4\x90\x80\x80"), 0u);            // above U+10FFFF
   EXPECT_EQ(find_invalid_utf8("\xFF"), 0u);
 }
 
@@ -43,8 +43,8 @@ TEST(Utf8, CodePoints) {
 // The expected texts are what Python's bytes.decode("utf-8", errors="replace") gives.
 TEST(Utf8, LossyDecodingReplacesMaximalParts) {
   EXPECT_EQ(lossy("a\xFF\x80z"), "a\uFFFD\uFFFDz");
-  EXPECT_EQ(lossy("\xE6\x97"), "\uFFFD");               // cut off
-  EXPECT_EQ(lossy("\xE6\x97z"), "\uFFFDz");             // cut short
+  EXPECT_EQ(lossy("\xE6\x97"), "\uFFFD");    // cut off
+  EXPECT_EQ(lossy("\xE6\x97z"), "\uFFFDz");  // cut short
   EXPECT_EQ(lossy("\xF0\x9F\x99\xE6\x97\xA5"), "\uFFFD日");
   EXPECT_EQ(lossy("\xED\xA0\x80"), "\uFFFD\uFFFD\uFFFD");  // a surrogate is no sequence at all
   EXPECT_EQ(lossy("\xC0\x80"), "\uFFFD\uFFFD");

@@ -105,7 +105,10 @@ for (const [name, changes] of Object.entries(variants)) {
     failures.push(`${name}: ${loaded.error}`);
     continue;
   }
-  for (const text of [...FIXED, ...Array.from({ length: 150 }, randomText)]) {
+  for (const anyText of [...FIXED, ...Array.from({ length: 150 }, randomText)]) {
+    // The package's Digits knows ASCII digits only; the Rust library, which Spindle follows, takes
+    // every numeric character.
+    const text = name.startsWith("digit") ? anyText.replace(/(?![0-9])\p{N}/gu, "") : anyText;
     const expected = oracle.encode(text, { add_special_tokens: true }).ids;
     const reply = await driver.ask({ op: "encode", text, add_special_tokens: true });
     if (JSON.stringify(reply.ids) !== JSON.stringify(expected)) {

@@ -29,8 +29,9 @@ std::string repeat(std::string_view text, int n) {
 TEST(Bounds, Steps) {
   RenderOptions few;
   few.limits.max_steps = 1000;
-  EXPECT_EQ(code_of("{% for i in range(100) %}{% for j in range(100) %}{% endfor %}{% endfor %}", few),
-            StatusCode::kTooLarge);
+  EXPECT_EQ(
+      code_of("{% for i in range(100) %}{% for j in range(100) %}{% endfor %}{% endfor %}", few),
+      StatusCode::kTooLarge);
   EXPECT_THAT(render_text("{% for i in range(2000) %}{% endfor %}", {}, few),
               HasSubstr("more than 1000 steps"));
 }
@@ -39,45 +40,61 @@ TEST(Bounds, Steps) {
 TEST(Bounds, HostileTemplatesEndSoon) {
   const auto start = std::chrono::steady_clock::now();
   const std::string loops = repeat("{% for i in range(99999) %}", 8);
-  for (const std::string& source : std::vector<std::string>{
-           loops + repeat("{% endfor %}", 8),
-           "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}"
-           "{% endfor %}",
-           "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}"
-           "{% endfor %}",
-           "{{ 'a' * 9223372036854775807 }}",
-           "{{ [1] * 9223372036854775807 }}",
-           "{{ ('ab' * 9000000).replace('a', 'x' * 100000) }}",
-           "{{ ('a' * 9000000).replace('', 'x' * 100000) }}",
-           "{{ ('\\n' * 9000000) | indent(1000, true, true) }}",
-           "{{ ('a,' * 90000000).split(',') | length }}",
-           "{{ ('a ' * 90000000).split() | length }}",
-           "{{ ('\\n' * 90000000).splitlines() | length }}",
-           "{{ ('a' * 90000000)[::-1] | length }}",
-           "{{ ('a' * 90000000) | list | length }}",
-           // Shared structure: small in memory, exponential to print or compare.
-           "{% set ns = namespace(x=[]) %}{% for i in range(80) %}{% set ns.x = [ns.x, ns.x] %}"
-           "{% endfor %}{{ ns.x }}",
-           "{% set ns = namespace(x=[]) %}{% for i in range(80) %}{% set ns.x = [ns.x, ns.x] %}"
-           "{% endfor %}{{ ns.x | tojson }}",
-           "{% set a = namespace(x=[]) %}{% set b = namespace(x=[]) %}{% for i in range(80) %}"
-           "{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}",
-           // Cycles through the one kind of value that can change.
-           "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{{ ns }}",
-           "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
-           "{% macro f(n) %}{{ n }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-           "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxx' }}"
-           "{% endfor %}{% endfor %}",
-           "{{ [[[1]]] | map('map', 'map', 'map', 'list') | list }}{{ 'a' | nothing }}",
-           "{{ range(99999) | list | unique | list | length }}",
-           "{{ range(99999) | map('string') | sort | list == range(99999) | sort }}"
-           "{{ 1 + 'a' }}",
-       }) {
+  for (
+      const std::string& source : std::vector<std::string>{
+          loops + repeat("{% endfor %}", 8),
+          "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}"
+          "{% endfor %}",
+          "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}"
+          "{% endfor %}",
+          "{{ 'a' * 9223372036854775807 }}",
+          "{{ [1] * 9223372036854775807 }}",
+          "{{ ('ab' * 9000000).replace('a', 'x' * 100000) }}",
+          "{{ ('a' * 9000000).replace('', 'x' * 100000) }}",
+          "{{ ('\\n' * 9000000) | indent(1000, true, true) }}",
+          "{{ ('a,' * 90000000).split(',') | length }}",
+          "{{ ('a ' * 90000000).split() | length }}",
+          "{{ ('\\n' * 90000000).splitlines() | length }}",
+          "{{ ('a' * 90000000)[::-1] | length }}",
+          "{{ ('a' * 90000000) | list | length }}",
+          // Shared structure: small in memory, exponential to print or compare.
+          "{% set ns = namespace(x=[]) %}{% for i in range(80) %}{% set ns.x = [ns.x, ns.x] %}"
+          "{% endfor %}{{ ns.x }}",
+          "{% set ns = namespace(x=[]) %}{% for i in range(80) %}{% set ns.x = [ns.x, ns.x] %}"
+          "{% endfor %}{{ ns.x | tojson }}",
+          "{% set a = namespace(x=[]) %}{% set b = namespace(x=[]) %}{% for i in range(80) %}"
+          "{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}",
+          // Cycles through the one kind of value that can change.
+          "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{{ ns }}",
+          "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+          "{% macro f(n) %}{{ n }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+          "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxx' }}"
+          "{% endfor %}{% endfor %}",
+          "{{ [[[1]]] | map('map', 'map', 'map', 'list') | list }}{{ 'a' | nothing }}",
+          // Cheap steps over long texts.
+          "{% set s = 'a' * 100000000 %}{% for i in range(99999) %}{% if s.startswith(s) and s == s"
+          " and s in [s] and s <= s %}{% endif %}{% endfor %}",
+          "{% for i in range(99999) %}{{ ('a' * 1000000).rfind('b' ~ 'a' * 500000) }}{% endfor %}",
+          "{% for i in range(99999) %}{{ ('a' * 1000000).rsplit('a' * 500000 ~ 'b') }}{% endfor %}",
+          "{% for i in range(99999) %}{{ ('a' * 1000000).strip('bcdefgh' * 100000 ~ 'a') }}"
+          "{% endfor %}",
+          "{% set s = 'é' * 1000000 %}{% for i in range(99999) %}{{ s is upper }}{{ s | int }}"
+          "{{ s | length }}{{ s | wordcount }}{% endfor %}",
+          "{{ range(99999) | list | unique | list | length }}",
+          "{{ range(99999) | map('string') | sort | list == range(99999) | sort }}"
+          "{{ 1 + 'a' }}",
+      }) {
     const StatusCode code = code_of(source);
     EXPECT_TRUE(code == StatusCode::kTooLarge || code == StatusCode::kInvalidArgument)
         << status_code_name(code) << " for " << source.substr(0, 200);
   }
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+}
+
+TEST(Bounds, MessagesAreShort) {
+  const std::string message = render_text("{{ raise_exception('é' * 1000000) }}");
+  EXPECT_LT(message.size(), 2100u);
+  EXPECT_TRUE(message.ends_with("é"));
 }
 
 TEST(Bounds, Output) {
@@ -89,9 +106,15 @@ TEST(Bounds, Output) {
 
 TEST(Bounds, Nesting) {
   // By the parser, for what is written.
-  for (const auto& [open, close] : std::vector<std::pair<std::string, std::string>>{
-           {"(", ")"}, {"[", "]"}, {"{1:", "}"}, {"not ", ""}, {"-", ""}, {"x if y else ", ""},
-           {"x[", "]"}, {"f(", ")"}}) {
+  for (const auto& [open, close] :
+       std::vector<std::pair<std::string, std::string>>{{"(", ")"},
+                                                        {"[", "]"},
+                                                        {"{1:", "}"},
+                                                        {"not ", ""},
+                                                        {"-", ""},
+                                                        {"x if y else ", ""},
+                                                        {"x[", "]"},
+                                                        {"f(", ")"}}) {
     for (const int n : {500, 20'000}) {
       EXPECT_EQ(code_of("{{ " + repeat(open, n) + "1" + repeat(close, n) + " }}"),
                 StatusCode::kInvalidArgument)
@@ -130,7 +153,8 @@ TEST(Bounds, MutatedTemplatesAreHarmless) {
       "{% set ns.n = ns.n + loop.index * 2 ** 3 // 1 %}{{ m(v, b=k.split('e', 1)) ~ ns.n }}"
       "{% if not loop.last and 'a' in v or k == \"role\" %}{{- v | trim | replace('a', 'bb') -}}"
       "{% elif loop.first %}{% continue %}{% else %}{% break %}{% endif %}{% endfor %}"
-      "{% call m('x') %}y{% endcall %}{% raw %}{{{% endraw %}{# c #}{% set z %}q{% endset %}{{ z }}";
+      "{% call m('x') %}y{% endcall %}{% raw %}{{{% endraw %}{# c #}{% set z %}q{% endset %}{{ z "
+      "}}";
   const boost::json::object context = {
       {"messages", boost::json::array{{{"role", "user"}, {"content", "banana é🙂"}, {"n", 3}}}}};
   RenderOptions options;

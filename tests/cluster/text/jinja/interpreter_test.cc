@@ -52,8 +52,7 @@ TEST(Interpreter, UndefinedIsNamed) {
   EXPECT_THAT(value_of("{'a': 1}.b.c"), HasSubstr("'dict object' has no attribute 'b'"));
   EXPECT_THAT(value_of("[1][3].x"), HasSubstr("'list' has no element 3"));
   EXPECT_THAT(value_of("missing + 1"), HasSubstr("'missing' is undefined"));
-  EXPECT_EQ(value_of("missing is defined, missing == other, missing ~ 'x'"),
-            "(False, True, 'x')");
+  EXPECT_EQ(value_of("missing is defined, missing == other, missing ~ 'x'"), "(False, True, 'x')");
 }
 
 TEST(Interpreter, ErrorsNameThePlace) {
@@ -81,8 +80,9 @@ TEST(Interpreter, Loops) {
 }
 
 TEST(Interpreter, ScopesOfAssignments) {
-  EXPECT_EQ(render_text("{% set x = 1 %}{% for i in [1] %}{% set x = 2 %}{{ x }}{% endfor %}{{ x }}"),
-            "21");
+  EXPECT_EQ(
+      render_text("{% set x = 1 %}{% for i in [1] %}{% set x = 2 %}{{ x }}{% endfor %}{{ x }}"),
+      "21");
   EXPECT_EQ(render_text("{% if true %}{% set x = 2 %}{% endif %}{{ x }}"), "2");
   EXPECT_EQ(render_text("{% set ns = namespace(n=0) %}{% for i in [1,2] %}"
                         "{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}"),

@@ -62,8 +62,7 @@ TEST(Lexer, SourceIsNormalized) {
 }
 
 TEST(Lexer, ClosingBracesInsideOfBrackets) {
-  EXPECT_THAT(pieces("{{ {'a': {}}}}"),
-              ElementsAre("{{", "{", "a", ":", "{", "}", "}", "}}"));
+  EXPECT_THAT(pieces("{{ {'a': {}}}}"), ElementsAre("{{", "{", "a", ":", "{", "}", "}", "}}"));
 }
 
 TEST(Lexer, Literals) {
