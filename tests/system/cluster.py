@@ -240,7 +240,8 @@ class Cluster:
         return answer.json()
 
     def stream(self, max_tokens=2000):
-        """Starts a long streamed completion; returns the response after its first event."""
+        """Starts a long streamed completion; returns the response after its first event. Its leave()
+        closes the socket."""
         connection = self.connection()
         body = {"model": MODEL, "prompt": golden("prose64")["prompt_ids"], "max_tokens": max_tokens,
                 "temperature": 0, "stream": True, "ignore_eos": True}
@@ -248,6 +249,8 @@ class Cluster:
         response = connection.getresponse()
         assert response.status == 200, f"{response.status}: {response.read()!r}"
         self._streams += [response, connection]
+        # http.client keeps the socket of a response that was not read to its end.
+        response.leave = lambda: (response.close(), connection.close())
         first = response.readline()
         assert first.startswith(b"data: "), first
         return response

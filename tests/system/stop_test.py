@@ -71,8 +71,7 @@ class StopTest(unittest.TestCase):
     def test_a_client_that_leaves_frees_its_kv(self):
         with Cluster(ranks=2) as cluster:
             cluster.wait_ready()
-            response = cluster.stream(max_tokens=8000)
-            response.close()
+            cluster.stream(max_tokens=8000).leave()
 
             def idle():
                 state = cluster.get("/v1/spindle/state").json()
