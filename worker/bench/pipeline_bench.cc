@@ -12,6 +12,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -142,25 +143,65 @@ double prefill_flops_per_token(const model::ModelConfig& m) {
   return linear + attention;
 }
 
+// The same for a generated token: with the head, and attention over the whole short context.
+double decode_flops_per_token(const model::ModelConfig& m) {
+  const double linear =
+      2.0 * m.n_layers * m.hidden_size *
+          (m.head_dim * (2.0 * m.n_heads + 2.0 * m.n_kv_heads) + 3.0 * m.intermediate_size) +
+      2.0 * m.hidden_size * m.vocab_size;
+  const double attention =
+      4.0 * m.n_layers * m.n_heads * m.head_dim * (kDecodePrompt + kDecodeTokens / 2.0);
+  return linear + attention;
+}
+
+// The machine's rates with all ranks measuring at the same time, summed: ranks may share a core's
+// arithmetic units or the memory.
+struct Yardsticks {
+  double gemm_flops = 0;       // 0: no library to compare with
+  double read_gb_per_s = 0;    // from a buffer of the rank's weights' size
+  double memory_gb_per_s = 0;  // from 512 MB
+};
+
+Result<Yardsticks> measure_yardsticks(comm::HostGroup& host, std::uint64_t weight_bytes) {
+  const Deadline deadline = Deadline::after_ms(60000);
+  if (Status status = host.barrier(deadline); !status.ok()) return status;
+  const auto product = kernels::onednn_f32_product(512, 2048, 2048);
+  Yardsticks mine;
+  if (product) mine.gemm_flops = 2.0 * 512 * 2048 * 2048 / kernels::best_seconds(product);
+  mine.read_gb_per_s = kernels::read_bandwidth(weight_bytes);
+  mine.memory_gb_per_s = kernels::read_bandwidth(std::size_t{512} << 20);
+  const std::string_view bytes(reinterpret_cast<const char*>(&mine), sizeof(mine));
+  const auto all = host.all_gather(bytes, deadline);
+  if (!all.ok()) return all.status();
+  Yardsticks sum;
+  for (const std::string& one : *all) {
+    Yardsticks theirs;
+    CHECK(one.size() == sizeof(theirs), "every rank sends its yardsticks");
+    std::memcpy(&theirs, one.data(), sizeof(theirs));
+    sum.gemm_flops += theirs.gemm_flops;
+    sum.read_gb_per_s += theirs.read_gb_per_s;
+    sum.memory_gb_per_s += theirs.memory_gb_per_s;
+  }
+  return sum;
+}
+
 boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
-                            const std::vector<control::StageInfo>& stages) {
+                            const std::vector<control::StageInfo>& stages,
+                            const Yardsticks& yardsticks) {
   double weight_bytes = 0;
   for (const auto& stage : stages) weight_bytes += static_cast<double>(stage.weight_bytes());
-  const auto product = kernels::onednn_f32_product(512, 2048, 2048);
-  const double gemm = product ? 2.0 * 512 * 2048 * 2048 / kernels::best_seconds(product) : 0.0;
-  const double read_cached = kernels::read_bandwidth(static_cast<std::size_t>(weight_bytes));
-  const double read_memory = kernels::read_bandwidth(std::size_t{512} << 20);
   std::printf(
-      "one thread: matrix product %.1f GFLOP/s, reads %.1f GB/s from %.0f MB (the weights' "
-      "size), %.1f GB/s from 512 MB\n",
-      gemm / 1e9, read_cached, weight_bytes / 1e6, read_memory);
-
+      "%zu rank(s) at once, one thread each: matrix product %.1f GFLOP/s, reads %.1f GB/s "
+      "from buffers of the weights' size, %.1f GB/s from 512 MB\n",
+      stages.size(), yardsticks.gemm_flops / 1e9, yardsticks.read_gb_per_s,
+      yardsticks.memory_gb_per_s);
   boost::json::object report;
   report["ranks"] = stages.size();
   report["device"] = stages[0].device();
-  report["gemm_gflops"] = gemm / 1e9;
-  report["read_weights_size_gb_per_s"] = read_cached;
-  report["read_memory_gb_per_s"] = read_memory;
+  report["weight_bytes"] = weight_bytes;
+  report["gemm_gflops"] = yardsticks.gemm_flops / 1e9;
+  report["read_weights_gb_per_s"] = yardsticks.read_gb_per_s;
+  report["read_memory_gb_per_s"] = yardsticks.memory_gb_per_s;
 
   Bench bench(engine, rank.model().vocab_size);
   bench.prefill_rate(1);  // warm up
@@ -170,28 +211,32 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     const double rate = best_of([&] { return bench.prefill_rate(batch); });
     const double flops = rate * prefill_flops_per_token(rank.model());
     std::printf("prefill  batch %2d  %8.0f tokens/s  %6.1f GFLOP/s", batch, rate, flops / 1e9);
-    if (gemm > 0)
-      std::printf("  %3.0f %% of %zu x product", 100 * flops / gemm / n_ranks, stages.size());
+    const double share = yardsticks.gemm_flops > 0 ? flops / yardsticks.gemm_flops : 0;
+    if (share > 0) std::printf("  %3.0f %% of the product", 100 * share);
     std::printf("\n");
     rows.push_back({{"phase", "prefill"},
                     {"batch", batch},
                     {"tokens_per_s", rate},
                     {"gflops", flops / 1e9},
-                    {"share_of_gemm", gemm > 0 ? flops / gemm / n_ranks : 0.0}});
+                    {"share_of_gemm", share}});
   }
   for (const int batch : {1, 8, 32}) {
     const double rate = best_of([&] { return bench.decode_rate(batch); });
     // Weights are read once for each micro-batch; all stages' micro-batches together make a round.
     const double rounds = rate / batch * std::min<double>(batch, n_ranks);
     const double bytes = rounds * weight_bytes;
+    const double share = bytes / 1e9 / yardsticks.read_gb_per_s;
+    const double flops = rate * decode_flops_per_token(rank.model());
     std::printf(
-        "decode   batch %2d  %8.0f tokens/s  %6.1f GB/s of weights  %3.0f %% of %zu x read\n",
-        batch, rate, bytes / 1e9, 100 * bytes / 1e9 / read_cached / n_ranks, stages.size());
+        "decode   batch %2d  %8.0f tokens/s  %6.1f GFLOP/s  %5.1f GB/s of weights, %3.0f %% "
+        "of the read rate\n",
+        batch, rate, flops / 1e9, bytes / 1e9, 100 * share);
     rows.push_back({{"phase", "decode"},
                     {"batch", batch},
                     {"tokens_per_s", rate},
+                    {"gflops", flops / 1e9},
                     {"weight_gb_per_s", bytes / 1e9},
-                    {"share_of_read", bytes / 1e9 / read_cached / n_ranks}});
+                    {"share_of_read", share}});
   }
   report["rows"] = rows;
   return report;
@@ -222,6 +267,8 @@ int run(int argc, char** argv) {
   }
   const auto stages = gather_stages(host, (*rank)->info(), deadline);
   CHECK(stages.ok(), stages.status().to_string());
+  const auto yardsticks = measure_yardsticks(host, (*rank)->info().weight_bytes());
+  CHECK(yardsticks.ok(), yardsticks.status().to_string());
   std::thread stage_thread([&] {
     const Status ended = (*rank)->worker().run();
     if (!ended.ok()) host.abort(1, ended.to_string());
@@ -235,7 +282,7 @@ int run(int argc, char** argv) {
     PipelineEngine engine(host, config, make_ledger((*rank)->store().shape(), *stages), *stages, {},
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();
-    const boost::json::object report = measure(engine, **rank, *stages);
+    const boost::json::object report = measure(engine, **rank, *stages, *yardsticks);
     engine.stop();
     if (!json_file.empty()) std::ofstream(json_file) << boost::json::serialize(report) << "\n";
   }
