@@ -45,13 +45,13 @@ void Bpe::push_candidate(BpeScratch& scratch, std::uint32_t left, std::uint32_t 
   const std::int32_t left_id = scratch.symbols_[left].id;
   const std::int32_t right_id = scratch.symbols_[right].id;
   if (const Slot* slot = find(left_id, right_id)) {
-    scratch.queue_.push_back({slot->rank, left, left_id, right_id, slot->merged});
+    scratch.queue_.push_back({std::uint64_t{slot->rank} << 32 | left, left_id, right_id});
   }
 }
 
 void Bpe::run_merges(BpeScratch& scratch) const {
   const auto later = [](const BpeScratch::Candidate& a, const BpeScratch::Candidate& b) {
-    return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
+    return a.order > b.order;
   };
   auto& symbols = scratch.symbols_;
   auto& queue = scratch.queue_;
@@ -60,23 +60,23 @@ void Bpe::run_merges(BpeScratch& scratch) const {
     std::pop_heap(queue.begin(), queue.end(), later);
     const BpeScratch::Candidate candidate = queue.back();
     queue.pop_back();
-    auto& left = symbols[candidate.position];
+    auto& left = symbols[candidate.position()];
     // A consumed symbol has the id kNoToken, which no candidate holds.
     if (left.id != candidate.left || left.next == kNoSymbol) continue;
     auto& right = symbols[left.next];
     if (right.id != candidate.right) continue;
-    left.id = candidate.merged;
+    left.id = find(candidate.left, candidate.right)->merged;
     left.next = right.next;
     right.id = kNoToken;
     if (left.next != kNoSymbol) {
-      symbols[left.next].previous = candidate.position;
+      symbols[left.next].previous = candidate.position();
       const std::size_t before = queue.size();
-      push_candidate(scratch, candidate.position, left.next);
+      push_candidate(scratch, candidate.position(), left.next);
       if (queue.size() > before) std::push_heap(queue.begin(), queue.end(), later);
     }
     if (left.previous != kNoSymbol) {
       const std::size_t before = queue.size();
-      push_candidate(scratch, left.previous, candidate.position);
+      push_candidate(scratch, left.previous, candidate.position());
       if (queue.size() > before) std::push_heap(queue.begin(), queue.end(), later);
     }
   }

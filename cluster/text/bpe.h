@@ -29,11 +29,11 @@ class BpeScratch {
   };
   // A merge that was possible when it was queued; stale once either symbol has changed.
   struct Candidate {
-    std::uint32_t rank;
-    std::uint32_t position;  // of the left symbol
+    std::uint64_t order;  // rank, then position of the left symbol: the least goes first
     std::int32_t left;
     std::int32_t right;
-    std::int32_t merged;
+
+    std::uint32_t position() const { return static_cast<std::uint32_t>(order); }
   };
   std::vector<Symbol> symbols_;
   std::vector<Candidate> queue_;

@@ -31,7 +31,7 @@ class ChatTemplate {
   static Result<ChatTemplate> parse(std::string source);
 
   // Errors: kInvalidArgument for what the template itself refuses (raise_exception) or does wrong,
-  // kTooLarge when a limit is passed. Strings of the context must be valid UTF-8.
+  // kTooLarge when a limit is passed.
   Result<std::string> render(const boost::json::object& context,
                              const RenderOptions& options = {}) const;
   // With the members of `defaults` that the context does not have.

@@ -170,10 +170,17 @@ class Cluster:
             raise AssertionError(f"mpirun has not ended within {seconds} s") from None
 
     def assert_nothing_left(self, seconds=2):
-        wait_until(lambda: not self.pids(), seconds, f"no process is left, but {list(self.pids())}")
-        for port in (self.http_port, self.tcp_port):
+        def closed(port):
             with socket.socket() as probe:
-                assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still open"
+                return probe.connect_ex(("127.0.0.1", port)) != 0
+
+        deadline = time.monotonic() + seconds
+        wait_until(lambda: not self.pids(), seconds, f"no process is left, but {list(self.pids())}")
+        # A process that is ending has lost its environment, by which pids() knows it, before its
+        # sockets: the ports get what is left of the time.
+        for port in (self.http_port, self.tcp_port):
+            wait_until(lambda port=port: closed(port), max(0.1, deadline - time.monotonic()),
+                       f"port {port} is closed")
 
     def _kill_all(self):
         """Kills what is left and returns it; a cluster that was never stopped is not a leftover."""

@@ -155,6 +155,16 @@ class JsonWriter {
   std::size_t level_ = 0;
 };
 
+// Everything else relies on valid strings, and a caller may have made the context from anything.
+Value checked_string(Runtime& runtime, boost::json::string_view json) {
+  const std::string_view text(json.data(), json.size());
+  if (const auto offset = find_invalid_utf8(text)) {
+    return runtime.fail("a string of the context is not valid UTF-8 at byte " +
+                        std::to_string(*offset));
+  }
+  return text;
+}
+
 Value from_array(Runtime& runtime, const boost::json::array& array) {
   List* list = runtime.list(ListKind::kList);
   for (const auto& item : array) {
@@ -168,7 +178,7 @@ Value from_object(Runtime& runtime, const boost::json::object& object) {
   Dict* dict = runtime.dict();
   for (const auto& [key, value] : object) {
     if (runtime.failed()) break;
-    runtime.append(*dict, std::string_view(key.data(), key.size()), from_json(runtime, value));
+    runtime.append(*dict, checked_string(runtime, key), from_json(runtime, value));
   }
   return static_cast<const Dict*>(dict);
 }
@@ -194,7 +204,7 @@ Value from_json(Runtime& runtime, const boost::json::value& json) {
     case boost::json::kind::double_:
       return json.get_double();
     case boost::json::kind::string:
-      return std::string_view(json.get_string().data(), json.get_string().size());
+      return checked_string(runtime, json.get_string());
     case boost::json::kind::array:
       return from_array(runtime, json.get_array());
     case boost::json::kind::object:

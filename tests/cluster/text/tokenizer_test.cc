@@ -244,16 +244,14 @@ TEST(Tokenizer, InvalidUtf8NamesTheByte) {
 TEST(Tokenizer, LongWordsTakeLinearithmicTime) {
   const auto tokenizer = load_bundled();
   const auto start = std::chrono::steady_clock::now();
-  for (const std::string& text :
-       {std::string(1 << 20, 'a'), std::string(1 << 20, ' '), std::string(1 << 20, '\n')}) {
+  constexpr std::size_t kQuarter = 1 << 18;  // quadratic time would be 10^11 steps
+  for (const std::string& text : {std::string(4 * kQuarter, 'a'), std::string(kQuarter, ' '),
+                                  std::string(kQuarter, '\n'), std::string(kQuarter, 'e')}) {
     const Ids ids = encode(*tokenizer, text);
-    EXPECT_TRUE(tokenizer->decode(ids, false) == text) << "1 MiB of byte " << int{text[0]};
+    EXPECT_TRUE(tokenizer->decode(ids, false) == text) << text.size() << " of " << int{text[0]};
   }
-  const auto took = std::chrono::steady_clock::now() - start;
-  RecordProperty("ms_for_three",
-                 std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
-  // Far above the time of an unoptimised build under a sanitizer, far below quadratic time.
-  EXPECT_LT(took, std::chrono::seconds(20));
+  // Enough for an unoptimised build under a sanitizer on a busy machine.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
 }
 
 TEST(Tokenizer, IsSharedBetweenThreads) {

@@ -136,6 +136,11 @@ TEST(Interpreter, ContextNumbers) {
   EXPECT_THAT(value_of("n", {{"n", std::uint64_t{1} << 63}}), HasSubstr("64 bits"));
 }
 
+TEST(Interpreter, ContextStringsMustBeUtf8) {
+  EXPECT_THAT(value_of("s[1]", {{"s", "ab\xC3"}}), HasSubstr("not valid UTF-8 at byte 2"));
+  EXPECT_THAT(value_of("1", {{"d", {{"k\xFF", 1}}}}), HasSubstr("not valid UTF-8 at byte 1"));
+}
+
 TEST(Interpreter, TheClockCanBeGiven) {
   RenderOptions options;
   options.now = 1'700'000'000;  // 14 November 2023, wherever one is
