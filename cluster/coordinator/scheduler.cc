@@ -96,7 +96,8 @@ void Scheduler::finish_choice(engine::RequestHandle request, std::int32_t choice
   Request& entry = *found->second;
   if (choice < 0 || choice >= static_cast<std::int32_t>(entry.choices.size())) return;
   Choice& ended = entry.choices[static_cast<std::size_t>(choice)];
-  // A choice without output cannot have met a stop string, and the first one may still be prefilling.
+  // A choice without output cannot have met a stop string, and the first one may still be
+  // prefilling.
   if (ended.state == Choice::State::kPrompt) return;
   end_choice(entry, ended);
   end_if_complete(entry, now_us);

@@ -87,10 +87,11 @@ class Scheduler {
   struct Step {
     std::int64_t sent_us = 0;
     std::vector<bool> reported;  // [n_stages]
+    bool has_decode = false;
   };
 
   void plan_forks_and_frees(control::StepPlan& plan);
-  void plan_decode(control::StepPlan& plan, int& budget);
+  bool plan_decode(control::StepPlan& plan, int& budget);
   void plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us);
   bool admit_next(control::StepPlan& plan, std::int64_t now_us);
   void plan_chunk(control::StepPlan& plan, Request& request, int& budget);

@@ -12,12 +12,13 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   control::StepPlan plan;
   int budget = config_.max_num_batched_tokens;
   plan_forks_and_frees(plan);
-  plan_decode(plan, budget);
+  const bool has_decode = plan_decode(plan, budget);
   plan_prefill(plan, budget, now_us);
   if (plan.runs().empty() && plan.fork().empty() && plan.free().empty()) return std::nullopt;
   plan.set_step(next_step_++);
   Step& step = in_flight_[plan.step()];
   step.sent_us = now_us;
+  step.has_decode = has_decode;
   step.reported.assign(ledger_.stages().size(), false);
   return plan;
 }
@@ -39,10 +40,14 @@ void Scheduler::plan_forks_and_frees(control::StepPlan& plan) {
   to_free_.clear();
 }
 
-void Scheduler::plan_decode(control::StepPlan& plan, int& budget) {
+bool Scheduler::plan_decode(control::StepPlan& plan, int& budget) {
   // One micro-batch for each stage, all of the same size, so that no stage waits while another is
   // crowded; more of them would only read the weights more often.
   const int n_stages = static_cast<int>(ledger_.stages().size());
+  const auto n_decode_steps =
+      std::count_if(in_flight_.begin(), in_flight_.end(),
+                    [](const auto& entry) { return entry.second.has_decode; });
+  if (n_decode_steps >= n_stages) return false;
   const int share = (decoding_sequences_ + n_stages - 1) / n_stages;
   int n_planned = 0;
   while (n_planned < share && budget > 0 && !ready_.empty()) {
@@ -62,6 +67,7 @@ void Scheduler::plan_decode(control::StepPlan& plan, int& budget) {
     ++n_planned;
     --budget;
   }
+  return n_planned > 0;
 }
 
 void Scheduler::plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us) {
