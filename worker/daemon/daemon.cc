@@ -210,7 +210,11 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   });
   monitor.start();
 
-  auto rank = RankRuntime::create(rank_settings(config, world), host, world.device());
+  RankSettings settings = rank_settings(config, world);
+  settings.worker.on_step = [&monitor](std::uint64_t step) {
+    monitor.report(step, comm::RankState::kServing);
+  };
+  auto rank = RankRuntime::create(settings, host, world.device());
   status = agree_on_outcome(host, rank.status(), startup());
   if (!status.ok()) return leave(world, status);
   auto stages = gather_stages(host, (*rank)->info(), startup());
@@ -239,7 +243,6 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   });
   if (coordinator) coordinator->serve(stop);
   stage_thread.join();
-  monitor.report((*rank)->worker().steps_done(), comm::RankState::kLeaving);
   monitor.stop();
   return kExitOk;
 }

@@ -45,7 +45,7 @@ Result<std::vector<coordinator::LayerRange>> plan_layers(const model::ModelConfi
                                                          const std::vector<int>& layers_per_stage);
 
 // Owns the context, the store, the stage and its worker; not the groups.
-// Thread-safety: create and use from one thread, except worker().steps_done().
+// Thread-safety: create on one thread; worker().run() on one; the rest while it does not run.
 class RankRuntime {
  public:
   // Reads the rank's own weights. Errors name the file, field or limit at fault.

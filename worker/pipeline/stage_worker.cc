@@ -25,7 +25,7 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Llama
       stage_(stage),
       store_(store),
       sampler_(context),
-      options_(options) {
+      options_(std::move(options)) {
   const LlamaStageConfig& config = stage.config();
   hidden_.resize(static_cast<std::size_t>(config.max_batched_tokens) *
                  static_cast<std::size_t>(config.model.hidden_size));
@@ -54,7 +54,7 @@ Status StageWorker::run() {
                                    Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
     if (!sent.ok()) return sent;
-    steps_done_.store(plan.step(), std::memory_order_relaxed);
+    if (options_.on_step) options_.on_step(plan.step());
     if (options_.check_invariants) store_.check_invariants();
   }
 }

@@ -3,7 +3,6 @@
 // stage before, computes, passes activations on, and reports every step to rank 0. The last stage
 // samples.
 
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -24,12 +23,14 @@ namespace spindle::worker {
 struct StageWorkerOptions {
   // How long a neighbour may take for its part of a step.
   std::chrono::milliseconds step_timeout{120000};
+  // Called on the stage's thread after every step, with its number.
+  std::function<void(std::uint64_t step)> on_step = {};
   // Walks all pages after every step; for tests.
   bool check_invariants = false;
 };
 
 // Does not own the groups, the stage, the store and the context; all outlive it.
-// Thread-safety: run() on one thread; steps_done() from any.
+// Thread-safety: run() on one thread.
 class StageWorker {
  public:
   StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, LlamaStage& stage,
@@ -39,8 +40,6 @@ class StageWorker {
   // (its status, also reported to rank 0). Waits for the next plan without limit: that rank 0 is
   // alive is the peer monitor's business.
   Status run();
-
-  std::uint64_t steps_done() const { return steps_done_.load(std::memory_order_relaxed); }
 
  private:
   Status do_step(const control::StepPlan& plan, control::StepResult& result);
@@ -55,7 +54,6 @@ class StageWorker {
   kvstore::KvStore& store_;
   TokenSampler sampler_;
   StageWorkerOptions options_;
-  std::atomic<std::uint64_t> steps_done_{0};
   std::vector<float> hidden_;  // [max_batched_tokens, hidden_size]
   std::vector<float> logits_;  // [runs that want logits, vocab_size], last stage
   std::vector<StageRun> runs_;

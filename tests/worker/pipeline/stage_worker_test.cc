@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "cluster/comm/local_group.h"
@@ -19,6 +20,7 @@ class StageWorkerTest : public testing::Test {
     settings.max_num_seqs = 2;
     settings.max_num_batched_tokens = 32;
     settings.worker.check_invariants = true;
+    settings.worker.on_step = [this](std::uint64_t step) { last_step_ = step; };
     auto rank = RankRuntime::create(settings, groups_.host(0), groups_.device(0));
     ASSERT_TRUE(rank.ok()) << rank.status().to_string();
     rank_ = std::move(*rank);
@@ -60,6 +62,7 @@ class StageWorkerTest : public testing::Test {
   comm::LocalCluster groups_{1};
   std::unique_ptr<RankRuntime> rank_;
   Status ended_;
+  std::atomic<std::uint64_t> last_step_{0};
   std::thread thread_;
 };
 
@@ -80,6 +83,7 @@ TEST_F(StageWorkerTest, AStepReportsTokensAndBytes) {
   EXPECT_EQ(freed.freed(0).full_bytes(), 20u * 6144);
   EXPECT_EQ(freed.freed(0).kept_bytes(), 12u * 2 * 8192);
   EXPECT_EQ(freed.kv_used_bytes(), 0u);
+  EXPECT_GE(last_step_, 1u);  // the first step's report precedes the second step
 }
 
 TEST_F(StageWorkerTest, AForkGoesOnAsItsParentWould) {
