@@ -18,6 +18,8 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/tensor_view.h"
+#include "kernels/kv_block.h"
+#include "kernels/rope.h"
 
 namespace spindle::kernels {
 
@@ -43,14 +45,22 @@ struct AttentionShape {
   int head_dim = 0;
 };
 
-// The page table of one kv head of one sequence: pages[i] holds the positions
-// [i * page_tokens, (i + 1) * page_tokens). Pages are aligned to 64 bytes.
+// The cache of one kv head of one sequence: compressed blocks, all of whose tokens precede the
+// tail, then the tail in full precision. pages[i] holds the positions
+// [tail_origin + i * page_tokens, tail_origin + (i + 1) * page_tokens), of which those below
+// tail_first are not visible. Pages are aligned to 64 bytes; so are the pieces of blocks.
 struct KvHeadPages {
   const std::byte* const* pages = nullptr;
+  std::int64_t tail_origin = 0;
+  std::int64_t tail_first = 0;  // >= tail_origin
+  const KvBlock* blocks = nullptr;
+  std::int64_t n_blocks = 0;
+  const KvHeadContext* context = nullptr;  // needed with blocks
 };
 
 struct KvWritableHeadPages {
   std::byte* const* pages = nullptr;
+  std::int64_t tail_origin = 0;
 };
 
 struct AttentionSequence {
@@ -62,12 +72,29 @@ struct AttentionSequence {
 
 // Query j of a sequence is at position n_context - n_queries + j and sees positions up to its own.
 // Bytes of a page beyond n_context are never used. Rows of `out` that belong to no sequence are
-// left alone. `out` must not overlap `q`.
+// left alone. `out` must not overlap `q`. Queries are in the visible tail, after every block's
+// tokens.
+//
+// One pass reads all kinds of segments: each block is one step of the same online softmax. Keys
+// stored before RoPE are rotated with `rope`, which may be null when no sequence has such blocks.
+// Formats in the Hadamard basis are scored with rotated queries, and their values are summed in
+// that basis and rotated back once.
 void attention(const CpuContext& context,
-               ConstRows q,  // [n_tokens, n_heads * head_dim], rotated
+               ConstRows q,  // [n_tokens, n_heads * head_dim], rotated by RoPE
                std::span<const AttentionSequence> sequences, const AttentionShape& shape,
                const KvPageLayout& layout, float scale,
-               Rows out);  // [n_tokens, n_heads * head_dim]
+               Rows out,  // [n_tokens, n_heads * head_dim]
+               const RopeTable* rope = nullptr);
+
+// q . k * scale for every visible slot of one kv head in ascending order of position, the n_slots
+// tail included up to n_context: rows are (query, head of the group). Not causal.
+void attention_logits(const CpuContext& context,
+                      ConstRows q,  // [n_queries, group * head_dim]
+                      std::int64_t n_context, const KvHeadPages& head, int group,
+                      const KvPageLayout& layout, float scale, const RopeTable* rope,
+                      Rows logits);  // [n_queries * group, n_slots]
+// Visible slots of a head with n_context positions in its cache.
+std::int64_t visible_slots(const KvHeadPages& head, std::int64_t n_context);
 
 struct KvAppendSequence {
   std::int64_t row_begin = 0;  // first row in k and v

@@ -1,9 +1,11 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/core/check.h"
 #include "kernels/isa/dispatch.h"
+#include "kernels/kv_quant.h"
 
 namespace spindle::kernels {
 namespace {
@@ -33,6 +35,71 @@ void check_layout(const KvPageLayout& layout) {
         "head_dim must be a multiple of 16");
 }
 
+AttentionRope rope_of(const RopeTable* table) {
+  if (table == nullptr) return {};
+  return {.cos = table->cos(0),
+          .sin = table->sin(0),
+          .step_cos = table->step_cos(),
+          .step_sin = table->step_sin(),
+          .stride_cos = table->stride_cos(),
+          .stride_sin = table->stride_sin(),
+          .half_dim = table->rotary_dim() / 2,
+          .max_positions = table->max_positions()};
+}
+
+// Levels of each bit width in a row of 16, for the in-register lookup.
+const std::array<float, 64>& padded_lloyd_levels() {
+  static const std::array<float, 64> kLevels = [] {
+    std::array<float, 64> padded{};
+    for (int bits = 1; bits <= 4; ++bits) {
+      const std::span<const float> levels = lloyd_levels(bits);
+      std::copy(levels.begin(), levels.end(), padded.begin() + 16 * (bits - 1));
+    }
+    return padded;
+  }();
+  return kLevels;
+}
+
+void check_block(const KvBlock& block, const KvHeadContext& context, const KvPageLayout& layout,
+                 const RopeTable* rope) {
+  const auto [k, v] = block.codec;
+  CHECK(block.first < block.end && block.end <= block.capacity && block.capacity <= kKvBlockTokens,
+        "visible tokens of a block");
+  if (block.codec == KvCodec{}) return;
+  CHECK(layout.head_dim % kKvBlockTokens == 0, "coded blocks need head_dim % 32 == 0");
+  CHECK((k == KvFormat::kToken) == (v == KvFormat::kToken), "token ids are for both sides");
+  CHECK(k != KvFormat::kToken || (context.k_tokens != nullptr && context.v_tokens != nullptr),
+        "token ids need the table");
+  CHECK(k != KvFormat::kCodebook || context.k_entries != nullptr, "codebook of K");
+  CHECK(v != KvFormat::kCodebook || context.v_entries != nullptr, "codebook of V");
+  CHECK(!is_lloyd(k) || context.k_mean != nullptr, "mean of K");
+  CHECK(!is_lloyd(v) || context.v_mean != nullptr, "mean of V");
+  if (!is_pre_rope(k)) return;
+  CHECK(rope != nullptr, "keys before RoPE need its table");
+  CHECK(block.positions != nullptr || (block.first_position >= 0 &&
+                                       block.first_position + block.end <= rope->max_positions()),
+        "positions inside the rope table");
+}
+
+void check_head(const KvHeadPages& head, const KvPageLayout& layout, const RopeTable* rope) {
+  CHECK(head.tail_first >= head.tail_origin, "the visible tail begins inside the tail");
+  CHECK(rope == nullptr || rope->rotary_dim() <= layout.head_dim, "rotary dimension");
+  if (head.n_blocks == 0) return;
+  CHECK(head.context != nullptr, "blocks need their head's context");
+  for (std::int64_t i = 0; i < head.n_blocks; ++i) {
+    check_block(head.blocks[i], *head.context, layout, rope);
+  }
+}
+
+void set_cache(const KvHeadPages& head, AttentionTile& tile) {
+  tile.pages = head.pages;
+  tile.tail_origin = head.tail_origin;
+  tile.tail_first = head.tail_first;
+  tile.blocks = head.blocks;
+  tile.n_blocks = head.n_blocks;
+  tile.context = head.context;
+}
+
 // The work of a call is a list of (sequence, kv head, query tile), cut into ranges of about equal
 // cost. Each item computes its rows alone, so the cut does not matter to the result.
 struct Work {
@@ -48,8 +115,10 @@ struct Work {
       for (std::int64_t head = 0; head < n_kv_heads; ++head) {
         for (std::int64_t query = 0; query < sequence.n_queries; query += queries_per_tile) {
           const std::int64_t n = std::min(queries_per_tile, sequence.n_queries - query);
+          const KvHeadPages& cache = sequence.heads[head];
           const std::int64_t seen = sequence.n_context - sequence.n_queries + query + n;
-          const std::int64_t n_pages = (seen + kKvPageTokens - 1) / kKvPageTokens;
+          const std::int64_t n_pages =
+              (seen - cache.tail_first + kKvPageTokens - 1) / kKvPageTokens + cache.n_blocks;
           visit(sequence, head, query, n, n_pages * n * group);
         }
       }
@@ -60,17 +129,25 @@ struct Work {
 }  // namespace
 
 void attention(const CpuContext& context, ConstRows q, std::span<const AttentionSequence> sequences,
-               const AttentionShape& shape, const KvPageLayout& layout, float scale, Rows out) {
+               const AttentionShape& shape, const KvPageLayout& layout, float scale, Rows out,
+               const RopeTable* rope) {
   check_layout(layout);
   CHECK(layout.head_dim == shape.head_dim && shape.n_kv_heads > 0 && shape.n_heads > 0 &&
             shape.n_heads % shape.n_kv_heads == 0,
         "attention shape");
   const std::int64_t width = std::int64_t{shape.n_heads} * shape.head_dim;
   CHECK(q.width == width && out.width == width && q.n_rows == out.n_rows, "attention rows");
+  bool with_blocks = false;
   for (const AttentionSequence& s : sequences) {
     CHECK(s.query_begin >= 0 && s.n_queries >= 0 && s.query_begin + s.n_queries <= q.n_rows &&
               s.n_context >= s.n_queries,
           "attention sequence");
+    for (int head = 0; head < shape.n_kv_heads; ++head) {
+      check_head(s.heads[head], layout, rope);
+      CHECK(s.n_queries == 0 || s.n_context - s.n_queries >= s.heads[head].tail_first,
+            "queries see themselves");
+      with_blocks |= s.heads[head].n_blocks > 0;
+    }
   }
 
   const std::int64_t group = shape.n_heads / shape.n_kv_heads;
@@ -83,8 +160,8 @@ void attention(const CpuContext& context, ConstRows q, std::span<const Attention
       std::clamp<std::int64_t>(total / kMinStepsPerThread, 1, context.n_threads());
 
   const KernelTable& kernels = kernels_for(context);
-  const std::size_t scratch_bytes =
-      sizeof(float) * attention_scratch_floats(work.queries_per_tile * group, shape.head_dim);
+  const std::size_t scratch_floats =
+      attention_scratch_floats(work.queries_per_tile * group, shape.head_dim, with_blocks);
   context.parallel_for(n_ranges, 1, [&](std::int64_t begin, std::int64_t end, int thread) {
     AttentionTile tile{};
     tile.q_stride = q.stride;
@@ -93,7 +170,11 @@ void attention(const CpuContext& context, ConstRows q, std::span<const Attention
     tile.head_dim = shape.head_dim;
     tile.format = page_format(layout.dtype);
     tile.scale = scale;
-    tile.scratch = reinterpret_cast<float*>(context.scratch(thread, scratch_bytes));
+    tile.rope = rope_of(rope);
+    tile.lloyd_levels = padded_lloyd_levels().data();
+    tile.scratch =
+        reinterpret_cast<float*>(context.scratch(thread, scratch_floats * sizeof(float)));
+    tile.scratch_floats = static_cast<std::int64_t>(scratch_floats);
     std::int64_t before = 0;
     work.for_each([&](const AttentionSequence& sequence, std::int64_t head, std::int64_t query,
                       std::int64_t n_queries, std::int64_t cost) {
@@ -106,10 +187,43 @@ void attention(const CpuContext& context, ConstRows q, std::span<const Attention
       tile.out = out.row(row) + column;
       tile.n_queries = n_queries;
       tile.position_begin = sequence.n_context - sequence.n_queries + query;
-      tile.pages = sequence.heads[head].pages;
+      set_cache(sequence.heads[head], tile);
       kernels.attention(tile);
     });
   });
+}
+
+std::int64_t visible_slots(const KvHeadPages& head, std::int64_t n_context) {
+  std::int64_t n = n_context - head.tail_first;
+  for (std::int64_t i = 0; i < head.n_blocks; ++i) n += head.blocks[i].end - head.blocks[i].first;
+  return n;
+}
+
+void attention_logits(const CpuContext& context, ConstRows q, std::int64_t n_context,
+                      const KvHeadPages& head, int group, const KvPageLayout& layout, float scale,
+                      const RopeTable* rope, Rows logits) {
+  check_layout(layout);
+  check_head(head, layout, rope);
+  CHECK(q.width == std::int64_t{group} * layout.head_dim && logits.n_rows == q.n_rows * group &&
+            logits.width == visible_slots(head, n_context),
+        "attention_logits shapes");
+  if (q.n_rows == 0) return;
+  AttentionTile tile{};
+  tile.q = q.data;
+  tile.q_stride = q.stride;
+  tile.n_queries = q.n_rows;
+  tile.position_begin = n_context - q.n_rows;
+  tile.group = group;
+  tile.head_dim = layout.head_dim;
+  tile.format = page_format(layout.dtype);
+  set_cache(head, tile);
+  tile.rope = rope_of(rope);
+  tile.lloyd_levels = padded_lloyd_levels().data();
+  tile.scale = scale;
+  const std::size_t floats = attention_scratch_floats(q.n_rows * group, layout.head_dim, true);
+  tile.scratch = reinterpret_cast<float*>(context.scratch(0, floats * sizeof(float)));
+  tile.scratch_floats = static_cast<std::int64_t>(floats);
+  kernels_for(context).attention_logits(tile, logits.data, logits.stride);
 }
 
 namespace {
@@ -169,7 +283,7 @@ void kv_append(const CpuContext& context, ConstRows k, ConstRows v,
     for (const KvAppendSequence& s : sequences) {
       for (std::int64_t head = begin; head < end; ++head) {
         for (std::int64_t i = 0; i < s.n_tokens; ++i) {
-          const std::int64_t position = s.position_begin + i;
+          const std::int64_t position = s.position_begin + i - s.heads[head].tail_origin;
           const TokenSlot where{s.heads[head].pages[position / layout.page_tokens],
                                 position % layout.page_tokens};
           append_token(layout, where, k.row(s.row_begin + i) + head * layout.head_dim,

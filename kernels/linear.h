@@ -59,6 +59,8 @@ class PackedLinear {
 
  private:
   friend void linear(const CpuContext& context, const PackedLinear& weights, ConstRows x, Rows y);
+  friend void linear_slice(const CpuContext& context, const PackedLinear& weights,
+                           std::int64_t k_begin, ConstRows x, Rows y);
   struct Body;
   explicit PackedLinear(std::unique_ptr<Body> body);
 
@@ -69,5 +71,13 @@ class PackedLinear {
 void linear(const CpuContext& context, const PackedLinear& weights,
             ConstRows x,  // [n_tokens, n_in]
             Rows y);      // [n_tokens, n_out]
+
+// y = x W[:, k_begin : k_begin + width)^T without the bias: what the inputs of that range, one head
+// of an output projection for instance, add to y. The fp32 chain of kF32 over the range, in both
+// maths (kBF16 rounds x to bf16), hence always independent of the number of rows. `y` must not
+// overlap `x`. Zero rows are allowed.
+void linear_slice(const CpuContext& context, const PackedLinear& weights, std::int64_t k_begin,
+                  ConstRows x,  // [n_tokens, width]
+                  Rows y);      // [n_tokens, n_out]
 
 }  // namespace spindle::kernels

@@ -145,7 +145,9 @@ struct PackedLinear::Body {
 
   Status pack_panels(const CpuContext& context, std::span<const WeightSource> sources);
   Status pack_bf16(const CpuContext& context, std::span<const WeightSource> sources);
-  void run_panels(const CpuContext& context, ConstRows x, Rows y) const;
+  // y = x W[:, k_begin : k_begin + x.width)^T, with the bias where it is asked for.
+  void run_panels(const CpuContext& context, std::int64_t k_begin, ConstRows x, Rows y,
+                  bool with_bias) const;
 };
 
 Status PackedLinear::Body::pack_panels(const CpuContext& context,
@@ -201,13 +203,16 @@ Status PackedLinear::Body::pack_bf16(const CpuContext& context,
   return ok_status();
 }
 
-void PackedLinear::Body::run_panels(const CpuContext& context, ConstRows x, Rows y) const {
+void PackedLinear::Body::run_panels(const CpuContext& context, std::int64_t k_begin, ConstRows x,
+                                    Rows y, bool with_bias) const {
   LinearJob job{};
-  job.panels = panels.data();
+  job.panels =
+      panels.data() + static_cast<std::size_t>(k_begin * kPanelColumns) * dtype_bytes(dtype);
   job.format = panel_format(dtype);
-  job.n_in = n_in;
+  job.panel_depth = n_in;
+  job.n_in = x.width;
   job.n_out = n_out;
-  job.bias = bias.empty() ? nullptr : bias.data();
+  job.bias = with_bias && !bias.empty() ? bias.data() : nullptr;
   job.round_x_to_bf16 = math == LinearMath::kBF16;
   job.x = x.data;
   job.x_stride = x.stride;
@@ -219,9 +224,9 @@ void PackedLinear::Body::run_panels(const CpuContext& context, ConstRows x, Rows
   const std::int64_t group = n_panels >= 8 * context.n_threads() ? 4 : 1;
   const std::int64_t n_groups = (n_panels + group - 1) / group;
   const std::int64_t n_blocks = (x.n_rows + kLinearRowBlock - 1) / kLinearRowBlock;
-  const std::int64_t item_work = (x.n_rows / n_blocks + 1) * n_in * kPanelColumns * group;
+  const std::int64_t item_work = (x.n_rows / n_blocks + 1) * x.width * kPanelColumns * group;
   const KernelTable& kernels = kernels_for(context);
-  const std::size_t scratch_bytes = sizeof(float) * linear_scratch_floats(x.n_rows, n_in);
+  const std::size_t scratch_bytes = sizeof(float) * linear_scratch_floats(x.n_rows, x.width);
   context.parallel_for(
       n_blocks * n_groups, kMinWorkPerThread / item_work + 1,
       [&](std::int64_t begin, std::int64_t end, int thread) {
@@ -278,7 +283,7 @@ void linear(const CpuContext& context, const PackedLinear& weights, ConstRows x,
   CHECK(x.width == body.n_in && y.width == body.n_out && x.n_rows == y.n_rows, "linear shapes");
   if (x.n_rows == 0) return;
   if (body.bf16 == nullptr || x.n_rows <= kMaxVectorRows) {
-    body.run_panels(context, x, y);
+    body.run_panels(context, 0, x, y, true);
     return;
   }
   const Status status = body.bf16->apply(context, x, y);
@@ -286,6 +291,15 @@ void linear(const CpuContext& context, const PackedLinear& weights, ConstRows x,
   if (body.bias.empty()) return;
   const KernelTable& kernels = kernels_for(context);
   for (std::int64_t i = 0; i < y.n_rows; ++i) kernels.add(body.bias.data(), y.width, y.row(i));
+}
+
+void linear_slice(const CpuContext& context, const PackedLinear& weights, std::int64_t k_begin,
+                  ConstRows x, Rows y) {
+  const PackedLinear::Body& body = *weights.body_;
+  CHECK(k_begin >= 0 && x.width > 0 && x.width <= body.n_in - k_begin, "linear_slice range");
+  CHECK(y.width == body.n_out && x.n_rows == y.n_rows, "linear_slice shapes");
+  if (x.n_rows == 0) return;
+  body.run_panels(context, k_begin, x, y, false);
 }
 
 }  // namespace spindle::kernels

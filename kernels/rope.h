@@ -29,6 +29,12 @@ class RopeTable {
   std::int64_t max_positions() const { return max_positions_; }
   const float* cos(std::int64_t position) const { return cos_.data() + position * half_dim_; }
   const float* sin(std::int64_t position) const { return sin_.data() + position * half_dim_; }
+  // Angles of the steps 0..31 without attention_scale, [rotary_dim / 2][32], and of 0, 32 .. 992.
+  const float* step_cos() const { return step_cos_.data(); }
+  const float* step_sin() const { return step_sin_.data(); }
+  const float* stride_cos() const { return stride_cos_.data(); }
+  const float* stride_sin() const { return stride_sin_.data(); }
+  float attention_scale() const { return attention_scale_; }
 
  private:
   RopeTable() = default;
@@ -37,6 +43,11 @@ class RopeTable {
   std::int64_t max_positions_ = 0;
   std::vector<float> cos_;  // [max_positions, rotary_dim / 2]
   std::vector<float> sin_;  // [max_positions, rotary_dim / 2]
+  std::vector<float> step_cos_;
+  std::vector<float> step_sin_;
+  std::vector<float> stride_cos_;
+  std::vector<float> stride_sin_;
+  float attention_scale_ = 1.0F;
 };
 
 // In place. Products are rounded before they are added, as in the reference, so every instruction

@@ -43,6 +43,17 @@ Result<RopeTable> RopeTable::create(std::span<const float> inv_freq, std::int64_
       table.sin_.push_back(std::sin(angle) * attention_scale);
     }
   }
+  table.attention_scale_ = attention_scale;
+  for (const float frequency : inv_freq) {
+    for (int step = 0; step < 32; ++step) {
+      const float angle = static_cast<float>(step) * frequency;
+      table.step_cos_.push_back(std::cos(angle));
+      table.step_sin_.push_back(std::sin(angle));
+      const float stride_angle = static_cast<float>(32 * step) * frequency;
+      table.stride_cos_.push_back(std::cos(stride_angle));
+      table.stride_sin_.push_back(std::sin(stride_angle));
+    }
+  }
   return table;
 }
 

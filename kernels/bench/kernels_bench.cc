@@ -2,7 +2,7 @@
 // memory, oneDNN's f32 product for what multiplies. Single-threaded, best of several rounds, so
 // that a neighbour on the machine costs rounds and not the result.
 //
-// kernels_bench [linear|attention|all] [portable|avx2|avx512]
+// kernels_bench [linear|attention|kv_attention|all] [portable|avx2|avx512]
 
 #include <algorithm>
 #include <cstdio>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/bench/kv_attention_bench.h"
 #include "kernels/bench/yardsticks.h"
 #include "kernels/core/cpu_context.h"
 #include "kernels/linear.h"
@@ -129,5 +130,6 @@ int main(int argc, char** argv) {
       kernels::read_bandwidth(std::size_t{512} << 20));
   if (what == "linear" || what == "all") kernels::bench_linear(*context);
   if (what == "attention" || what == "all") kernels::bench_attention(*context);
+  if (what == "kv_attention" || what == "all") kernels::bench_kv_attention(*context);
   return 0;
 }

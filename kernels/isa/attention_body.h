@@ -1,104 +1,5 @@
-// Attention over the pages of one kv head. Included inside an anonymous namespace by the per-ISA
-// translation units, after gemm_body.h and math_body.h.
-//
-// One page is one block step: score_block, softmax_step, value_block. Other storage of a block of
-// 32 tokens needs only its own way to widen K to [head_dim][32] and V to [32][head_dim].
-
-// State of the online softmax of n_rows rows, one row per (query, head of the group).
-struct OnlineSoftmax {
-  std::int64_t n_rows;
-  int head_dim;
-  std::int64_t value_stride;  // head_dim rounded up to whole panels
-  const float* q;             // tiles of rows, packed: [tile][head_dim][rows of tile]
-  float* scores;              // [n_rows][32], then probabilities
-  float* best;                // [n_rows]
-  float* mass;                // [n_rows][kLanes], summed over lanes at the end
-  float* values;              // [n_rows][value_stride]
-  float scale;
-};
-
-// scores[r][t] = fma chain over d of q[r][d] * k[d][t], for the tiles that hold rows from
-// `first_row` on.
-template <class Loader>
-void score_block(const OnlineSoftmax& state, std::int64_t first_row,
-                 const typename Loader::Element* k, std::int64_t prefetch_bytes) {
-  TileOperands<typename Loader::Element> t{};
-  t.b = k;
-  t.b_stride = kPanelColumns;
-  t.n_k = state.head_dim;
-  t.prefetch_bytes = prefetch_bytes;
-  t.c_stride = kPanelColumns;
-  const std::int64_t n_tiles = tile_count(state.n_rows);
-  for (std::int64_t i = 0; i < n_tiles; ++i) {
-    const std::int64_t begin = tile_begin(state.n_rows, i);
-    const std::int64_t end = tile_begin(state.n_rows, i + 1);
-    if (end <= first_row) continue;
-    t.a = state.q + begin * state.head_dim;
-    t.c = state.scores + begin * kPanelColumns;
-    packed_tile<Loader>(static_cast<int>(end - begin), t, kUnitsPerPanel);
-  }
-}
-
-// One row: scores of its first n_valid tokens to probabilities relative to the new maximum; what
-// was summed before is rescaled when the maximum rose.
-inline void softmax_step(const OnlineSoftmax& state, std::int64_t row, std::int64_t n_valid) {
-  constexpr int kVectors = kPanelColumns / kLanes;
-  float* scores = state.scores + row * kPanelColumns;
-  for (std::int64_t t = n_valid; t < kPanelColumns; ++t) scores[t] = -__builtin_inff();
-  V s[kVectors];
-  V top = splat(-__builtin_inff());
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    s[i] = load(scores + i * kLanes) * splat(state.scale);
-    top = at_least(s[i], top);
-  }
-  const float old_best = state.best[row];
-  const float block_best = max_lanes(top);
-  const float best = block_best > old_best ? block_best : old_best;
-  float* mass = state.mass + row * kLanes;
-  V sum = load(mass);
-  if (best != old_best) {
-    const V shrink = exp_of(splat(old_best - best));
-    sum = sum * shrink;
-    float* values = state.values + row * state.value_stride;
-    for (std::int64_t d = 0; d < state.value_stride; d += kLanes) {
-      store(values + d, load(values + d) * shrink);
-    }
-    state.best[row] = best;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    const V p = exp_of(s[i] - splat(best));
-    store(scores + i * kLanes, p);
-    sum = sum + p;
-  }
-  store(mass, sum);
-}
-
-// values[r] = fma chain over the first n_tokens of p[r][t] * v[t], continued; rows [begin, end).
-template <class Loader>
-void value_block(const OnlineSoftmax& state, std::int64_t begin, std::int64_t end,
-                 std::int64_t n_tokens, const typename Loader::Element* v, std::int64_t v_stride,
-                 std::int64_t prefetch_bytes) {
-  if (begin >= end) return;
-  TileOperands<typename Loader::Element> t{};
-  t.b = v;
-  t.b_stride = v_stride;
-  t.b_panel = kPanelColumns;
-  t.n_k = n_tokens;
-  t.prefetch_bytes = prefetch_bytes;
-  t.c_stride = state.value_stride;
-  t.accumulate = true;
-  const std::int64_t n_units = state.value_stride / kPanelColumns * kUnitsPerPanel;
-  const std::int64_t n_tiles = tile_count(end - begin);
-  for (std::int64_t i = 0; i < n_tiles; ++i) {
-    const std::int64_t first = begin + tile_begin(end - begin, i);
-    const std::int64_t last = begin + tile_begin(end - begin, i + 1);
-    t.a = state.scores + first * kPanelColumns;
-    t.c = state.values + first * state.value_stride;
-    strided_tile<Loader>(static_cast<int>(last - first), t, n_units);
-  }
-}
+// Attention over the cache of one kv head: its blocks, then the pages of its tail. Included inside
+// an anonymous namespace by the per-ISA translation units, after block_step_body.h.
 
 // The step of one page. Queries see the tokens up to their own position: queries before `first` see
 // none of this page, those from `full` on see all of it. A token that a query does not see is left
@@ -109,6 +10,8 @@ void page_step(const OnlineSoftmax& state, const AttentionTile& tile, std::int64
                std::int64_t v_stride, std::int64_t prefetch_bytes) {
   const std::int64_t group = tile.group;
   const std::int64_t before = page_begin - tile.position_begin;
+  const std::int64_t n_hidden = tile.tail_first - page_begin;
+  const std::int64_t n_skip = n_hidden > 0 ? n_hidden : 0;
   const std::int64_t first = before > 0 ? before : 0;
   std::int64_t full = before + kPanelColumns - 1;
   full = full < first ? first : full > tile.n_queries ? tile.n_queries : full;
@@ -117,53 +20,113 @@ void page_step(const OnlineSoftmax& state, const AttentionTile& tile, std::int64
   for (std::int64_t query = first; query < tile.n_queries; ++query) {
     const std::int64_t seen = query - before + 1;
     const std::int64_t n_valid = seen < kPanelColumns ? seen : kPanelColumns;
-    for (std::int64_t h = 0; h < group; ++h) softmax_step(state, query * group + h, n_valid);
+    for (std::int64_t h = 0; h < group; ++h) {
+      softmax_step(state, query * group + h, {n_skip, n_valid});
+    }
   }
   for (std::int64_t query = first; query < full; ++query) {
-    value_block<VLoader>(state, query * group, (query + 1) * group, query - before + 1, v, v_stride,
-                         prefetch_bytes);
+    value_block<VLoader>(state, {query * group, (query + 1) * group}, {n_skip, query - before + 1},
+                         v, v_stride, prefetch_bytes);
   }
-  value_block<VLoader>(state, full * group, state.n_rows, kPanelColumns, v, v_stride,
+  value_block<VLoader>(state, {full * group, state.n_rows}, {n_skip, kPanelColumns}, v, v_stride,
                        prefetch_bytes);
 }
 
-// V [32][head_dim] to fp32 [32][value_stride]; the columns past head_dim were zeroed once.
-template <class Loader>
-void expand_values(const typename Loader::Element* v, int head_dim, std::int64_t value_stride,
-                   float* out) {
-  for (int t = 0; t < kPanelColumns; ++t) {
-    for (int d = 0; d < head_dim; d += 16) {
-#pragma GCC unroll 4
-      for (int lane = 0; lane < 16; lane += kLanes) {
-        store(out + d + lane, Loader::one(v + d + lane));
-      }
+// Packs the tile's queries by tiles of rows.
+inline void pack_queries(const AttentionTile& tile, std::int64_t n_rows, float* packed) {
+  const std::int64_t n_tiles = tile_count(n_rows);
+  for (std::int64_t i = 0; i < n_tiles; ++i) {
+    const std::int64_t begin = tile_begin(n_rows, i);
+    const std::int64_t n = tile_begin(n_rows, i + 1) - begin;
+    for (std::int64_t r = 0; r < n; ++r) {
+      const std::int64_t index = begin + r;
+      const float* q =
+          tile.q + index / tile.group * tile.q_stride + index % tile.group * tile.head_dim;
+      float* out = packed + begin * tile.head_dim + r;
+      for (int d = 0; d < tile.head_dim; ++d) out[d * n] = q[d];
     }
-    v += head_dim;
-    out += value_stride;
   }
 }
 
-inline void start_softmax(const AttentionTile& tile, OnlineSoftmax& state, float* packed_q) {
+// The other forms of the packed queries that blocks need: unpacked, and packed in the Hadamard
+// basis with the sum over each row's elements.
+inline void prepare_queries(const OnlineSoftmax& state, const AttentionScratch& s) {
+  const int d_head = state.head_dim;
+  float* row = s.block.rows;
   const std::int64_t n_tiles = tile_count(state.n_rows);
   for (std::int64_t i = 0; i < n_tiles; ++i) {
     const std::int64_t begin = tile_begin(state.n_rows, i);
     const std::int64_t n = tile_begin(state.n_rows, i + 1) - begin;
     for (std::int64_t r = 0; r < n; ++r) {
-      const std::int64_t row = begin + r;
-      const float* q = tile.q + row / tile.group * tile.q_stride + row % tile.group * tile.head_dim;
-      float* out = packed_q + begin * tile.head_dim + r;
-      for (int d = 0; d < tile.head_dim; ++d) out[d * n] = q[d];
+      const float* q = s.packed_q + begin * d_head + r;
+      float* plain = s.plain_q + (begin + r) * kQueryStride;
+      for (int d = 0; d < d_head; ++d) row[d] = plain[d] = q[d * n];
+      hadamard_vector(row, d_head);
+      rotate_query(state, s, begin + r, begin * d_head + r, n, row);
     }
+  }
+}
+
+inline AttentionScratch carve_scratch(const AttentionTile& tile, OnlineSoftmax& state) {
+  AttentionScratch s{};
+  const std::int64_t d = tile.head_dim;
+  state.n_rows = tile.n_queries * tile.group;
+  state.head_dim = tile.head_dim;
+  state.value_stride = (d + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
+  state.row_values = tile.n_blocks > 0 ? ValueRow{state.value_stride}.size() : state.value_stride;
+  state.scale = tile.scale;
+  float* next = tile.scratch;
+  const auto take = [&next](std::int64_t n_floats) {
+    float* begin = next;
+    next += (n_floats + 15) / 16 * 16;
+    return begin;
+  };
+  s.packed_q = take(state.n_rows * d);
+  state.q = s.packed_q;
+  state.scores = take(state.n_rows * kPanelColumns);
+  state.best = take(state.n_rows);
+  state.mass = take(state.n_rows * kLanes);
+  state.values = take(state.n_rows * state.row_values);
+  s.block.k = take(d * kPanelColumns);
+  s.block.v = take(kPanelColumns * state.value_stride);
+  if (tile.n_blocks > 0) {
+    s.rotated_q = take(state.n_rows * d);
+    s.rotated_sum = take(state.n_rows);
+    s.rotated_scale = take(state.n_rows);
+    s.weights = take(state.n_rows * kPanelColumns);
+    s.next_scores = take(state.n_rows * kPanelColumns);
+    s.plain_q = take(state.n_rows * kQueryStride);
+    s.turned_q = take(state.n_rows * kQueryStride);
+    s.block.rows = take(kPanelColumns * d);
+    s.block.angles = take(2 * tile.rope.half_dim * kPanelColumns);
+    s.block.steps = take(2 * tile.rope.half_dim * kPanelColumns);
+    s.block.k_mean = take(d);
+    s.block.codes = reinterpret_cast<std::uint8_t*>(take(4 * d));
+  }
+  if (next > tile.scratch + tile.scratch_floats) __builtin_trap();
+  return s;
+}
+
+inline AttentionScratch start_softmax(const AttentionTile& tile, OnlineSoftmax& state) {
+  const AttentionScratch s = carve_scratch(tile, state);
+  pack_queries(tile, state.n_rows, s.packed_q);
+  if (tile.n_blocks > 0) {
+    prepare_queries(state, s);
+    start_block_decoding(tile, s.block);
   }
   for (std::int64_t r = 0; r < state.n_rows; ++r) state.best[r] = -__builtin_inff();
   for (std::int64_t i = 0; i < state.n_rows * kLanes; ++i) state.mass[i] = 0.0F;
-  for (std::int64_t i = 0; i < state.n_rows * state.value_stride; ++i) state.values[i] = 0.0F;
+  for (std::int64_t i = 0; i < state.n_rows * state.row_values; ++i) state.values[i] = 0.0F;
+  for (std::int64_t i = 0; i < kPanelColumns * state.value_stride; ++i) s.block.v[i] = 0.0F;
+  return s;
 }
 
-inline void finish_softmax(const AttentionTile& tile, const OnlineSoftmax& state) {
+inline void finish_softmax(const AttentionTile& tile, const OnlineSoftmax& state,
+                           const AttentionScratch& s) {
   for (std::int64_t row = 0; row < state.n_rows; ++row) {
     const V factor = splat(1.0F / sum_lanes(load(state.mass + row * kLanes)));
-    const float* values = state.values + row * state.value_stride;
+    float* values = state.values + row * state.row_values;
+    if (tile.n_blocks > 0) finish_values(tile, state, s, values);
     float* out = tile.out + row / tile.group * tile.out_stride + row % tile.group * tile.head_dim;
     for (int d = 0; d < tile.head_dim; d += kLanes) store(out + d, load(values + d) * factor);
   }
@@ -173,46 +136,63 @@ template <class Loader>
 void attention_format(const AttentionTile& tile) {
   using Element = typename Loader::Element;
   OnlineSoftmax state{};
-  state.n_rows = tile.n_queries * tile.group;
-  state.head_dim = tile.head_dim;
-  state.value_stride = (tile.head_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
-  state.scale = tile.scale;
-  float* next = tile.scratch;
-  float* packed_q = next;
-  state.q = packed_q;
-  next += state.n_rows * tile.head_dim;
-  state.scores = next;
-  next += state.n_rows * kPanelColumns;
-  state.best = next;
-  next += (state.n_rows + 15) / 16 * 16;
-  state.mass = next;
-  next += state.n_rows * 16;
-  state.values = next;
-  next += state.n_rows * state.value_stride;
-  float* wide_k = next;
-  next += static_cast<std::int64_t>(tile.head_dim) * kPanelColumns;
-  float* wide_v = next;
-  start_softmax(tile, state, packed_q);
-  for (std::int64_t i = 0; i < kPanelColumns * state.value_stride; ++i) wide_v[i] = 0.0F;
+  const AttentionScratch s = start_softmax(tile, state);
+  if (tile.n_blocks > 0) block_steps<Loader>(tile, state, s);
 
-  // Few rows use a page as it lies, many share one widened copy: the same values either way.
-  const bool direct = state.n_rows <= kMaxTileRows && tile.head_dim % kPanelColumns == 0;
-  const std::int64_t n_pages =
-      (tile.position_begin + tile.n_queries + kPanelColumns - 1) / kPanelColumns;
-  for (std::int64_t page = 0; page < n_pages; ++page) {
+  const bool direct = state.is_short() && tile.head_dim % kPanelColumns == 0;
+  const std::int64_t n_tail = tile.position_begin + tile.n_queries - tile.tail_origin;
+  const std::int64_t n_pages = (n_tail + kPanelColumns - 1) / kPanelColumns;
+  const std::int64_t first_page = (tile.tail_first - tile.tail_origin) / kPanelColumns;
+  for (std::int64_t page = first_page; page < n_pages; ++page) {
     const Element* k = reinterpret_cast<const Element*>(tile.pages[page]);
     const Element* v = k + static_cast<std::int64_t>(tile.head_dim) * kPanelColumns;
-    const std::int64_t page_begin = page * kPanelColumns;
+    const std::int64_t page_begin = tile.tail_origin + page * kPanelColumns;
     if (direct) {
       const std::int64_t ahead = page + 1 < n_pages ? tile.pages[page + 1] - tile.pages[page] : 0;
       page_step<Loader, Loader>(state, tile, page_begin, k, v, tile.head_dim, ahead);
     } else {
-      expand_panel<Loader>(k, tile.head_dim, wide_k);
-      expand_values<Loader>(v, tile.head_dim, state.value_stride, wide_v);
-      page_step<LoadF32, LoadF32>(state, tile, page_begin, wide_k, wide_v, state.value_stride, 0);
+      expand_panel<Loader>(k, tile.head_dim, s.block.k);
+      expand_values<Loader>(v, tile.head_dim, state.value_stride, s.block.v);
+      page_step<LoadF32, LoadF32>(state, tile, page_begin, s.block.k, s.block.v, state.value_stride,
+                                  0);
     }
   }
-  finish_softmax(tile, state);
+  finish_softmax(tile, state, s);
+}
+
+inline void copy_logits(const OnlineSoftmax& state, Range tokens, std::int64_t column, float* out,
+                        std::int64_t out_stride) {
+  for (std::int64_t row = 0; row < state.n_rows; ++row) {
+    const float* scores = state.scores + row * kPanelColumns;
+    float* to = out + row * out_stride + column;
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      to[t - tokens.begin] = scores[t] * state.scale;
+    }
+  }
+}
+
+template <class Loader>
+void logits_format(const AttentionTile& tile, float* out, std::int64_t out_stride) {
+  OnlineSoftmax state{};
+  const AttentionScratch s = start_softmax(tile, state);
+  std::int64_t column = 0;
+  for (std::int64_t i = 0; i < tile.n_blocks; ++i) {
+    const KvBlock& block = tile.blocks[i];
+    block_scores<Loader>(tile, state, s, block, 0);
+    copy_logits(state, {block.first, block.end}, column, out, out_stride);
+    column += block.end - block.first;
+  }
+  const std::int64_t n_tail = tile.position_begin + tile.n_queries - tile.tail_origin;
+  std::int64_t slot = tile.tail_first - tile.tail_origin;
+  while (slot < n_tail) {
+    const std::int64_t page = slot / kPanelColumns;
+    const std::int64_t left = n_tail - page * kPanelColumns;
+    const Range tokens{slot % kPanelColumns, left < kPanelColumns ? left : kPanelColumns};
+    raw_score_step<Loader>(tile, state, s, tile.pages[page], 0);
+    copy_logits(state, tokens, column, out, out_stride);
+    column += tokens.end - tokens.begin;
+    slot = (page + 1) * kPanelColumns;
+  }
 }
 
 void attention_tile(const AttentionTile& tile) {
@@ -224,5 +204,17 @@ void attention_tile(const AttentionTile& tile) {
     case ElementFormat::kBF16:
     case ElementFormat::kBF16Paired:
       return attention_format<LoadBf16>(tile);
+  }
+}
+
+void attention_logits_tile(const AttentionTile& tile, float* out, std::int64_t out_stride) {
+  switch (tile.format) {
+    case ElementFormat::kF32:
+      return logits_format<LoadF32>(tile, out, out_stride);
+    case ElementFormat::kF16:
+      return logits_format<LoadF16>(tile, out, out_stride);
+    case ElementFormat::kBF16:
+    case ElementFormat::kBF16Paired:
+      return logits_format<LoadBf16>(tile, out, out_stride);
   }
 }

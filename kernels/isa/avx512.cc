@@ -13,7 +13,19 @@ namespace {
 // The primitives come first.
 #include "kernels/isa/gemm_body.h"
 #include "kernels/isa/math_body.h"
+#include "kernels/isa/score_body.h"
+// How angles of listed positions are found differs.
+#include "kernels/isa/angles_permute_body.h"
 // The micro-tiles come before what is built of them.
+#include "kernels/isa/block_body.h"
+#include "kernels/isa/softmax_body.h"
+// Attention is built of both.
+#include "kernels/isa/value_codes_body.h"
+// How codes are multiplied differs.
+#include "kernels/isa/codes_int8_body.h"
+// The steps that choose among these.
+#include "kernels/isa/block_step_body.h"
+// Its steps come before the whole pass.
 #include "kernels/isa/attention_body.h"
 #include "kernels/isa/linear_body.h"
 // Last: the table that names them all.

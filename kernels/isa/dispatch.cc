@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/attention.h"
 #include "kernels/core/check.h"
 
 namespace spindle::kernels {
@@ -33,12 +34,25 @@ std::size_t linear_scratch_floats(std::int64_t n_rows, std::int64_t n_in) {
   return std::max(direct, blocked);
 }
 
-std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim) {
+std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim, bool with_blocks) {
   const auto rows = static_cast<std::size_t>(n_rows);
   const auto dim = static_cast<std::size_t>(head_dim);
   const std::size_t value_stride = (dim + kColumns - 1) / kColumns * kColumns;
-  const std::size_t per_row = dim + kColumns + 1 + 16 + value_stride;
-  return rows * per_row + 16 + kColumns * (dim + value_stride);
+  // Every piece begins at a multiple of 16.
+  constexpr std::size_t kRounding = std::size_t{16} * 16;
+  constexpr std::size_t kLanes = 16;
+  // Queries, scores, maximum, mass, values; one block of K and V.
+  const std::size_t plain = rows * (dim + kColumns + 1 + kLanes + value_stride) +
+                            kColumns * (dim + value_stride) + kRounding;
+  if (!with_blocks) return plain;
+  // Rotated, plain and turned queries, a sum and a scale, weights, scores of the next block,
+  // rotated values and the sums beside them; rows, angles, steps, a mean and codes of one
+  // block.
+  static_assert(kQueryStride == kMaxHeadDim);
+  constexpr std::size_t kQueries = kQueryStride;
+  const std::size_t sums = (value_stride / kColumns + 2) * kLanes;
+  return plain + rows * (dim + 2 * kQueries + 2 + 2 * kColumns + value_stride + sums) +
+         3 * kColumns * dim + dim + 4 * dim + kRounding;
 }
 
 }  // namespace spindle::kernels

@@ -42,6 +42,22 @@ struct LoadBf16Paired {
   static void unit(const std::uint16_t* p, V& low, V& high) { load_bf16_pair(p, low, high); }
 };
 
+// Codes of 4 bits, a row of a panel in 16 bytes: column i in the low half of byte i, i + 16 in the
+// high half. As numbers, or as places in a table of 16.
+struct LoadCodes {
+  using Element = std::uint8_t;
+  static constexpr int kStep = 1;
+  static void unit(const std::uint8_t* p, V& low, V& high) { codes_to_float(p, low, high); }
+};
+struct LoadLevels {
+  using Element = std::uint8_t;
+  static constexpr int kStep = 1;
+  static constexpr bool kByTable = true;
+  static void unit(const float* table, const std::uint8_t* p, V& low, V& high) {
+    lookup_codes(table, p, low, high);
+  }
+};
+
 // Where a tile reads and writes. `b` rows are `b_stride` elements apart, panels `b_panel`.
 template <class Element>
 struct TileOperands {
@@ -57,7 +73,18 @@ struct TileOperands {
   bool accumulate;
   // Where the next tall tile will write, fetched while this one computes; null for none.
   const float* next_c;
+  const float* table;  // [16], for LoadLevels only
 };
+
+template <class Loader>
+inline void load_unit(const TileOperands<typename Loader::Element>& t,
+                      const typename Loader::Element* p, V& low, V& high) {
+  if constexpr (requires { Loader::kByTable; }) {
+    Loader::unit(t.table, p, low, high);
+  } else {
+    Loader::unit(p, low, high);
+  }
+}
 
 // c[r][unit] (+)= sum over k of a[k * kAK + r * kARow] * b[k][unit] for kRows rows and kUnits units
 // from `first_unit` on.
@@ -95,7 +122,7 @@ __attribute__((noinline)) void tile(const TileOperands<typename Loader::Element>
     V high[kUnits];
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u) {
-      Loader::unit(b[u], low[u], high[u]);
+      load_unit<Loader>(t, b[u], low[u], high[u]);
       // Tall tiles are bound by arithmetic, and the hardware keeps up with them.
       if constexpr (2 * kRows <= kMaxTileRows) {
         __builtin_prefetch(reinterpret_cast<const char*>(b[u]) + prefetch_bytes);
@@ -135,6 +162,9 @@ void tile_units(const TileOperands<typename Loader::Element>& t, std::int64_t n_
       tile<Loader, kRows, kUnits, kARow, kAK>(t, unit);
     }
   }
+  if constexpr (kUnits > 2) {
+    for (; unit + 2 <= n_units; unit += 2) tile<Loader, kRows, 2, kARow, kAK>(t, unit);
+  }
   for (; unit < n_units; ++unit) tile<Loader, kRows, 1, kARow, kAK>(t, unit);
 }
 
@@ -148,14 +178,14 @@ void packed_tile(int n_rows, const TileOperands<typename Loader::Element>& t,
   tile_units<Loader, kRows, 1, kRows>(t, n_units);
 }
 
-// Rows kPanelColumns floats apart, a[r * 32 + k].
-template <class Loader, int kRows = 1>
+// Rows kStride floats apart, a[r * kStride + k].
+template <class Loader, int kStride, int kRows = 1>
 void strided_tile(int n_rows, const TileOperands<typename Loader::Element>& t,
                   std::int64_t n_units) {
   if constexpr (kRows < kMaxTileRows) {
-    if (n_rows != kRows) return strided_tile<Loader, kRows + 1>(n_rows, t, n_units);
+    if (n_rows != kRows) return strided_tile<Loader, kStride, kRows + 1>(n_rows, t, n_units);
   }
-  tile_units<Loader, kRows, kPanelColumns, 1>(t, n_units);
+  tile_units<Loader, kRows, kStride, 1>(t, n_units);
 }
 
 // Rows are cut into tiles of nearly equal size: [tile_begin(t), tile_begin(t + 1)).

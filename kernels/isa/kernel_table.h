@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/kv_block.h"
+
 namespace spindle::kernels {
 
 // Columns of one weight panel and tokens of one KV page: two vectors of the widest ISA.
@@ -23,10 +25,12 @@ enum class ElementFormat : std::uint8_t {
   kBF16Paired,
 };
 
-// Columns [32 p, 32 p + 32) of all k form panel p: [n_panels][k][32].
+// Columns [32 p, 32 p + 32) of all k form panel p: [n_panels][panel_depth][32]. A job over a range
+// of k points `panels` at its first row and has n_in < panel_depth.
 struct LinearJob {
   const void* panels;
   ElementFormat format;
+  std::int64_t panel_depth;  // rows of k from one panel to the next
   std::int64_t n_in;
   std::int64_t n_out;
   const float* bias;  // [n_out] or null
@@ -38,7 +42,24 @@ struct LinearJob {
   std::int64_t y_stride;
 };
 
-// The query rows (query, head of the group) that one call takes through all pages of one kv head.
+// What rotates keys that are stored before RoPE: rows of RopeTable, the angles of 0..31, and those
+// of 0, 32 .. 992.
+struct AttentionRope {
+  const float* cos = nullptr;  // [max_positions][half_dim]
+  const float* sin = nullptr;
+  const float* step_cos = nullptr;  // [half_dim][32]
+  const float* step_sin = nullptr;
+  const float* stride_cos = nullptr;  // [half_dim][32]
+  const float* stride_sin = nullptr;
+  std::int64_t half_dim = 0;
+  std::int64_t max_positions = 0;
+};
+
+// Floats from one unpacked query to the next in the scratch memory: the largest head_dim.
+inline constexpr std::int64_t kQueryStride = 256;
+
+// The query rows (query, head of the group) that one call takes through one kv head's cache: its
+// blocks, which every query sees, then the pages of its tail.
 struct AttentionTile {
   const float* q;  // first query, first head of the group
   std::int64_t q_stride;
@@ -50,8 +71,16 @@ struct AttentionTile {
   int head_dim;
   ElementFormat format;  // kF32, kF16 or kBF16
   const std::byte* const* pages;
+  std::int64_t tail_origin;  // position of the first slot of pages[0]
+  std::int64_t tail_first;   // first visible position of the tail
+  const KvBlock* blocks;
+  std::int64_t n_blocks;
+  const KvHeadContext* context;
+  AttentionRope rope;
+  const float* lloyd_levels;  // [4 bit widths][16]
   float scale;
   float* scratch;  // attention_scratch_floats()
+  std::int64_t scratch_floats;
 };
 
 struct KernelTable {
@@ -61,16 +90,34 @@ struct KernelTable {
   void (*add)(const float* x, std::int64_t n, float* y);
   void (*swiglu)(const float* gate, const float* up, std::int64_t n, float* out);
   void (*rope)(float* head, const float* cos, const float* sin, std::int64_t half);
+  // n elements of the format (not kBF16Paired) to floats.
+  void (*widen)(ElementFormat format, const void* x, std::int64_t n, float* out);
   float (*max)(const float* x, std::int64_t n);
   // out[i] = exp((x[i] - shift) * scale)
   void (*exp_shifted)(const float* x, std::int64_t n, float shift, float scale, float* out);
   // sum of exp(x[i] - shift)
   double (*sum_exp)(const float* x, std::int64_t n, float shift);
 
+  // Token scores (score_body.h). Maxima leave NaN out.
+  float (*dot)(const float* a, const float* b, std::int64_t n);
+  float (*sum_abs)(const float* x, std::int64_t n);
+  double (*sum)(const float* x, std::int64_t n);
+  void (*scale)(float factor, std::int64_t n, float* x);
+  // sums[i] += x[i] * factor
+  void (*add_scaled)(const float* x, double factor, std::int64_t n, double* sums);
+  void (*max_into)(const float* x, std::int64_t n, float* best);
+  // best[i - begin] >= factor * (x[i - 2] + .. + x[i + 2]) for i in [begin, end); zeros outside
+  // x[0, n).
+  void (*pooled_max_into)(const float* x, std::int64_t n, std::int64_t begin, std::int64_t end,
+                          float factor, float* best);
+
   // Rows and panels [begin, end) of the job; `scratch` holds linear_scratch_floats().
   void (*linear)(const LinearJob& job, std::int64_t row_begin, std::int64_t row_end,
                  std::int64_t panel_begin, std::int64_t panel_end, float* scratch);
   void (*attention)(const AttentionTile& tile);
+  // q . k * scale of every visible slot in order, [n_queries * group] rows `out_stride` apart; rows
+  // are (query, head). Not causal.
+  void (*attention_logits)(const AttentionTile& tile, float* out, std::int64_t out_stride);
 };
 
 // Blocking of the linear operation. These are constants of cost only: no result depends on them.
@@ -86,7 +133,7 @@ inline constexpr std::int64_t kLinearDirectTiles = 2;
 inline constexpr std::int64_t kTallestTile = 12;
 
 std::size_t linear_scratch_floats(std::int64_t n_rows, std::int64_t n_in);
-std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim);
+std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim, bool with_blocks);
 
 const KernelTable& portable_kernels();
 const KernelTable& avx2_kernels();

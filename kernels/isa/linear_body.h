@@ -89,7 +89,7 @@ void linear_direct(const LinearJob& job, std::int64_t row_begin, std::int64_t n_
   }
   TileOperands<typename Loader::Element> t{};
   t.b_stride = kPanelColumns;
-  t.b_panel = k * kPanelColumns;
+  t.b_panel = job.panel_depth * kPanelColumns;
   t.n_k = k;
   t.prefetch_bytes = kStreamAheadBytes;
   for (std::int64_t panel = panel_begin; panel < panel_end; panel += kStreamPanels) {
@@ -125,7 +125,7 @@ void linear_blocked(const LinearJob& job, std::int64_t row_begin, std::int64_t n
     t.accumulate = k > 0;
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
       expand_panel<Loader>(static_cast<const typename Loader::Element*>(job.panels) +
-                               (panel * job.n_in + k) * kPanelColumns,
+                               (panel * job.panel_depth + k) * kPanelColumns,
                            n_k, wide);
       for (std::int64_t i = 0; i < n_tiles; ++i) {
         const std::int64_t first = tile_begin(n_rows, i);

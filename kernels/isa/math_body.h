@@ -82,6 +82,25 @@ void rope_head(float* head, const float* cos, const float* sin, std::int64_t hal
   }
 }
 
+void widen_values(ElementFormat format, const void* x, std::int64_t n, float* out) {
+  if (format == ElementFormat::kF32) {
+    const auto* p = static_cast<const float*>(x);
+    for (std::int64_t i = 0; i < n; ++i) out[i] = p[i];
+    return;
+  }
+  const auto* p = static_cast<const std::uint16_t*>(x);
+  const bool is_f16 = format == ElementFormat::kF16;
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, is_f16 ? load_f16(p + i) : load_bf16(p + i));
+  if (i < n) {
+    std::uint16_t part[kLanes] = {};
+    float wide[kLanes];
+    for (std::int64_t j = 0; i + j < n; ++j) part[j] = p[i + j];
+    store(wide, is_f16 ? load_f16(part) : load_bf16(part));
+    for (std::int64_t j = 0; i + j < n; ++j) out[i + j] = wide[j];
+  }
+}
+
 float max_of(const float* x, std::int64_t n) {
   V best = splat(-__builtin_inff());
   std::int64_t i = 0;

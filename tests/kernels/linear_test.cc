@@ -185,6 +185,38 @@ TEST_P(LinearTest, ReadsAndWritesStridedRows) {
   expect_same_bits(a.view(), b.view());
 }
 
+// A range of the inputs is the product with all other inputs zero, without the bias, and the same
+// bits in any batch.
+TEST_P(LinearTest, SliceAppliesARangeOfInputs) {
+  Random random(15);
+  const std::int64_t n_in = 700;
+  const std::int64_t n_out = 75;
+  const std::vector<float> bias = random.normals(n_out);
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const Weights weights(random, dtype, n_out, n_in);
+    const std::vector<WeightSource> sources = {weights.source()};
+    const auto packed =
+        std::move(PackedLinear::pack(context(), sources, n_in, LinearMath::kF32, bias)).value();
+    for (const auto& [begin, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+             {0, 1}, {5, 64}, {640, 60}, {13, 600}, {0, 700}}) {
+      std::vector<float> range;
+      for (std::int64_t j = 0; j < n_out; ++j) {
+        const auto row = weights.exact.begin() + j * n_in + begin;
+        range.insert(range.end(), row, row + width);
+      }
+      const std::vector<float> x = random.normals(61 * width);
+      GuardedRows all(61, n_out);
+      linear_slice(context(), packed, begin, {x.data(), 61, width}, all.view());
+      expect_product({x.data(), 61, width}, range, {}, all, n_out, chain_tolerance(width));
+      for (const std::int64_t batch : {0, 1, 7, 30}) {
+        GuardedRows part(batch, n_out);
+        linear_slice(context(), packed, begin, {x.data(), batch, width}, part.view());
+        expect_same_bits(part.view(), all.view().rows(0, batch));
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, RefusesBadShapes) {
   const float weight = 1.0F;
   const std::vector<WeightSource> good = {{&weight, DType::kF32, 1}};
@@ -219,6 +251,29 @@ TEST_P(LinearTest, Bf16MathAgainstDoublePrecision) {
       expect_product({rounded.data(), n, n_in}, weights.exact, bias, y, n_out,
                      chain_tolerance(n_in));
     }
+  }
+}
+
+TEST_P(LinearTest, SliceOfBf16MathAgainstDoublePrecision) {
+  Random random(16);
+  const std::int64_t n_out = 75;
+  const Weights weights(random, DType::kBF16, n_out, 200);
+  const std::vector<WeightSource> sources = {weights.source()};
+  auto packed = PackedLinear::pack(context(), sources, 200, LinearMath::kBF16);
+  if (packed.status().code() == StatusCode::kUnimplemented) GTEST_SKIP() << "built without oneDNN";
+  ASSERT_TRUE(packed.ok()) << packed.status().to_string();
+  std::vector<float> range;
+  for (std::int64_t j = 0; j < n_out; ++j) {
+    const auto row = weights.exact.begin() + j * 200 + 64;
+    range.insert(range.end(), row, row + 64);
+  }
+  for (const std::int64_t n : {1, 8, 100}) {
+    const std::vector<float> x = random.normals(n * 64);
+    std::vector<float> rounded;
+    for (const float value : x) rounded.push_back(bf16_to_f32(f32_to_bf16(value)));
+    GuardedRows y(n, n_out);
+    linear_slice(context(), packed.value(), 64, {x.data(), n, 64}, y.view());
+    expect_product({rounded.data(), n, 64}, range, {}, y, n_out, chain_tolerance(64));
   }
 }
 

@@ -1,0 +1,53 @@
+#pragma once
+// SpindleKV's replacement codebook (arXiv 2507.06517, section 3): tokens whose K (before RoPE) or V
+// point the same way share one unit vector and keep only their magnitude. Greedy cover of the
+// similarity graph; the order, the strict threshold and the ties are ours where the paper is open.
+//
+// Thread-safety: plain values and pure functions.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/core/cpu_context.h"
+#include "kernels/core/tensor_view.h"
+
+namespace spindle::kernels {
+
+inline constexpr std::int64_t kCodebookTileTokens = 1024;
+
+// One side of one KV head. Entries are appended and never change, so tokens may refer to them for
+// as long as the book lives.
+struct Codebook {
+  int head_dim = 0;
+  std::vector<std::uint16_t> entries;    // f16 unit vectors [n_entries, head_dim]
+  std::vector<std::int32_t> entry_rows;  // row of all rows ever matched that became entry e
+  std::int64_t n_rows_seen = 0;
+
+  std::int64_t n_entries() const {
+    return head_dim == 0 ? 0 : static_cast<std::int64_t>(entries.size()) / head_dim;
+  }
+};
+
+struct CodebookRefs {
+  std::vector<std::uint16_t> entry;      // [n]
+  std::vector<std::uint16_t> magnitude;  // f16 [n]
+};
+
+// Matches x [n, head_dim] in tiles of at most kCodebookTileTokens rows: first to the nearest entry
+// of earlier tiles where cos > theta (strict), then by greedy cover among the rest, which adds
+// entries. The cosine to an earlier entry is the product with its stored fp16 vector. A zero vector
+// has cos 0 to everything but itself. Magnitudes beyond fp16 saturate. Stops, with `complete` false
+// and the book as it was before the call and no refs, when the book would exceed max_entries
+// (<= 65536).
+struct CodebookMatch {
+  CodebookRefs refs;
+  bool complete = true;
+};
+CodebookMatch codebook_match(const CpuContext& context, Codebook& book, ConstRows x, float theta,
+                             std::int64_t max_entries);
+
+// The oracle: entry * magnitude in fp32.
+void codebook_decode(const Codebook& book, const CodebookRefs& refs, Rows out);
+
+}  // namespace spindle::kernels

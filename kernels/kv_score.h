@@ -1,0 +1,79 @@
+#pragma once
+// Scores of cached tokens by the attention of the observation window: the last w queries before a
+// boundary. Attention itself never shows its probabilities, so they are recomputed here from the
+// window's logits, one query head at a time; nothing of size l x l exists.
+//
+// Columns are cache slots in ascending order of position; the last w columns are the window's own
+// tokens. Sources: SnapKV (arXiv 2404.14469), DefensiveKV (arXiv 2510.13334), SimLayerKV
+// (arXiv 2410.13846), KeyDiff (arXiv 2504.15364).
+//
+// A NaN logit makes its row NaN; maxima over rows leave NaN out, means carry it, and the selectors
+// (kv_select.h) put it last. No result depends on the number of threads.
+//
+// Thread-safety: pure functions; a context serves one call at a time.
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/core/cpu_context.h"
+#include "kernels/core/tensor_view.h"
+#include "kernels/linear.h"
+
+namespace spindle::kernels {
+
+// Causal softmax in place: logits [w, n] of one query head, row j sees columns < n - w + j + 1; the
+// others become 0. Sums are in fp64. w <= n; rows may lie apart (one head's of a group's).
+void window_softmax(const CpuContext& context, Rows logits);
+
+// Mean (summed in fp64) and maximum over rows of each column. At least one row.
+void window_mean(const CpuContext& context, ConstRows p, std::span<float> mean);  // [n]
+void window_max(const CpuContext& context, ConstRows p, std::span<float> max);    // [n]
+
+// Share of the mass on the first n_sinks columns and the last `window` ones, of the last row (self
+// included, nothing counted twice).
+float lazy_mass_decode(ConstRows p, int n_sinks, std::int64_t window);
+// Mean over rows of the mass on the first n_sinks columns or at distance 1..window (self excluded).
+float lazy_mass_prefill(ConstRows p, int n_sinks, std::int64_t window);
+
+// Mean (or maximum) over the group of each head's column means pooled by 5 (zero padding, divisor
+// always 5): the scores of the n - w columns before the window.
+enum class GroupReduce : std::uint8_t { kMean, kMax };
+void snapkv_scores(ConstRows means,                                           // [group, n]
+                   int window, GroupReduce reduce, std::span<float> scores);  // [n - w]
+
+// Negative cosine of each key to the mean direction of all n keys (unit keys averaged): a higher
+// score is a key less like the others. Zero for a zero key; a key that is not finite is left out of
+// the mean and scores NaN.
+void keydiff_scores(const CpuContext& context,
+                    ConstRows keys,            // [n, head_dim], as cached
+                    std::span<float> scores);  // [n]
+
+// The norm ||W_O,h v_t||_1 averaged over the query heads of each KV head's group.
+// v is [n, n_kv_heads * head_dim], `output` the layer's projection [hidden, n_heads * head_dim].
+// Tokens go in blocks whose products take at most 1 MiB.
+void value_output_norms(const CpuContext& context, const PackedLinear& output, ConstRows v,
+                        int n_heads, int n_kv_heads,
+                        Rows norms);  // [n_kv_heads, n]
+// Divides each token's norms by their sum over the KV heads (zero where that is zero).
+void normalize_value_norms(Rows norms);  // [n_kv_heads, n]
+
+// DefensiveKV's worst-case scores of one KV head, before the layer's boost.
+struct DefensiveHead {
+  // [n - w] max over group and rows of attention pooled by 5 within the context and scaled back to
+  // its row's mass there, at least the mean of these maxima, times the value norm.
+  std::span<float> score;
+  std::span<float> mean;     // [n - w] mean attention over group and rows
+  float window_mass = 0.0F;  // mean over group and rows of the mass on the last w columns
+};
+// p: the group's probabilities, [group * w, n] in any order of rows; norms: [n] normalised over KV
+// heads.
+void defensive_scores(const CpuContext& context, ConstRows p, int group, int window,
+                      std::span<const float> norms, DefensiveHead& head);
+
+// The layer's boost: per head, tokens in descending order of mean attention before the point where
+// the normalised cumulative mean reaches 0.9 - window_mass (the layer's: the mean of its heads'),
+// at most max_boosted of them, get the layer's highest score plus 1e-3 of their own. Within a head
+// the boosted tokens keep their order and stand before all others.
+void defensive_boost(std::span<DefensiveHead> heads, std::int64_t max_boosted);
+
+}  // namespace spindle::kernels

@@ -1,0 +1,52 @@
+#pragma once
+// Which tokens stay, from their scores. Ties keep the lower position everywhere.
+//
+// Thread-safety: pure functions.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/core/tensor_view.h"
+
+namespace spindle::kernels {
+
+// Indices of the k highest scores, best first; all of them when k >= scores.size(), none when
+// k <= 0. NaN counts as the lowest score, below -infinity; the zeros are equal. At most 2^31 - 1
+// scores.
+std::vector<std::int32_t> rank_top_k(std::span<const float> scores, std::int64_t k);
+
+// The same indices, ascending.
+std::vector<std::int32_t> select_top_k(std::span<const float> scores, std::int64_t k);
+
+// SpindleKV: each query head's k best by mean attention; the KV head keeps the union, ascending.
+std::vector<std::int32_t> select_union(ConstRows means,  // [group, n]
+                                       std::int64_t k);
+
+// Exact global top-k over heads in the given order; answers how many each head keeps. Ties go to
+// the earlier head, then to the lower position. The oracle of the histogram form below.
+std::vector<std::int64_t> global_top_k(std::span<const std::span<const float>> scores,
+                                       std::int64_t k);
+
+// A fixed histogram of one head's scores: bins of float bits >> 16 (128 per octave), positive
+// scores only; zero, negative and NaN scores share bin 0.
+struct ScoreHistogram {
+  std::vector<std::uint16_t> bin;    // ascending, non-empty bins only
+  std::vector<std::uint32_t> count;  // tokens in each
+  std::int64_t total() const;
+};
+ScoreHistogram score_histogram(std::span<const float> scores);
+
+// How many tokens each head keeps when the k best of all heads stay: everything above one bin, and
+// of that bin the first heads' tokens first.
+std::vector<std::int64_t> global_counts(std::span<const ScoreHistogram> heads, std::int64_t k);
+
+// SpindleKV's share of the context that layer `layer` of n_layers keeps (alpha 0.525, beta 0.05).
+double spindlekv_layer_ratio(double context_ratio, int layer, int n_layers);
+
+// PyramidKV's kept tokens of a layer, window included, original form: average budget
+// n_tokens * ratio - window, beta 20.
+std::int64_t pyramidkv_kept(std::int64_t n_tokens, double ratio, int window, int layer,
+                            int n_layers);
+
+}  // namespace spindle::kernels
