@@ -12,6 +12,7 @@ find_package(MPI 3.0 REQUIRED COMPONENTS CXX)
 find_package(Protobuf REQUIRED)
 find_package(Boost 1.81 REQUIRED)
 find_package(OpenSSL REQUIRED)
+find_package(ZLIB REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(prometheus-cpp CONFIG REQUIRED)
@@ -70,12 +71,10 @@ if(SPINDLE_SANITIZE)
   target_compile_options(spindle_options INTERFACE -fsanitize=${SPINDLE_SANITIZE}
     -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(spindle_options INTERFACE -fsanitize=${SPINDLE_SANITIZE})
-  if(SPINDLE_SANITIZE MATCHES "address")
-    # With ASan's instrumentation GCC 12 takes coroutine frames for uninitialised memory, and for
-    # memory that another allocator gave.
-    target_compile_options(spindle_options INTERFACE
-      $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized -Wno-mismatched-new-delete>)
-  endif()
+  # With their instrumentation GCC 12 takes coroutine frames for uninitialised memory, and for memory
+  # that another allocator gave.
+  target_compile_options(spindle_options INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized -Wno-mismatched-new-delete>)
   if(SPINDLE_SANITIZE MATCHES "thread")
     # GCC says that TSan does not see atomic_thread_fence, which Asio uses.
     target_compile_options(spindle_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-tsan>)

@@ -1,7 +1,9 @@
 #include "kvstore/kv_store.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 namespace spindle::kvstore {
@@ -16,9 +18,12 @@ Result<std::unique_ptr<KvStore>> KvStore::create(const KvStoreConfig& config) {
 }
 
 KvStore::KvStore(const KvStoreConfig& config, std::unique_ptr<PagePool> pool)
-    : config_(config),
-      pool_(std::move(pool)),
-      layer_pages_(static_cast<std::size_t>(config.n_layers)) {}
+    : config_(config), pool_(std::move(pool)) {}
+
+void KvStore::set_token_table(const std::uint16_t* k, const std::uint16_t* v) {
+  token_k_ = k;
+  token_v_ = v;
+}
 
 std::size_t KvStore::n_tables() const {
   return static_cast<std::size_t>(config_.n_layers) *
@@ -26,42 +31,66 @@ std::size_t KvStore::n_tables() const {
 }
 
 KvStore::Sequence KvStore::make_sequence(std::int64_t max_tokens) const {
-  Sequence sequence;
+  Sequence sequence(*pool_);
   sequence.max_tokens = max_tokens;
-  sequence.pages.resize(n_tables());
-  sequence.page_data.resize(n_tables());
+  sequence.caches.resize(n_tables());
   sequence.heads.resize(n_tables());
   sequence.writable_heads.resize(n_tables());
+  const std::int64_t stride =
+      static_cast<std::int64_t>(config_.shape.n_kv_heads) * config_.shape.head_dim;
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    kernels::KvHeadContext& context = sequence.caches[table].context;
+    context.wide_positions = config_.wide_positions;
+    context.wide_ids = config_.wide_ids;
+    if (token_k_ == nullptr || table >= static_cast<std::size_t>(config_.shape.n_kv_heads)) {
+      continue;
+    }
+    const std::size_t offset = table * static_cast<std::size_t>(config_.shape.head_dim);
+    context.k_tokens = token_k_ + offset;
+    context.v_tokens = token_v_ + offset;
+    context.token_stride = stride;
+  }
   return sequence;
-}
-
-void KvStore::append_page(Sequence& sequence, std::size_t table, PageId page) {
-  sequence.pages[table].push_back(page);
-  sequence.page_data[table].push_back(pool_->data(page));
 }
 
 void KvStore::refresh_heads(Sequence& sequence) {
   for (std::size_t i = 0; i < n_tables(); ++i) {
-    sequence.heads[i].pages = sequence.page_data[i].data();
-    sequence.writable_heads[i].pages = sequence.page_data[i].data();
+    HeadCache& cache = sequence.caches[i];
+    cache.context.k_entries = cache.k_book.chunks.data();
+    cache.context.v_entries = cache.v_book.chunks.data();
+    kernels::KvHeadPages& head = sequence.heads[i];
+    head.pages = cache.tail_data.data();
+    head.tail_origin = cache.tail_origin;
+    head.tail_first = cache.tail_first;
+    head.blocks = cache.blocks.data();
+    head.n_blocks = static_cast<std::int64_t>(cache.blocks.size());
+    head.context = &cache.context;
+    sequence.writable_heads[i] = {cache.tail_data.data(), cache.tail_origin};
   }
 }
 
-Status KvStore::open(SequenceId sequence, std::int64_t max_tokens) {
+Status KvStore::open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages) {
   if (max_tokens <= 0) return invalid_argument("a sequence must hold at least one token");
+  if (reserve_pages < 0) return invalid_argument("a negative reservation");
   if (sequences_.contains(sequence)) {
     return invalid_argument("sequence " + std::to_string(sequence) + " is open already");
   }
-  const std::int64_t n_pages = stage_pages(config_.shape, config_.n_layers, max_tokens);
-  if (Status status = pool_->reserve(n_pages); !status.ok()) return status;
+  if (Status status = pool_->reserve(reserve_pages); !status.ok()) return status;
   Sequence opened = make_sequence(max_tokens);
-  opened.reserved_pages = n_pages;
-  sequences_.emplace(sequence, std::move(opened));
+  opened.reserved_pages = reserve_pages;
+  refresh_heads(sequences_.emplace(sequence, std::move(opened)).first->second);
   return ok_status();
 }
 
+void KvStore::add_tail_page(Sequence& sequence, HeadCache& cache) {
+  const PageId page = pool_->allocate();
+  --sequence.reserved_pages;
+  cache.tail_pages.push_back(page);
+  cache.tail_data.push_back(pool_->data(page));
+}
+
 Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
-                     std::int64_t max_tokens) {
+                     std::int64_t max_tokens, std::int64_t reserve_pages) {
   const auto found = sequences_.find(parent);
   if (found == sequences_.end()) {
     return invalid_argument("sequence " + std::to_string(parent) + " to fork is not open");
@@ -69,60 +98,95 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
   if (sequences_.contains(child)) {
     return invalid_argument("sequence " + std::to_string(child) + " is open already");
   }
-  if (n_tokens < 0 || n_tokens > found->second.n_tokens || max_tokens < n_tokens ||
+  Sequence& from = found->second;
+  if (n_tokens < compressed_length(parent) || n_tokens > from.n_tokens || max_tokens < n_tokens ||
       max_tokens <= 0) {
     return invalid_argument("a fork at token " + std::to_string(n_tokens) + " of " +
-                            std::to_string(found->second.n_tokens) + " for at most " +
+                            std::to_string(from.n_tokens) + " (compressed up to " +
+                            std::to_string(compressed_length(parent)) + ") for at most " +
                             std::to_string(max_tokens));
   }
-  const std::int64_t reserve = stage_pages(config_.shape, config_.n_layers, max_tokens) -
-                               shared_stage_pages(config_.shape, config_.n_layers, n_tokens);
-  if (Status status = pool_->reserve(reserve); !status.ok()) return status;
+  const std::int64_t page_tokens = config_.shape.page_tokens;
+  std::int64_t n_partial = 0;
+  for (const HeadCache& cache : from.caches) {
+    n_partial += (n_tokens - cache.tail_origin) % page_tokens != 0 ? 1 : 0;
+  }
+  if (reserve_pages < n_partial) return invalid_argument("a fork's reservation is too small");
+  if (Status status = pool_->reserve(reserve_pages); !status.ok()) return status;
 
   Sequence forked = make_sequence(max_tokens);
-  forked.reserved_pages = reserve;
+  forked.reserved_pages = reserve_pages;
   forked.n_tokens = n_tokens;
-  const auto n_full = static_cast<std::size_t>(n_tokens / config_.shape.page_tokens);
-  const bool has_partial = n_tokens % config_.shape.page_tokens != 0;
+  forked.arena = from.arena.fork();
+  forked.token_ids_begin = from.token_ids_begin;
+  if (config_.keeps_token_ids) {
+    forked.token_ids.assign(from.token_ids.begin(),
+                            from.token_ids.begin() + (n_tokens - from.token_ids_begin));
+  }
   for (std::size_t table = 0; table < n_tables(); ++table) {
-    const std::vector<PageId>& from = found->second.pages[table];
+    const HeadCache& source = from.caches[table];
+    HeadCache& cache = forked.caches[table];
+    cache = source;
+    cache.tail_pages.clear();
+    cache.tail_data.clear();
+    const std::int64_t n_tail = n_tokens - source.tail_origin;
+    const auto n_full = static_cast<std::size_t>(n_tail / page_tokens);
     for (std::size_t i = 0; i < n_full; ++i) {
-      pool_->add_reference(from[i]);
-      append_page(forked, table, from[i]);
+      pool_->add_reference(source.tail_pages[i]);
+      cache.tail_pages.push_back(source.tail_pages[i]);
+      cache.tail_data.push_back(source.tail_data[i]);
     }
-    if (has_partial) {
-      const PageId page = pool_->allocate();
-      --forked.reserved_pages;
-      ++layer_pages_[table / static_cast<std::size_t>(config_.shape.n_kv_heads)];
-      std::memcpy(pool_->data(page), pool_->data(from[n_full]), pool_->page_bytes());
-      append_page(forked, table, page);
+    if (n_tail % page_tokens != 0) {
+      add_tail_page(forked, cache);
+      std::memcpy(cache.tail_data.back(), source.tail_data[n_full], pool_->page_bytes());
     }
   }
-  refresh_heads(forked);
-  sequences_.emplace(child, std::move(forked));
+  refresh_heads(sequences_.emplace(child, std::move(forked)).first->second);
   return ok_status();
 }
 
-Status KvStore::extend(SequenceId sequence, std::int64_t n_new) {
+std::int64_t KvStore::pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const {
+  std::int64_t n_pages = 0;
+  for (const HeadCache& cache : sequence.caches) {
+    n_pages += pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens) -
+               static_cast<std::int64_t>(cache.tail_pages.size());
+  }
+  return n_pages;
+}
+
+Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) {
     return invalid_argument("sequence " + std::to_string(sequence) + " is not open");
   }
   Sequence& extended = found->second;
-  if (n_new < 0 || n_new > extended.max_tokens - extended.n_tokens) {
+  const auto n_new = static_cast<std::int64_t>(tokens.size());
+  if (n_new > extended.max_tokens - extended.n_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " holds " +
                             std::to_string(extended.n_tokens) + " tokens and at most " +
                             std::to_string(extended.max_tokens) + ", " + std::to_string(n_new) +
                             " more were asked for");
   }
-  extended.n_tokens += n_new;
-  const auto n_pages =
-      static_cast<std::size_t>(pages_for_tokens(extended.n_tokens, config_.shape.page_tokens));
-  for (std::size_t table = 0; table < n_tables(); ++table) {
-    while (extended.pages[table].size() < n_pages) {
-      append_page(extended, table, pool_->allocate());
-      --extended.reserved_pages;
-      ++layer_pages_[table / static_cast<std::size_t>(config_.shape.n_kv_heads)];
+  const std::int64_t n_tokens = extended.n_tokens + n_new;
+  const std::int64_t n_pages = pages_to_extend(extended, n_tokens);
+  // The reservation is a projection; where it falls short, pages that nobody reserved help out.
+  const std::int64_t more = n_pages - extended.reserved_pages;
+  if (more > 0 && pool_->reserve(more).ok()) extended.reserved_pages += more;
+  if (n_pages > extended.reserved_pages) {
+    return resource_exhausted("sequence " + std::to_string(sequence) + " needs " +
+                              std::to_string(n_pages) + " KV pages for " + std::to_string(n_new) +
+                              " more tokens and has " + std::to_string(extended.reserved_pages) +
+                              " reserved");
+  }
+  extended.n_tokens = n_tokens;
+  if (config_.keeps_token_ids) {
+    extended.token_ids.insert(extended.token_ids.end(), tokens.begin(), tokens.end());
+  }
+  for (HeadCache& cache : extended.caches) {
+    const std::int64_t wanted =
+        pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens);
+    while (static_cast<std::int64_t>(cache.tail_pages.size()) < wanted) {
+      add_tail_page(extended, cache);
     }
   }
   refresh_heads(extended);
@@ -132,6 +196,14 @@ Status KvStore::extend(SequenceId sequence, std::int64_t n_new) {
 std::int64_t KvStore::length(SequenceId sequence) const {
   const auto found = sequences_.find(sequence);
   return found == sequences_.end() ? 0 : found->second.n_tokens;
+}
+
+std::int64_t KvStore::compressed_length(SequenceId sequence) const {
+  const auto found = sequences_.find(sequence);
+  if (found == sequences_.end()) return 0;
+  std::int64_t length = 0;
+  for (const HeadCache& cache : found->second.caches) length = std::max(length, cache.tail_first);
+  return length;
 }
 
 const KvStore::Sequence& KvStore::find_open(SequenceId sequence, int layer) const {
@@ -154,6 +226,11 @@ std::span<const kernels::KvWritableHeadPages> KvStore::writable_heads(SequenceId
       .subspan(static_cast<std::size_t>(layer) * n_heads, n_heads);
 }
 
+const HeadCache& KvStore::head_cache(SequenceId sequence, int layer, int kv_head) const {
+  return find_open(sequence, layer)
+      .caches[static_cast<std::size_t>(layer * config_.shape.n_kv_heads + kv_head)];
+}
+
 Result<FreedBytes> KvStore::free(SequenceId sequence) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) {
@@ -162,14 +239,17 @@ Result<FreedBytes> KvStore::free(SequenceId sequence) {
   Sequence& freed = found->second;
   FreedBytes bytes;
   bytes.full_bytes = full_bytes(config_.shape, config_.n_layers, freed.n_tokens);
+  bytes.layer_kept_bytes.resize(static_cast<std::size_t>(config_.n_layers));
+  std::uint64_t n_pages = static_cast<std::uint64_t>(freed.arena.n_pages());
   for (std::size_t table = 0; table < n_tables(); ++table) {
-    bytes.kept_bytes += freed.pages[table].size() * pool_->page_bytes();
-    for (const PageId page : freed.pages[table]) {
-      if (pool_->release(page)) {
-        --layer_pages_[table / static_cast<std::size_t>(config_.shape.n_kv_heads)];
-      }
-    }
+    const HeadCache& cache = freed.caches[table];
+    n_pages += cache.tail_pages.size();
+    bytes.layer_kept_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
+        head_kept(cache, freed.n_tokens).bytes;
+    for (const PageId page : cache.tail_pages) pool_->release(page);
   }
+  bytes.kept_bytes = n_pages * pool_->page_bytes();
+  freed.arena.clear();
   pool_->unreserve(freed.reserved_pages);
   sequences_.erase(found);
   CHECK(pool_->n_free() + pool_->n_used() == pool_->n_pages(), "free + used = total");
@@ -190,32 +270,36 @@ KvStats KvStore::stats() const {
   stats.capacity_bytes = static_cast<std::uint64_t>(pool_->n_pages()) * page_bytes;
   stats.used_bytes = static_cast<std::uint64_t>(pool_->n_used()) * page_bytes;
   stats.peak_bytes = static_cast<std::uint64_t>(pool_->peak_used()) * page_bytes;
-  for (const std::int64_t pages : layer_pages_) {
-    stats.layer_used_bytes.push_back(static_cast<std::uint64_t>(pages) * page_bytes);
+  stats.layer_used_bytes.resize(static_cast<std::size_t>(config_.n_layers));
+  for (const auto& [id, sequence] : sequences_) {
+    for (std::size_t table = 0; table < n_tables(); ++table) {
+      stats.layer_used_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
+          head_kept(sequence.caches[table], sequence.n_tokens).bytes;
+    }
   }
   return stats;
 }
 
 void KvStore::check_invariants() const {
   pool_->check_invariants();
-  std::unordered_map<PageId, std::size_t> layer_of;  // every distinct page, and its layer
+  std::unordered_set<PageId> pages;
   std::int64_t reserved = 0;
   for (const auto& [id, sequence] : sequences_) {
     reserved += sequence.reserved_pages;
-    const auto n_pages =
-        static_cast<std::size_t>(pages_for_tokens(sequence.n_tokens, config_.shape.page_tokens));
-    for (std::size_t table = 0; table < n_tables(); ++table) {
-      CHECK(sequence.pages[table].size() == n_pages, "pages = ceil(tokens / page_tokens)");
-      for (const PageId page : sequence.pages[table]) {
-        layer_of.emplace(page, table / static_cast<std::size_t>(config_.shape.n_kv_heads));
-      }
+    CHECK(pages_to_extend(sequence, sequence.n_tokens) == 0, "pages of a tail = its tokens' pages");
+    std::uint64_t live_bytes = 0;
+    for (const HeadCache& cache : sequence.caches) {
+      pages.insert(cache.tail_pages.begin(), cache.tail_pages.end());
+      live_bytes += cache.piece_bytes;
+      CHECK(cache.piece_bytes == piece_bytes(cache), "bytes of a head's pieces");
     }
+    CHECK(live_bytes == sequence.arena.live_bytes(), "pieces of the heads = bytes in the arena");
+    std::vector<PageId> arena_pages;
+    sequence.arena.append_pages(arena_pages);
+    pages.insert(arena_pages.begin(), arena_pages.end());
   }
   CHECK(reserved == pool_->n_reserved(), "reservations of sequences = reserved pages");
-  CHECK(static_cast<std::int64_t>(layer_of.size()) == pool_->n_used(), "pages in tables = used");
-  std::vector<std::int64_t> per_layer(layer_pages_.size());
-  for (const auto& [page, layer] : layer_of) ++per_layer[layer];
-  CHECK(per_layer == layer_pages_, "pages per layer");
+  CHECK(static_cast<std::int64_t>(pages.size()) == pool_->n_used(), "pages in tables = used");
 }
 
 }  // namespace spindle::kvstore

@@ -5,15 +5,17 @@
 // head. The *logical* length (positions seen) belongs to the sequence; the *physical* length
 // (tokens stored) to each head. In full precision they are equal.
 //
-// Life of a sequence: open (reserves pages for its longest form, so that later calls cannot run
-// out)
-// -> extend before each step that appends -> heads() for the kernels -> free. fork makes a second
-// sequence that shares the full pages of the first and copies the partly filled one.
+// Life of a sequence: open (reserves pages, so that later calls cannot run out) -> extend before
+// each step that appends -> heads() for the kernels -> compress at boundaries -> free. fork makes a
+// second sequence that shares full pages and compressed pieces with the first and copies the partly
+// filled pages. How many pages a sequence may take is rank 0's decision when it opens (its ledger);
+// at a boundary the store projects what it may still take, which is never more than it had, and
+// reports that.
 //
-// Owner of: the page pool and all page tables. Kernels get raw page pointers that stay valid until
-// the sequence is freed.
-// Invariant, after every call: pool free + used = total, and used pages = pages in tables, each
-// shared page counted once.
+// Owner of: the page pool, all page tables and arenas. Kernels get raw pointers that stay valid
+// until the sequence is extended or compressed, for the tables, or freed, for the pages.
+// Invariant, after every call: pool free + used = total, and used pages = distinct pages in tables
+// and arenas.
 // Thread-safety: none; one stage thread owns the store.
 
 #include <cstdint>
@@ -23,9 +25,15 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/core/cpu_context.h"
 #include "kernels/core/status.h"
+#include "kernels/rope.h"
+#include "kvstore/head_cache.h"
+#include "kvstore/head_encoder.h"
 #include "kvstore/page_pool.h"
+#include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_shape.h"
+#include "kvstore/sequence_arena.h"
 
 namespace spindle::kvstore {
 
@@ -35,51 +43,107 @@ struct KvStoreConfig {
   KvShape shape;
   int n_layers = 0;  // of this stage
   std::uint64_t budget_bytes = 0;
+  bool wide_positions = false;   // positions do not fit 16 bits
+  bool wide_ids = false;         // token ids do not fit 16 bits
+  bool keeps_token_ids = false;  // the stage has layer 0, whose codec may be the token ids
 };
 
 struct KvStats {
   std::uint64_t capacity_bytes = 0;
   std::uint64_t used_bytes = 0;
   std::uint64_t peak_bytes = 0;
-  std::vector<std::uint64_t> layer_used_bytes;  // [n_layers], shared pages counted once
+  // [n_layers], shared pages once for each sequence that shares them; pieces of all layers lie in
+  // common pages, so the unused ends of those pages are in used_bytes only.
+  std::vector<std::uint64_t> layer_used_bytes;
 };
 
 struct FreedBytes {
-  std::uint64_t full_bytes = 0;  // the sequence uncompressed in 16 bit
-  std::uint64_t kept_bytes = 0;  // pages in its tables, shared ones included
+  std::uint64_t full_bytes = 0;                 // the sequence uncompressed in 16 bit
+  std::uint64_t kept_bytes = 0;                 // its pages, shared ones included
+  std::vector<std::uint64_t> layer_kept_bytes;  // [n_layers]
+};
+
+// A boundary's work on one stage.
+struct StageBoundary {
+  int sinks = 0;
+  int recent = 0;
+  std::span<const HeadPlan> heads;  // [n_layers * n_kv_heads] of this stage
+  // At the end of a prompt segment: for every head that evicts, the candidates that stay, ascending
+  // positions. Empty at boundaries of generated tokens, which all stay.
+  std::span<const std::vector<std::int32_t>> kept;
+  std::int64_t prompt_left = 0;  // prompt tokens that are still to come
+  int boundaries_left = 0;       // prompt boundaries that are still to come
+  // Other sequences will fork from this one at the end of its prompt: pages of its tail will not
+  // come back when it lets go of them.
+  bool forks = false;
+};
+
+struct HeadKept {
+  std::int64_t n_tokens = 0;
+  std::uint64_t bytes = 0;          // tail pages and pieces
+  double k_entries_per_token = -1;  // -1: no codebook
+  double v_entries_per_token = -1;
+};
+struct BoundaryKept {
+  std::vector<HeadKept> heads;      // [n_layers * n_kv_heads]
+  std::int64_t used_pages = 0;      // of the sequence, shared ones included
+  std::int64_t reserved_pages = 0;  // that it may still take
+  std::uint64_t full_bytes = 0;     // the sequence uncompressed in 16 bit
 };
 
 class KvStore {
  public:
   static Result<std::unique_ptr<KvStore>> create(const KvStoreConfig& config);
 
-  // Opens an empty sequence that will hold at most max_tokens. INVALID_ARGUMENT when the id is open
-  // already; RESOURCE_EXHAUSTED when its pages cannot be reserved. Nothing changes on error.
-  Status open(SequenceId sequence, std::int64_t max_tokens);
+  // Layer 0's K before RoPE and V of every token id, f16 [vocab, n_kv_heads, head_dim] each; they
+  // outlive the store. Without it a plan with the token codec is refused.
+  void set_token_table(const std::uint16_t* k, const std::uint16_t* v);
+  bool has_token_table() const { return token_k_ != nullptr; }
 
-  // Opens `child` as a copy of `parent`'s first n_tokens, to hold at most max_tokens.
-  Status fork(SequenceId parent, SequenceId child, std::int64_t n_tokens, std::int64_t max_tokens);
+  // Opens an empty sequence that will hold at most max_tokens and take at most reserve_pages.
+  // INVALID_ARGUMENT when the id is open already; RESOURCE_EXHAUSTED when the pages cannot be
+  // reserved. Nothing changes on error.
+  Status open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages);
 
-  // Makes room for n_new more tokens in every layer and head. INVALID_ARGUMENT for an unknown
-  // sequence or beyond its max_tokens.
-  Status extend(SequenceId sequence, std::int64_t n_new);
+  // Opens `child` as a copy of `parent`'s first n_tokens, which must reach into every head's tail,
+  // to hold at most max_tokens and take at most reserve_pages of its own.
+  Status fork(SequenceId parent, SequenceId child, std::int64_t n_tokens, std::int64_t max_tokens,
+              std::int64_t reserve_pages);
+
+  // Makes room for more tokens in every layer and head. INVALID_ARGUMENT for an unknown sequence or
+  // beyond its max_tokens; RESOURCE_EXHAUSTED when its reservation falls short and no page is free
+  // beside the reserved ones.
+  Status extend(SequenceId sequence, std::span<const std::int32_t> tokens);
+
+  // Carries out a boundary at the sequence's present length: tokens leave the tail, are dropped or
+  // encoded, and their pages are freed, layer by layer, so that the peak is never above the
+  // uncompressed form. What it then may still take is projected, and the rest of its reservation
+  // given back. INVALID_ARGUMENT for a plan that does not fit this store, RESOURCE_EXHAUSTED when
+  // the pieces do not fit the reservation; nothing changes then.
+  Result<BoundaryKept> compress(const CpuContext& context, const kernels::RopeTable* rope,
+                                SequenceId sequence, const StageBoundary& boundary);
 
   // Tokens seen; 0 for an unknown sequence.
   std::int64_t length(SequenceId sequence) const;
+  // Position up to which all heads' tokens may have been dropped or encoded.
+  std::int64_t compressed_length(SequenceId sequence) const;
 
-  // Page tables of one layer, [n_kv_heads]; valid until the next extend or free of the sequence.
-  // The sequence must be open and the layer in [0, n_layers).
+  // The caches of one layer, [n_kv_heads]; valid until the next extend, compress or free of the
+  // sequence. The sequence must be open and the layer in [0, n_layers).
   std::span<const kernels::KvHeadPages> heads(SequenceId sequence, int layer) const;
-  // The same tables for appending. Only positions added by the last extend may be written: earlier
-  // pages can be shared with forks.
+  // The same for appending. Only positions added by the last extend may be written: earlier pages
+  // can be shared with forks.
   std::span<const kernels::KvWritableHeadPages> writable_heads(SequenceId sequence,
                                                                int layer) const;
+  // For tests and inspection.
+  const HeadCache& head_cache(SequenceId sequence, int layer, int kv_head) const;
 
   // Returns every page; NOT_FOUND for an unknown sequence.
   Result<FreedBytes> free(SequenceId sequence);
 
   std::size_t n_sequences() const { return sequences_.size(); }
   const KvShape& shape() const { return config_.shape; }
+  int n_layers() const { return config_.n_layers; }
   kernels::KvPageLayout page_layout() const;
   KvStats stats() const;
   const PagePool& pool() const { return *pool_; }
@@ -88,11 +152,15 @@ class KvStore {
 
  private:
   struct Sequence {
+    explicit Sequence(PagePool& pool) : arena(pool) {}
     std::int64_t n_tokens = 0;
     std::int64_t max_tokens = 0;
-    std::int64_t reserved_pages = 0;                           // not yet allocated
-    std::vector<std::vector<PageId>> pages;                    // [n_layers * n_kv_heads][...]
-    std::vector<std::vector<std::byte*>> page_data;            // the same as addresses
+    std::int64_t reserved_pages = 0;  // not yet allocated
+    std::vector<HeadCache> caches;    // [n_layers * n_kv_heads]
+    SequenceArena arena;
+    // Ids of the positions from token_ids_begin on, as long as a tail may need them.
+    std::vector<std::int32_t> token_ids;
+    std::int64_t token_ids_begin = 0;
     std::vector<kernels::KvHeadPages> heads;                   // [n_layers * n_kv_heads]
     std::vector<kernels::KvWritableHeadPages> writable_heads;  // [n_layers * n_kv_heads]
   };
@@ -101,13 +169,38 @@ class KvStore {
   std::size_t n_tables() const;
   Sequence make_sequence(std::int64_t max_tokens) const;
   const Sequence& find_open(SequenceId sequence, int layer) const;
-  void append_page(Sequence& sequence, std::size_t table, PageId page);
+  Status check_boundary(const Sequence& sequence, const kernels::RopeTable* rope,
+                        const StageBoundary& boundary) const;
+  Status check_room(const Sequence& sequence, const StageBoundary& boundary) const;
+  HeadTask head_task(const Sequence& sequence, const StageBoundary& boundary,
+                     std::size_t table) const;
+  std::int64_t pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const;
+  void add_tail_page(Sequence& sequence, HeadCache& cache);
+  void shrink_reservation(Sequence& sequence, std::int64_t pages);
+  // Of the first n_pages of a tail, those that no other sequence shares.
+  std::int64_t own_tail_pages(const HeadCache& cache, std::size_t n_pages) const;
+  std::int64_t future_pages(const Sequence& sequence, const StageBoundary& boundary) const;
+  std::int64_t future_tail_pages(const Sequence& sequence, const StageBoundary& boundary,
+                                 std::size_t table) const;
+  std::uint64_t future_piece_bytes(const Sequence& sequence, const StageBoundary& boundary,
+                                   const HeadPlan& plan, const HeadCache& cache) const;
+  // Pages of a tail that lie before a new origin.
+  std::size_t n_tail_pages_freed(const HeadCache& cache, std::int64_t tail_origin) const;
+  void free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_origin);
+  void expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move);
+  Status place_layer(Sequence& sequence, std::size_t first_table,
+                     std::vector<EncodedHead>& encoded);
+  void add_entries(HeadBook& book, const std::vector<std::uint16_t>& entries,
+                   std::vector<std::vector<std::byte>>& chunks) const;
   void refresh_heads(Sequence& sequence);
+  std::uint64_t piece_bytes(const HeadCache& cache) const;
+  HeadKept head_kept(const HeadCache& cache, std::int64_t n_tokens) const;
 
   KvStoreConfig config_;
   std::unique_ptr<PagePool> pool_;
+  const std::uint16_t* token_k_ = nullptr;
+  const std::uint16_t* token_v_ = nullptr;
   std::unordered_map<SequenceId, Sequence> sequences_;
-  std::vector<std::int64_t> layer_pages_;  // [n_layers] distinct pages in use
 };
 
 }  // namespace spindle::kvstore

@@ -42,6 +42,8 @@ class PagePool {
   // Drops one reference; the last one frees the page, and then the answer is true.
   bool release(PageId page);
 
+  std::uint32_t references(PageId page) const { return references_[page]; }
+
   std::byte* data(PageId page) { return memory_ + static_cast<std::uint64_t>(page) * page_bytes_; }
 
   std::uint64_t page_bytes() const { return page_bytes_; }

@@ -50,7 +50,7 @@ common_packages=(
   g++ cmake ninja-build ccache pkg-config ca-certificates curl
   libopenmpi-dev openmpi-bin libssl-dev libprotobuf-dev protobuf-compiler libspdlog-dev
   libcli11-dev prometheus-cpp-dev libpcre2-dev libutf8proc-dev libxxhash-dev libdnnl-dev
-  libgtest-dev libgmock-dev python3 python3-jinja2 python3-protobuf shellcheck
+  zlib1g-dev libgtest-dev libgmock-dev python3 python3-jinja2 python3-protobuf shellcheck
 )
 
 # Sets `system` and `needed`; the only names that differ are Boost's.

@@ -48,7 +48,7 @@ build=$root/build${preset:+-$preset}
 results=$build/test-results.xml
 rm -f "$results"
 status=0
-ctest --test-dir "$build" --parallel "$parallel" --output-on-failure --timeout 300 \
+ctest --test-dir "$build" --parallel "$parallel" --output-on-failure --timeout 1200 \
   --output-junit "$results" "${ctest_options[@]}" || status=$?
 
 # The counts come from the results file, not from the exit code; the two must agree.

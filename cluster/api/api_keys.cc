@@ -5,8 +5,28 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
+#include <optional>
 
 namespace spindle::api {
+namespace {
+
+// The key in the value of an Authorization header, if its scheme is Bearer.
+std::optional<std::string_view> bearer_key(std::string_view header) {
+  static constexpr std::string_view kScheme = "bearer ";
+  if (header.size() <= kScheme.size()) return std::nullopt;
+  const bool bearer =
+      std::equal(kScheme.begin(), kScheme.end(), header.begin(), [](char expected, char got) {
+        return expected == static_cast<char>(std::tolower(static_cast<unsigned char>(got)));
+      });
+  if (!bearer) return std::nullopt;
+  header.remove_prefix(kScheme.size());
+  while (!header.empty() && header.front() == ' ') header.remove_prefix(1);
+  while (!header.empty() && header.back() == ' ') header.remove_suffix(1);
+  return header;
+}
+
+}  // namespace
 
 ApiKeys::ApiKeys(std::span<const std::string> keys) {
   for (const std::string& key : keys) {
@@ -32,17 +52,20 @@ bool ApiKeys::accepts(std::string_view key) const {
 
 bool ApiKeys::accepts_authorization(std::string_view header) const {
   if (!required()) return true;
-  static constexpr std::string_view kScheme = "bearer ";
-  if (header.size() <= kScheme.size()) return false;
-  const bool bearer =
-      std::equal(kScheme.begin(), kScheme.end(), header.begin(), [](char expected, char got) {
-        return expected == static_cast<char>(std::tolower(static_cast<unsigned char>(got)));
-      });
-  if (!bearer) return false;
-  header.remove_prefix(kScheme.size());
-  while (!header.empty() && header.front() == ' ') header.remove_prefix(1);
-  while (!header.empty() && header.back() == ' ') header.remove_suffix(1);
-  return accepts(header);
+  const std::optional<std::string_view> key = bearer_key(header);
+  return key && accepts(*key);
+}
+
+std::uint64_t ApiKeys::owner_of(std::string_view key) const {
+  if (!required()) return 0;
+  const Digest digest = digest_of(key);
+  std::uint64_t owner = 0;
+  std::memcpy(&owner, digest.data(), sizeof owner);
+  return owner == 0 ? 1 : owner;
+}
+
+std::uint64_t ApiKeys::owner_of_authorization(std::string_view header) const {
+  return owner_of(bearer_key(header).value_or(std::string_view()));
 }
 
 }  // namespace spindle::api

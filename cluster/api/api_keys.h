@@ -2,6 +2,7 @@
 // The API keys a server accepts.
 
 #include <array>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,6 +26,12 @@ class ApiKeys {
   bool accepts(std::string_view key) const;
   // The same for the value of an Authorization header; the scheme must be Bearer.
   bool accepts_authorization(std::string_view header) const;
+
+  // Tells the sessions of different keys apart: a part of the key's digest, never 0. 0 for everyone
+  // when no key is required.
+  std::uint64_t owner_of(std::string_view key) const;
+  // The same for the value of an Authorization header that was accepted.
+  std::uint64_t owner_of_authorization(std::string_view header) const;
 
  private:
   using Digest = std::array<unsigned char, 32>;

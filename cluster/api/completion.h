@@ -37,8 +37,39 @@ struct SamplingRequest {
   std::optional<std::int64_t> n;
 };
 
+// A policy as a client names it. With a profile, unset fields take that profile's values; without
+// one, those of the server's default policy.
+struct KvOverrideRequest {
+  std::int64_t first_layer = 0;
+  std::optional<std::int64_t> last_layer = {};  // unset: first_layer
+  std::optional<std::int64_t> kv_head = {};     // unset: all
+  std::string mode = {};
+  std::string codec = {};
+  std::optional<std::int64_t> window = {};
+  std::optional<double> keep_ratio = {};
+};
+
+struct KvPolicyRequest {
+  std::string profile = {};
+  std::optional<double> ratio = {};
+  std::optional<std::int64_t> max_bytes = {};
+  std::optional<std::int64_t> sinks = {};
+  std::optional<std::int64_t> recent = {};
+  std::optional<std::int64_t> window = {};
+  std::vector<KvOverrideRequest> overrides = {};
+};
+
+// Prompt tokens at positions [first, end) whose log-probabilities are wanted.
+struct PromptScoresRequest {
+  std::int64_t first = 0;
+  std::int64_t end = 0;
+  bool dense = false;
+};
+
 struct ChatPrompt {
-  boost::json::array messages;             // [{role, content, ...}] as the template sees them
+  boost::json::array messages;  // [{role, content, ...}] as the template sees them
+  std::vector<std::size_t>
+      compress_after;                      // messages at whose ends the KV is compressed, ascending
   boost::json::object template_variables;  // tools and chat_template_kwargs, if any
   bool add_generation_prompt = true;
 };
@@ -50,6 +81,12 @@ struct GenerateRequest {
   bool add_special_tokens = true;  // text prompts only
   bool echo = false;               // the prompt's text comes first
   SamplingRequest sampling;
+  std::optional<KvPolicyRequest> kv_policy;  // unset: the server's default policy
+  std::vector<std::int64_t> compress_at;     // prompt lengths; not together with compress_after
+  std::string session_id;                    // empty: no session
+  std::uint64_t session_owner = 0;           // ApiKeys::owner_of the client's key
+  bool keep_session = false;
+  std::optional<PromptScoresRequest> prompt_scores;
 };
 
 struct OutputToken {
@@ -84,12 +121,14 @@ struct ApiError {
 };
 
 // Receives one request's output, on the executor given to CompletionService::start. on_accepted,
-// then deltas, then on_done; or on_error alone; or on_error after some deltas when the request
-// failed.
+// then scores of the prompt if they were asked for, then deltas, then on_done; or on_error alone;
+// or on_error after some output when the request failed.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
   virtual void on_accepted(std::int32_t prompt_tokens) = 0;
+  // In order of position. A sink whose requests never ask for scores need not care.
+  virtual void on_scores(std::vector<engine::PromptScore> scores) { (void)scores; }
   virtual void on_delta(OutputDelta delta) = 0;
   virtual void on_done(const engine::RequestSummary& summary) = 0;
   virtual void on_error(const ApiError& error) = 0;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/asio/post.hpp>
 #include <utility>
 
@@ -140,16 +141,64 @@ std::optional<ApiError> CompletionService::encode(const Prompt& prompt, bool add
     return std::nullopt;
   }
   const auto& chat = std::get<ChatPrompt>(prompt);
+  std::string text;
+  if (auto error = render(chat, chat.messages.size(), chat.add_generation_prompt, text)) {
+    return error;
+  }
+  // The template writes the special tokens itself.
+  return encode_text(text, true, false, max_tokens, ids);
+}
+
+std::optional<ApiError> CompletionService::render(const ChatPrompt& chat, std::size_t n_messages,
+                                                  bool add_generation_prompt,
+                                                  std::string& text) const {
   if (!chat_template_) {
     return ApiError{unimplemented("the served model has no chat template"), "messages"};
   }
   boost::json::object conversation = chat.template_variables;
-  conversation["messages"] = chat.messages;
-  conversation["add_generation_prompt"] = chat.add_generation_prompt;
+  conversation["messages"] = boost::json::array(
+      chat.messages.begin(), chat.messages.begin() + static_cast<std::ptrdiff_t>(n_messages));
+  conversation["add_generation_prompt"] = add_generation_prompt;
   auto rendered = chat_template_->render(conversation);
   if (!rendered.ok()) return ApiError{rendered.status(), "messages"};
-  // The template writes the special tokens itself.
-  return encode_text(*rendered, true, false, max_tokens, ids);
+  text = std::move(*rendered);
+  return std::nullopt;
+}
+
+std::optional<ApiError> CompletionService::message_ends(const ChatPrompt& chat,
+                                                        const std::vector<std::int32_t>& ids,
+                                                        std::vector<std::int32_t>& ends) const {
+  std::string whole;
+  if (auto error = render(chat, chat.messages.size(), chat.add_generation_prompt, whole)) {
+    return error;
+  }
+  for (const std::size_t message : chat.compress_after) {
+    const std::string field = fmt::format("messages[{}].compress", message);
+    std::string text;
+    if (auto error = render(chat, message + 1, /*add_generation_prompt=*/false, text)) {
+      error->param = field;
+      return error;
+    }
+    if (!whole.starts_with(text)) {
+      return invalid_field(field,
+                           "the chat template renders the messages up to this one as a text "
+                           "that the whole conversation does not begin with, so there is no "
+                           "place to compress at; use compress_at");
+    }
+    std::vector<std::int32_t> begin;
+    if (auto error = encode_text(text, true, false, ids.size(), begin)) {
+      error->param = field;
+      return error;
+    }
+    // A token may reach over the end of the message: the ones before it count.
+    const auto differing = std::mismatch(begin.begin(), begin.end(), ids.begin(), ids.end());
+    const auto length = static_cast<std::int32_t>(differing.second - ids.begin());
+    if (length == 0) return invalid_field(field, "there are no tokens before the message's end");
+    ends.push_back(length);
+  }
+  std::sort(ends.begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return std::nullopt;
 }
 
 Result<std::string> CompletionService::decode(const std::vector<std::int32_t>& ids) const {
@@ -161,10 +210,10 @@ Result<std::string> CompletionService::decode(const std::vector<std::int32_t>& i
   return tokenizer_.decode(ids, /*skip_special=*/false);
 }
 
-std::optional<ApiError> CompletionService::run(GenerateRequest& request,
-                                               ValidatedSampling& sampling,
+std::optional<ApiError> CompletionService::run(GenerateRequest& request, Validated& validated,
                                                RunningCompletion& completion) const {
   const engine::EngineLimits& limits = engine_.limits();
+  ValidatedSampling& sampling = validated.sampling;
   engine::EngineRequest out;
   if (auto error = encode(request.prompt, request.add_special_tokens,
                           static_cast<std::size_t>(limits.max_model_len), out.prompt_ids)) {
@@ -178,6 +227,11 @@ std::optional<ApiError> CompletionService::run(GenerateRequest& request,
                                   limits.max_model_len, sampling)) {
     return error;
   }
+  const auto* chat = std::get_if<ChatPrompt>(&request.prompt);
+  if (chat != nullptr && !chat->compress_after.empty()) {
+    if (auto error = message_ends(*chat, out.prompt_ids, validated.kv.compress_at)) return error;
+  }
+  if (auto error = fit_to_prompt(validated.kv, out.prompt_ids.size())) return error;
   std::string echo;
   if (request.echo) {
     const auto* text = std::get_if<std::string>(&request.prompt);
@@ -186,6 +240,12 @@ std::optional<ApiError> CompletionService::run(GenerateRequest& request,
   }
   out.request_id = std::move(request.request_id);
   out.sampling = sampling.params;
+  out.kv_policy = std::move(validated.kv.policy);
+  out.compress_at = std::move(validated.kv.compress_at);
+  out.session_id = std::move(request.session_id);
+  out.session_owner = request.session_owner;
+  out.keep_session = request.keep_session;
+  out.prompt_scores = validated.kv.scores;
   if (completion.cancel_requested()) return ApiError{cancelled("the request was cancelled")};
   Status status = completion.submit(std::move(out), sampling, std::move(echo));
   if (!status.ok()) return with_retry(std::move(status));
@@ -197,11 +257,14 @@ std::shared_ptr<Completion> CompletionService::start(GenerateRequest request,
                                                      std::shared_ptr<OutputSink> sink) {
   auto completion = std::make_shared<RunningCompletion>(engine_, tokenizer_, metrics_,
                                                         std::move(executor), std::move(sink));
-  ValidatedSampling sampling;
+  Validated validated;
   std::optional<ApiError> error = check_model(request.model);
   if (!error) {
     error = validate_sampling(request.sampling, engine_.limits(), config_.limits, config_.defaults,
-                              sampling);
+                              validated.sampling);
+  }
+  if (!error) {
+    error = validate_kv(request, engine_.limits(), config_.limits, config_.kv_policy, validated.kv);
   }
   if (!error) error = check_size(request.prompt);
   if (!error) error = admission();
@@ -215,9 +278,9 @@ std::shared_ptr<Completion> CompletionService::start(GenerateRequest request,
   }
   asio::post(tokenizer_pool_,
              [this, completion, place = std::move(place), request = std::move(request),
-              sampling = std::move(sampling)]() mutable {
+              validated = std::move(validated)]() mutable {
                if (completion->cancel_requested()) return;
-               if (auto refusal = run(request, sampling, *completion)) {
+               if (auto refusal = run(request, validated, *completion)) {
                  if (refusal->status.code() == StatusCode::kCancelled) return;
                  completion->refuse(std::move(*refusal));
                }

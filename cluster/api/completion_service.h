@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cluster/api/completion.h"
+#include "cluster/api/kv_validation.h"
 #include "cluster/api/request_validation.h"
 #include "cluster/engine/engine.h"
 #include "cluster/telemetry/metrics.h"
@@ -28,6 +29,7 @@ struct ServiceConfig {
   std::string served_model_name;
   config::Limits limits;
   GenerationDefaults defaults;
+  kvstore::KvPolicy kv_policy;  // of requests that bring none
   // Prompts that may wait for or be in tokenising; beyond, a request is refused with 503.
   std::int32_t max_queued_prompts = 256;
   // What a refused client is told to wait.
@@ -80,8 +82,17 @@ class CompletionService {
   std::optional<ApiError> check_size(const Prompt& prompt) const;
   std::optional<ApiError> encode_text(std::string_view text, bool chat, bool add_special_tokens,
                                       std::size_t max_tokens, std::vector<std::int32_t>& ids) const;
+  std::optional<ApiError> render(const ChatPrompt& chat, std::size_t n_messages,
+                                 bool add_generation_prompt, std::string& text) const;
+  // The lengths of the prompt `ids` at the ends of the messages in chat.compress_after, ascending.
+  std::optional<ApiError> message_ends(const ChatPrompt& chat, const std::vector<std::int32_t>& ids,
+                                       std::vector<std::int32_t>& ends) const;
+  struct Validated {
+    ValidatedSampling sampling;
+    ValidatedKv kv;
+  };
   // On the pool: tokenise and submit.
-  std::optional<ApiError> run(GenerateRequest& request, ValidatedSampling& sampling,
+  std::optional<ApiError> run(GenerateRequest& request, Validated& validated,
                               RunningCompletion& completion) const;
 
   engine::Engine& engine_;

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "cluster/api/openai_kv.h"
+
 namespace spindle::api {
 namespace asio = boost::asio;
 
@@ -106,6 +108,8 @@ void HttpGeneration::prompt_done(std::size_t prompt, const engine::RequestSummar
   prompts_[prompt].done = true;
   ++n_done_;
   usage_.completion_tokens += summary.completion_tokens;
+  usage_.cached_tokens += summary.cached_tokens;
+  add_kv_use(usage_.kv, summary.kv);
   wake();
 }
 

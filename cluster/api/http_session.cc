@@ -85,8 +85,8 @@ void read_head(const Parser::value_type& message, const HttpHandlers& handlers,
   request.match = handlers.match(request.method, request.target);
 }
 
-std::optional<HttpResponse> parse_body(const HttpRequest& request, const config::Limits& limits,
-                                       OpenAiRequest& out) {
+std::optional<HttpResponse> parse_body(const HttpRequest& request, const HttpHandlers& handlers,
+                                       const config::Limits& limits, OpenAiRequest& out) {
   auto body = parse_json(request.body);
   if (!body.ok()) return error_response({body.status()});
   if (!body->is_object()) {
@@ -96,7 +96,10 @@ std::optional<HttpResponse> parse_body(const HttpRequest& request, const config:
                    ? parse_chat_request(body->get_object(), limits, out)
                    : parse_completion_request(body->get_object(), limits, out);
   if (error) return error_response(*error);
-  for (GenerateRequest& prompt : out.prompts) prompt.request_id = request.request_id;
+  for (GenerateRequest& prompt : out.prompts) {
+    prompt.request_id = request.request_id;
+    prompt.session_owner = handlers.session_owner(request);
+  }
   return std::nullopt;
 }
 
@@ -272,10 +275,10 @@ HttpSession::Task<bool> HttpSession::answer(HttpRequest& request) {
 HttpSession::Task<std::optional<HttpResponse>> HttpSession::parse_generation(HttpRequest& request,
                                                                              OpenAiRequest& out) {
   if (request.body.size() <= kMaxInlineParseBytes) {
-    co_return parse_body(request, context_->limits, out);
+    co_return parse_body(request, context_->handlers, context_->limits, out);
   }
   auto work = [this, &request, &out]() -> asio::awaitable<std::optional<HttpResponse>> {
-    co_return parse_body(request, context_->limits, out);
+    co_return parse_body(request, context_->handlers, context_->limits, out);
   };
   co_return co_await asio::co_spawn(context_->handlers.service().tokenizer_pool(), work,
                                     asio::use_awaitable);

@@ -74,6 +74,16 @@ std::optional<std::int64_t> whole_number(const json::value& value) {
   return std::nullopt;
 }
 
+bool read_integers(const json::array& array, std::vector<std::int64_t>& out) {
+  out.reserve(array.size());
+  for (const json::value& item : array) {
+    const auto number = item.is_number() ? whole_number(item) : std::nullopt;
+    if (!number) return false;
+    out.push_back(*number);
+  }
+  return true;
+}
+
 const json::value* FieldReader::find(std::string_view name) const {
   const json::value* value = object_.if_contains(json::string_view(name.data(), name.size()));
   return value == nullptr || value->is_null() ? nullptr : value;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cluster/api/completion.h"
 #include "kernels/core/status.h"
@@ -55,5 +56,7 @@ class FieldReader {
 
 // A whole number in any of JSON's number forms.
 std::optional<std::int64_t> whole_number(const boost::json::value& value);
+// False when the array holds anything but whole numbers.
+bool read_integers(const boost::json::array& array, std::vector<std::int64_t>& out);
 
 }  // namespace spindle::api

@@ -76,8 +76,7 @@ std::optional<ApiError> read_content(const json::object& source, const std::stri
                   where + ".content"};
 }
 
-std::optional<ApiError> read_message(const json::value& value, std::size_t index,
-                                     json::array& messages) {
+std::optional<ApiError> read_message(const json::value& value, std::size_t index, ChatPrompt& out) {
   const std::string where = fmt::format("messages[{}]", index);
   const json::object* source = value.if_object();
   if (source == nullptr) {
@@ -89,11 +88,14 @@ std::optional<ApiError> read_message(const json::value& value, std::size_t index
     fields.fail("role",
                 fmt::format("{}.role must be a string of 1 to {} bytes", where, kMaxRoleBytes));
   }
+  const bool compress = fields.boolean("compress").value_or(false);
   if (!fields.ok()) return fields.error();
   json::object message = *source;
+  message.erase("compress");  // ours, not the template's
   if (auto error = read_content(*source, where, message)) return error;
   decode_arguments(message);
-  messages.push_back(std::move(message));
+  if (compress) out.compress_after.push_back(out.messages.size());
+  out.messages.push_back(std::move(message));
   return std::nullopt;
 }
 
@@ -127,7 +129,7 @@ void read_chat_prompt(FieldReader& fields, ChatPrompt& out) {
     return;
   }
   for (std::size_t i = 0; i < messages->size() && fields.ok(); ++i) {
-    fields.keep(read_message((*messages)[i], i, out.messages));
+    fields.keep(read_message((*messages)[i], i, out));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cluster/api/json_fields.h"
+#include "cluster/api/openai_kv.h"
 #include "cluster/api/openai_messages.h"
 
 namespace spindle::api {
@@ -37,7 +38,7 @@ constexpr std::array kRefusedEverywhere{
     RefusedField{"guided_grammar", RefusedField::When::kAny},
     RefusedField{"structured_outputs", RefusedField::When::kAny},
     RefusedField{"logits_processors", RefusedField::When::kAny},
-    RefusedField{"kv_policy", RefusedField::When::kAny},
+    RefusedField{"prompt_scores", RefusedField::When::kAny},  // of the TCP API
 };
 constexpr std::array kRefusedInChat{
     RefusedField{"functions", RefusedField::When::kAny},
@@ -134,19 +135,9 @@ void read_logit_bias(FieldReader& fields, SamplingRequest& sampling) {
 }
 
 // Token ids in a JSON array; ranges are checked where the vocabulary is known.
-bool read_ids(const json::array& array, std::vector<std::int64_t>& ids) {
-  ids.reserve(array.size());
-  for (const json::value& item : array) {
-    const auto id = item.is_number() ? whole_number(item) : std::nullopt;
-    if (!id) return false;
-    ids.push_back(*id);
-  }
-  return true;
-}
-
 bool read_prompt_ids(const json::array& array, std::vector<std::int32_t>& ids) {
   std::vector<std::int64_t> wide;
-  if (!read_ids(array, wide)) return false;
+  if (!read_integers(array, wide)) return false;
   for (const std::int64_t id : wide) {
     if (id < 0 || id > std::numeric_limits<std::int32_t>::max()) return false;
     ids.push_back(static_cast<std::int32_t>(id));
@@ -168,7 +159,7 @@ void read_sampling(FieldReader& fields, SamplingRequest& out) {
   out.max_tokens = fields.integer("max_tokens");
   read_stop(fields, out.stop);
   if (const json::array* ids = fields.array("stop_token_ids")) {
-    if (!read_ids(*ids, out.stop_token_ids)) {
+    if (!read_integers(*ids, out.stop_token_ids)) {
       fields.fail("stop_token_ids", "stop_token_ids must be an array of integers");
     }
   }
@@ -201,6 +192,7 @@ void read_common(FieldReader& fields, const config::Limits& limits, OpenAiReques
   refuse_beam_length_penalty(fields);
   request.model = fields.string("model").value_or("");
   read_sampling(fields, request.sampling);
+  read_kv_fields(fields, request);
   read_stream_options(fields, out);
   request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
   // The other ranges are the service's to check; this one sizes what the response is collected in.
@@ -356,6 +348,9 @@ std::optional<ApiError> parse_completion_request(const json::object& body,
   if (prompts.size() > 1 && n_choices > max_prompts) {
     fields.fail("n", fmt::format("{} prompts with n = {} are more than {} choices", prompts.size(),
                                  out.n, max_prompts));
+  }
+  if (prompts.size() > 1 && !request.session_id.empty()) {
+    fields.fail("session_id", "session_id needs a single prompt");
   }
   for (const CompletionPrompt& prompt : prompts) {
     if (std::visit([](const auto& value) { return value.empty(); }, prompt)) {

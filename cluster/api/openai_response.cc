@@ -4,6 +4,7 @@
 
 #include "cluster/api/http_errors.h"
 #include "cluster/api/json_text.h"
+#include "cluster/api/openai_kv.h"
 #include "cluster/api/openai_logprobs.h"
 #include "kernels/core/check.h"
 
@@ -31,6 +32,13 @@ void append_usage_object(std::string& out, const UsageCounts& usage) {
   append_json_integer(out, usage.completion_tokens);
   out += R"(,"total_tokens":)";
   append_json_integer(out, usage.prompt_tokens + usage.completion_tokens);
+  out += R"(,"prompt_tokens_details":{"cached_tokens":)";
+  append_json_integer(out, usage.cached_tokens);
+  out += '}';
+  if (!usage.kv.empty()) {
+    out += R"(,"spindle_kv":)";
+    append_kv_use(out, usage.kv);
+  }
   out += '}';
 }
 

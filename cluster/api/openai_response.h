@@ -14,6 +14,8 @@ namespace spindle::api {
 struct UsageCounts {
   std::int64_t prompt_tokens = 0;
   std::int64_t completion_tokens = 0;
+  std::int64_t cached_tokens = 0;        // of the prompts, taken from a session
+  std::vector<engine::StageKvUse> kv{};  // empty: not known
 };
 
 // Appends `from` to `into`, which then says the same as both in order.

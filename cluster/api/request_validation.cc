@@ -6,34 +6,10 @@
 #include <cmath>
 #include <utility>
 
+#include "cluster/api/range_check.h"
+
 namespace spindle::api {
 namespace {
-
-// Keeps the first range error and ignores what follows, so that checks read as a table.
-class RangeCheck {
- public:
-  // low <= value <= high, or low < value when `open_low`. NaN is never in a range.
-  void real(const char* name, double value, double low, double high, bool open_low = false) {
-    if (error_) return;
-    const bool above = open_low ? value > low : value >= low;
-    if (above && value <= high) return;
-    error_ = invalid_field(name, fmt::format("{} must be in {}{:g}, {:g}], got {:g}", name,
-                                             open_low ? '(' : '[', low, high, value));
-  }
-  void integer(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
-    if (error_ || (value >= low && value <= high)) return;
-    error_ = invalid_field(
-        name, fmt::format("{} must be between {} and {}, got {}", name, low, high, value));
-  }
-  void fail(const char* name, std::string message) {
-    if (!error_) error_ = invalid_field(name, std::move(message));
-  }
-  bool ok() const { return !error_.has_value(); }
-  std::optional<ApiError> take() { return std::move(error_); }
-
- private:
-  std::optional<ApiError> error_;
-};
 
 void check_reals(const SamplingRequest& request, const GenerationDefaults& defaults,
                  RangeCheck& check, engine::SamplingParams& params) {

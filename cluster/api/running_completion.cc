@@ -110,7 +110,7 @@ void RunningCompletion::handle_submitted(engine::RequestHandle handle) {
     delta.text = echo_;
     sink_->on_delta(std::move(delta));
   }
-  for (const auto& handler : std::exchange(before_handle_, {})) handler();
+  for (auto& handler : std::exchange(before_handle_, {})) handler();
 }
 
 void RunningCompletion::observe_latencies(std::span<const engine::TokenEvent> events) {
@@ -136,9 +136,25 @@ void RunningCompletion::on_tokens(std::span<const engine::TokenEvent> events) {
   });
 }
 
+void RunningCompletion::on_prompt_scores(std::span<const engine::PromptScore> scores) {
+  asio::post(executor_, [self = shared_from_this(), copy = std::vector<engine::PromptScore>(
+                                                        scores.begin(), scores.end())]() mutable {
+    self->handle_scores(std::move(copy));
+  });
+}
+
 void RunningCompletion::on_end(const Status& status, const engine::RequestSummary& summary) {
   asio::post(executor_,
              [self = shared_from_this(), status, summary] { self->handle_end(status, summary); });
+}
+
+void RunningCompletion::handle_scores(std::vector<engine::PromptScore> scores) {
+  if (!handle_) {
+    before_handle_.emplace_back(
+        [this, scores = std::move(scores)]() mutable { handle_scores(std::move(scores)); });
+    return;
+  }
+  if (may_call_sink() && !scores.empty()) sink_->on_scores(std::move(scores));
 }
 
 void RunningCompletion::handle_tokens(std::vector<engine::TokenEvent> events) {

@@ -26,9 +26,9 @@ namespace spindle::api {
 // on_end, and by whoever holds the Completion. Owns the sink until the sink's last call.
 //
 // Thread-safety: cancel, cancel_requested, refuse and submit may be called from any thread;
-// on_tokens and on_end are called by the engine. Everything else happens on the executor, one
-// handler at a time. Invariant: after the sink's last call `sink_` is empty, whatever still
-// arrives.
+// on_tokens, on_prompt_scores and on_end are called by the engine. Everything else happens on the
+// executor, one handler at a time. Invariant: after the sink's last call `sink_` is empty, whatever
+// still arrives.
 class RunningCompletion final : public Completion,
                                 public engine::EventSink,
                                 public std::enable_shared_from_this<RunningCompletion> {
@@ -46,6 +46,7 @@ class RunningCompletion final : public Completion,
   Status submit(engine::EngineRequest request, const ValidatedSampling& sampling, std::string echo);
 
   void on_tokens(std::span<const engine::TokenEvent> events) override;
+  void on_prompt_scores(std::span<const engine::PromptScore> scores) override;
   void on_end(const Status& status, const engine::RequestSummary& summary) override;
 
  private:
@@ -56,6 +57,7 @@ class RunningCompletion final : public Completion,
   // On the executor.
   void handle_submitted(engine::RequestHandle handle);
   void handle_tokens(std::vector<engine::TokenEvent> events);
+  void handle_scores(std::vector<engine::PromptScore> scores);
   void handle_end(const Status& status, engine::RequestSummary summary);
   void handle_cancel();
   void end_with(const ApiError& error);

@@ -4,7 +4,7 @@ spindle_library(NAME spindle_tcp_framing
   DEPS spindle_core spindle_proto)
 
 spindle_library(NAME spindle_tcp_server
-  SRCS tcp_messages.cc tcp_session.cc tcp_server.cc
+  SRCS tcp_messages.cc tcp_session.cc tcp_session_scores.cc tcp_server.cc
   DEPS spindle_tcp_framing spindle_engine_api spindle_api_keys
   LIBS spindle_boost)
 

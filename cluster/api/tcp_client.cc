@@ -12,6 +12,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/write.hpp>
 #include <cctype>
+#include <iterator>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -238,6 +239,11 @@ class TcpClient::Connection {
       case v1::Frame::kAccepted:
         outcome.request_id = frame.accepted().request_id();
         outcome.prompt_tokens = frame.accepted().prompt_tokens();
+        break;
+      case v1::Frame::kScores:
+        std::move(frame.mutable_scores()->mutable_scores()->begin(),
+                  frame.mutable_scores()->mutable_scores()->end(),
+                  std::back_inserter(outcome.prompt_scores));
         break;
       case v1::Frame::kDelta:
         take_delta(request, frame.delta());

@@ -57,8 +57,9 @@ struct GenerateOutcome {
   std::int32_t retry_after_ms = 0;
   std::string request_id;
   std::int32_t prompt_tokens = 0;
-  std::vector<ChoiceOutput> choices;  // by choice; empty when there was no output
-  v1::Usage usage;                    // set when status is OK
+  std::vector<v1::PromptScore> prompt_scores;  // when asked for, in order of position
+  std::vector<ChoiceOutput> choices;           // by choice; empty when there was no output
+  v1::Usage usage;                             // set when status is OK
 };
 
 // Called with every delta, in order, on the thread that waits.

@@ -21,9 +21,44 @@ ChatPrompt to_chat_prompt(const v1::ChatPrompt& message) {
     if (!turn.name().empty()) {
       object["name"] = turn.name();
     }
+    if (turn.compress()) {
+      chat.compress_after.push_back(chat.messages.size());
+    }
     chat.messages.emplace_back(std::move(object));
   }
   return chat;
+}
+
+KvPolicyRequest to_policy_request(const v1::KvPolicy& message) {
+  KvPolicyRequest policy;
+  policy.profile = message.profile();
+  if (message.has_ratio()) {
+    policy.ratio = message.ratio();
+  }
+  if (message.has_max_bytes()) {
+    constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();
+    policy.max_bytes = static_cast<std::int64_t>(std::min(message.max_bytes(), kMost));
+  }
+  if (message.has_sinks()) {
+    policy.sinks = message.sinks();
+  }
+  if (message.has_recent()) {
+    policy.recent = message.recent();
+  }
+  if (message.has_window()) {
+    policy.window = message.window();
+  }
+  for (const v1::KvOverride& from : message.overrides()) {
+    KvOverrideRequest& to = policy.overrides.emplace_back();
+    to.first_layer = from.first_layer();
+    if (from.has_last_layer()) to.last_layer = from.last_layer();
+    if (from.has_kv_head()) to.kv_head = from.kv_head();
+    to.mode = from.mode();
+    to.codec = from.codec();
+    if (from.has_window()) to.window = from.window();
+    if (from.has_keep_ratio()) to.keep_ratio = from.keep_ratio();
+  }
+  return policy;
 }
 
 SamplingRequest to_sampling_request(const v1::SamplingParams& message) {
@@ -76,6 +111,56 @@ v1::FinishReason to_message(engine::FinishReason reason) {
   return v1::FAILED;
 }
 
+void fill(const engine::HeadKvUse& use, v1::KvHeadKept& head) {
+  head.set_layer(use.layer);
+  head.set_kv_head(use.kv_head);
+  head.set_plan(use.plan);
+  head.set_kept_tokens(use.kept_tokens);
+  head.set_bytes(use.bytes);
+  if (use.lazy_mass) {
+    head.set_lazy_mass(*use.lazy_mass);
+  }
+  if (use.k_entries_per_token) {
+    head.set_k_entries_per_token(*use.k_entries_per_token);
+  }
+  if (use.v_entries_per_token) {
+    head.set_v_entries_per_token(*use.v_entries_per_token);
+  }
+}
+
+void fill(const engine::StageKvUse& use, v1::StageKv& stage) {
+  stage.set_stage(use.stage);
+  stage.set_full_bytes(use.full_bytes);
+  stage.set_kept_bytes(use.kept_bytes);
+  for (const engine::LayerKvUse& layer_use : use.layers) {
+    v1::LayerKvUse& layer = *stage.add_layers();
+    layer.set_layer(layer_use.layer);
+    layer.set_full_bytes(layer_use.full_bytes);
+    layer.set_kept_bytes(layer_use.kept_bytes);
+  }
+}
+
+void fill(const std::vector<engine::BoundaryUse>& boundaries, v1::Usage& usage) {
+  std::size_t n_heads = 0;
+  for (const engine::BoundaryUse& boundary : boundaries) {
+    n_heads += boundary.heads.size();
+  }
+  for (const engine::BoundaryUse& use : boundaries) {
+    v1::KvBoundary& boundary = *usage.add_boundaries();
+    boundary.set_position(use.position);
+    boundary.set_full_bytes(use.full_bytes);
+    boundary.set_kept_bytes(use.kept_bytes);
+    boundary.set_compress_ms(use.compress_ms);
+    if (n_heads > kMaxUsageHeads) {
+      n_heads -= use.heads.size();
+      continue;
+    }
+    for (const engine::HeadKvUse& head : use.heads) {
+      fill(head, *boundary.add_heads());
+    }
+  }
+}
+
 void fill(OutputToken&& token, v1::TokenLogprob& message) {
   message.set_id(token.id);
   message.set_text(std::move(token.bytes));
@@ -102,6 +187,16 @@ ParsedRequest to_generate_request(v1::GenerateRequest&& message) {
   request.request_id = std::move(*message.mutable_request_id());
   request.model = std::move(*message.mutable_model());
   request.sampling = to_sampling_request(message.sampling());
+  if (message.has_kv_policy()) {
+    request.kv_policy = to_policy_request(message.kv_policy());
+  }
+  request.compress_at.assign(message.compress_at().begin(), message.compress_at().end());
+  request.session_id = std::move(*message.mutable_session_id());
+  request.keep_session = message.keep_session();
+  if (message.has_prompt_scores()) {
+    const v1::PromptScores& scores = message.prompt_scores();
+    request.prompt_scores = {.first = scores.first(), .end = scores.end(), .dense = scores.dense()};
+  }
   switch (message.prompt_case()) {
     case v1::GenerateRequest::kText:
       request.prompt = std::move(*message.mutable_text());
@@ -145,13 +240,35 @@ v1::Usage to_message(const engine::RequestSummary& summary) {
   usage.set_queue_ms(summary.queue_ms);
   usage.set_time_to_first_token_ms(summary.time_to_first_token_ms);
   usage.set_total_ms(summary.total_ms);
-  for (const engine::StageKvUse& kv : summary.kv) {
-    v1::StageKv& stage = *usage.add_kv();
-    stage.set_stage(kv.stage);
-    stage.set_full_bytes(kv.full_bytes);
-    stage.set_kept_bytes(kv.kept_bytes);
+  for (const engine::StageKvUse& use : summary.kv) {
+    fill(use, *usage.add_kv());
   }
+  usage.set_cached_tokens(summary.cached_tokens);
+  fill(summary.boundaries, usage);
   return usage;
+}
+
+std::size_t score_bytes(const engine::PromptScore& score) {
+  return sizeof score + score.dense.size() * sizeof(float);
+}
+
+void move_scores(std::deque<engine::PromptScore>& scores, std::size_t max_bytes,
+                 v1::Scores& message) {
+  std::size_t n_bytes = 0;
+  while (!scores.empty()) {
+    engine::PromptScore& score = scores.front();
+    n_bytes += score_bytes(score);
+    if (n_bytes > max_bytes && message.scores_size() > 0) {
+      return;
+    }
+    v1::PromptScore& out = *message.add_scores();
+    out.set_position(score.position);
+    out.set_logprob(score.logprob);
+    out.set_best_id(score.best_id);
+    out.set_best_logprob(score.best_logprob);
+    out.mutable_dense()->Add(score.dense.begin(), score.dense.end());
+    scores.pop_front();
+  }
 }
 
 v1::Error to_message(const ApiError& error) {

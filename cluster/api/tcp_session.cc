@@ -55,6 +55,11 @@ class TcpRequestSink : public OutputSink {
       session->on_accepted(id_, request_id_, prompt_tokens);
     }
   }
+  void on_scores(std::vector<engine::PromptScore> scores) override {
+    if (const auto session = session_.lock()) {
+      session->on_scores(id_, std::move(scores));
+    }
+  }
   void on_delta(OutputDelta delta) override {
     if (const auto session = session_.lock()) {
       session->on_delta(id_, std::move(delta));
@@ -183,7 +188,7 @@ asio::awaitable<void> TcpSession::wait_for_room() {
 asio::awaitable<void> TcpSession::write_loop() {
   while (!closed_) {
     error_code error;
-    if (pending_.empty()) {
+    if (pending_.empty() && score_order_.empty()) {
       if (closing_) {
         break;
       }
@@ -191,6 +196,7 @@ asio::awaitable<void> TcpSession::write_loop() {
       continue;
     }
     writing_.swap(pending_);
+    write_scores();
     while (!closed_ && written_ < writing_.size()) {
       set_deadline(write_deadline_,
                    Clock::now() + timeout(context_->options.limits.write_timeout_ms()));
@@ -204,6 +210,7 @@ asio::awaitable<void> TcpSession::write_loop() {
     write_deadline_ = Clock::time_point::max();
     writing_.clear();
     written_ = 0;
+    writing_scores_ = 0;
     room_ready_.cancel();
   }
   writer_ended_ = true;
@@ -328,6 +335,7 @@ void TcpSession::handle_hello(const v1::Frame& frame) {
     return;
   }
   authenticated_ = true;
+  session_owner_ = context_->api_keys.owner_of(frame.hello().api_key());
   decoder_.set_max_frame_bytes(max_frame_bytes_);
   const TcpServerOptions& options = context_->options;
   v1::Frame reply;
@@ -373,6 +381,7 @@ void TcpSession::handle_generate(std::uint64_t id, v1::GenerateRequest&& message
     parsed.request.request_id =
         "tcp-" + std::to_string(session_number_) + "-" + std::to_string(++n_requests_);
   }
+  parsed.request.session_owner = session_owner_;
   requests_.emplace(id, OpenRequest());
   idle_deadline_ = Clock::time_point::max();
   auto sink = std::make_shared<TcpRequestSink>(weak_from_this(), id, parsed.request.request_id);
@@ -418,7 +427,7 @@ void TcpSession::on_accepted(std::uint64_t id, const std::string& request_id,
   frame.set_id(id);
   frame.mutable_accepted()->set_request_id(request_id);
   frame.mutable_accepted()->set_prompt_tokens(prompt_tokens);
-  send(frame);
+  send_output(frame);
 }
 
 void TcpSession::on_delta(std::uint64_t id, OutputDelta&& delta) {
@@ -437,17 +446,23 @@ void TcpSession::on_delta(std::uint64_t id, OutputDelta&& delta) {
                      "", kSlowReaderRetryMs});
     return;
   }
-  send(frame);
+  send_output(frame);
 }
 
 void TcpSession::on_done(std::uint64_t id, const engine::RequestSummary& summary) {
-  if (requests_.erase(id) == 0) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) {
     return;
   }
   v1::Frame frame;
   frame.set_id(id);
   *frame.mutable_done()->mutable_usage() = to_message(summary);
-  send(frame);
+  if (it->second.scores.empty()) {
+    requests_.erase(it);
+  } else {
+    it->second.ended = true;
+  }
+  send_output(frame);
   update_read_deadlines(false);
 }
 
@@ -457,29 +472,40 @@ void TcpSession::on_error(std::uint64_t id, const ApiError& error) {
     return;
   }
   const std::optional<ApiError> verdict = std::move(it->second.verdict);
-  requests_.erase(it);
+  forget(id);
   send_error(id, verdict ? *verdict : error);
   update_read_deadlines(false);
 }
 
 // ---- sending and ending
 
-void TcpSession::send(const v1::Frame& frame) {
+void TcpSession::send(const v1::Frame& frame) { append(frame, pending_); }
+
+void TcpSession::send_output(const v1::Frame& frame) {
+  const auto it = requests_.find(frame.id());
+  const bool waits = it != requests_.end() && !it->second.scores.empty();
+  append(frame, waits ? it->second.behind_scores : pending_);
+}
+
+void TcpSession::append(const v1::Frame& frame, std::string& out) {
   if (closing_ || closed_) {
     return;
   }
-  if (const Status status = append_frame(frame, max_frame_bytes_, pending_); !status.ok()) {
-    v1::Frame notice;
-    notice.set_id(frame.id());
-    *notice.mutable_error() = to_message(ApiError{internal_error("the answer is too large")});
-    cancel_request(frame.id(), std::nullopt);
-    requests_.erase(frame.id());
-    if (!append_frame(notice, max_frame_bytes_, pending_).ok()) {
-      close();
-      return;
-    }
+  if (!append_frame(frame, max_frame_bytes_, out).ok()) {
+    send_too_large(frame.id());
   }
   output_ready_.cancel();
+}
+
+void TcpSession::send_too_large(std::uint64_t id) {
+  v1::Frame notice;
+  notice.set_id(id);
+  *notice.mutable_error() = to_message(ApiError{internal_error("the answer is too large")});
+  cancel_request(id, std::nullopt);
+  forget(id);
+  if (!append_frame(notice, max_frame_bytes_, pending_).ok()) {
+    close();
+  }
 }
 
 void TcpSession::send_error(std::uint64_t id, const ApiError& error) {
@@ -508,6 +534,7 @@ void TcpSession::cancel_all() {
   // cancel() may call back at once when an executor runs inline; the map must not change under us.
   std::unordered_map<std::uint64_t, OpenRequest> requests;
   requests.swap(requests_);
+  score_order_.clear();
   for (const auto& [id, request] : requests) {
     if (request.completion && !request.cancelled) {
       request.completion->cancel();

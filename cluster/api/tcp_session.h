@@ -7,6 +7,7 @@
 #include <boost/asio/strand.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -48,7 +49,9 @@ struct TcpSessionContext {
 //
 // Output is bounded: a delta that does not fit into limits.max_buffered_bytes cancels its request,
 // and the reader takes no further frame while the buffer is over the limit. What is left is one
-// short closing frame per open request.
+// closing frame per open request. Scores of prompts can be much larger than that limit; they wait
+// beside the buffer, bounded by themselves, and the writer adds one frame of them to what it sends.
+// Whatever their request says next waits behind them.
 //
 // Ends of a connection: the peer closed it or nothing could be written for write_timeout_ms (all
 // requests are cancelled, nothing is sent), or goodbye() (an Error with id 0 is sent, then the
@@ -77,6 +80,9 @@ class TcpSession : public std::enable_shared_from_this<TcpSession> {
     // Sent in place of "cancelled" when the server was the one to cancel.
     std::optional<ApiError> verdict;
     bool cancelled = false;
+    std::deque<engine::PromptScore> scores;  // that wait for the writer
+    std::string behind_scores;               // encoded frames that follow them
+    bool ended = false;                      // the last frame is in behind_scores
   };
 
   void begin(const std::optional<ApiError>& refusal);
@@ -97,17 +103,27 @@ class TcpSession : public std::enable_shared_from_this<TcpSession> {
 
   // What a request's sink reports.
   void on_accepted(std::uint64_t id, const std::string& request_id, std::int32_t prompt_tokens);
+  void on_scores(std::uint64_t id, std::vector<engine::PromptScore>&& scores);
   void on_delta(std::uint64_t id, OutputDelta&& delta);
   void on_done(std::uint64_t id, const engine::RequestSummary& summary);
   void on_error(std::uint64_t id, const ApiError& error);
 
   void send(const v1::Frame& frame);
+  // Output of a request: waits behind its scores.
+  void send_output(const v1::Frame& frame);
+  void append(const v1::Frame& frame, std::string& out);
+  // In place of an answer that does not fit into a frame.
+  void send_too_large(std::uint64_t id);
+  // Appends the next frame of scores to writing_, if any wait.
+  void write_scores();
+  void forget(std::uint64_t id);
   void send_error(std::uint64_t id, const ApiError& error);
   void goodbye(const ApiError& error);
   void close();
   void cancel_all();
 
-  std::size_t buffered_bytes() const { return pending_.size() + writing_.size() - written_; }
+  // What counts towards max_buffered_bytes: everything but scores.
+  std::size_t buffered_bytes() const;
   void update_read_deadlines(bool frame_was_taken);
   void set_deadline(Clock::time_point& deadline, Clock::time_point at);
 
@@ -119,12 +135,15 @@ class TcpSession : public std::enable_shared_from_this<TcpSession> {
 
   FrameDecoder decoder_;
   std::unordered_map<std::uint64_t, OpenRequest> requests_;
-  std::string pending_;      // encoded frames not yet given to the writer
-  std::string writing_;      // what the writer sends now
-  std::size_t written_ = 0;  // bytes of writing_ that were sent
+  std::string pending_;                    // encoded frames not yet given to the writer
+  std::string writing_;                    // what the writer sends now
+  std::size_t written_ = 0;                // bytes of writing_ that were sent
+  std::size_t writing_scores_ = 0;         // bytes at the end of writing_ that are scores
+  std::deque<std::uint64_t> score_order_;  // requests whose scores wait, the next one first
   bool authenticated_ = false;
-  bool closing_ = false;  // goodbye was said: nothing is accepted or queued any more
-  bool closed_ = false;   // the socket is closed
+  std::uint64_t session_owner_ = 0;  // ApiKeys::owner_of the client's key
+  bool closing_ = false;             // goodbye was said: nothing is accepted or queued any more
+  bool closed_ = false;              // the socket is closed
   bool reader_ended_ = false;
   bool writer_ended_ = false;
   std::uint64_t n_requests_ = 0;  // ever, for the ids of requests that bring none

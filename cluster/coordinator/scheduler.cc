@@ -45,6 +45,8 @@ Result<engine::RequestHandle> Scheduler::submit(engine::EngineRequest request,
     return invalid_argument("n must be at most max_num_seqs (" +
                             std::to_string(config_.max_num_seqs) + ")");
   }
+  if (Status status = check_kv(*entry); !status.ok()) return status;
+  if (Status status = check_session(entry->request); !status.ok()) return status;
   if (!ledger_.fits_alone(entry->demand())) {
     return invalid_argument("max_tokens: the prompt of " + std::to_string(entry->n_prompt()) +
                             " tokens with " + std::to_string(sampling.n_choices) +
@@ -64,7 +66,7 @@ Result<engine::RequestHandle> Scheduler::submit(engine::EngineRequest request,
   }
   entry->summary.prompt_tokens = static_cast<std::int32_t>(entry->n_prompt());
   for (std::size_t stage = 0; stage < ledger_.stages().size(); ++stage) {
-    entry->summary.kv.push_back({static_cast<std::int32_t>(stage), 0, 0});
+    entry->summary.kv.push_back({static_cast<std::int32_t>(stage), 0, 0, {}});
   }
   for (std::int32_t i = 0; i < sampling.n_choices; ++i) {
     Choice choice;
@@ -114,30 +116,59 @@ void Scheduler::fail_all(const Status& status, std::int64_t now_us) {
 }
 
 void Scheduler::stop_request(Request& request, const Status& status, std::int64_t now_us) {
-  if (request.choices_left == 0) return;  // ended already, its KV is being freed
+  Choice& first = request.choices.front();
+  if (request.choices_left == 0 && !first.kept) return;  // ended already, its KV is being freed
   request.status = status;
   std::erase(prefilling_, request.handle);
   for (Choice& choice : request.choices) end_choice(request, choice);
+  if (first.kept) {  // only a request that ends well is kept
+    first.kept = false;
+    free_choice(request, first);
+  }
   end_if_complete(request, now_us);
 }
 
 void Scheduler::end_choice(Request& request, Choice& choice) {
   if (choice.state == Choice::State::kEnded) return;
   if (choice.state != Choice::State::kPrompt) --decoding_sequences_;
+  // The last sampled token is in the cache only if it was sent to run.
+  choice.n_cached =
+      request.n_prompt() + choice.n_generated - (choice.state == Choice::State::kInFlight ? 0 : 1);
   choice.state = Choice::State::kEnded;
   --request.choices_left;
+  if (request.admitted) --running_sequences_;
+  choice.kept =
+      choice.index == 0 && request.request.keep_session && request.status.ok() && choice.on_stages;
+  if (choice.kept) return;
+  choice.waits_for_forks = choice.index == 0 && request.at_boundary && request.choices_left > 0;
+  if (!choice.waits_for_forks) free_choice(request, choice);
+  if (request.choices_left == 0) free_waiting_choice(request);
+}
+
+void Scheduler::free_waiting_choice(Request& request) {
+  Choice& first = request.choices.front();
+  if (std::exchange(first.waits_for_forks, false)) free_choice(request, first);
+}
+
+void Scheduler::free_choice(Request& request, Choice& choice) {
   if (choice.on_stages) {
     to_free_.push_back(choice.sequence);
     request.frees_pending += static_cast<std::int64_t>(ledger_.stages().size());
   }
-  if (request.admitted) {
-    --running_sequences_;
-    ledger_.release_choice(request.handle);
-  }
+  if (!request.admitted) return;
+  give_back([&] { ledger_.release_choice(request.handle, choice.index); });
 }
 
 void Scheduler::end_if_complete(Request& request, std::int64_t now_us) {
   if (request.choices_left > 0 || request.frees_pending > 0) return;
+  const bool is_kept = request.choices.front().kept;
+  // What is kept is what the boundary leaves.
+  if (is_kept && (request.at_boundary || request.compressions_pending > 0)) return;
+  if (is_kept) keep_session(request, request.choices.front(), now_us);
+  for (const Boundary& boundary : request.reported) {
+    if (boundary.planned) request.summary.boundaries.push_back(boundary.use);
+  }
+  request.summary.cached_tokens = static_cast<std::int32_t>(request.n_cached);
   RequestEvents& events = events_of(request);
   events.ended = true;
   events.status = request.status;
@@ -207,7 +238,14 @@ Status Scheduler::on_result(const control::StepResult& result, std::int64_t now_
                           std::to_string(result.step()) + " that is not expected");
   }
   found->second.reported[stage] = true;
+  for (const control::CompressedSequence& compressed : result.compressed()) {
+    on_compressed(compressed, stage, now_us);
+  }
+  for (const control::PromptScore& score : result.prompt_scores()) on_prompt_score(score);
   for (const control::Sampled& sampled : result.sampled()) on_sampled(sampled, now_us);
+  for (const control::BoundaryScores& scores : result.boundary_scores()) {
+    if (Status status = on_boundary_scores(scores, stage, now_us); !status.ok()) return status;
+  }
   for (const control::FreedSequence& freed : result.freed()) on_freed(freed, stage, now_us);
   const std::vector<bool>& reported = found->second.reported;
   if (std::find(reported.begin(), reported.end(), false) == reported.end()) {
@@ -244,7 +282,8 @@ void Scheduler::on_sampled(const control::Sampled& sampled, std::int64_t now_us)
   ++request.summary.completion_tokens;
   ++counters_.generation_tokens;
   choice.next_token = sampled.token();
-  choice.state = Choice::State::kReady;
+  choice.generated.push_back(sampled.token());
+  choice.state = request.at_boundary ? Choice::State::kHeld : Choice::State::kReady;
 
   engine::TokenEvent event;
   event.choice = choice.index;
@@ -258,7 +297,7 @@ void Scheduler::on_sampled(const control::Sampled& sampled, std::int64_t now_us)
   const bool ends = event.finish != engine::FinishReason::kNone;
   events_of(request).tokens.push_back(std::move(event));
   if (!ends) {
-    ready_.push_back(choice.sequence);
+    if (!request.at_boundary) ready_.push_back(choice.sequence);
     return;
   }
   end_choice(request, choice);
@@ -270,8 +309,17 @@ void Scheduler::on_freed(const control::FreedSequence& freed, std::size_t stage,
   const auto found = sequences_.find(freed.sequence());
   if (found == sequences_.end()) return;
   Request& request = *found->second.first;
-  request.summary.kv[stage].full_bytes += freed.full_bytes();
-  request.summary.kv[stage].kept_bytes += freed.kept_bytes();
+  engine::StageKvUse& use = request.summary.kv[stage];
+  use.full_bytes += freed.full_bytes();
+  use.kept_bytes += freed.kept_bytes();
+  const auto n_layers = static_cast<std::size_t>(freed.layer_kept_bytes_size());
+  if (use.layers.size() < n_layers) use.layers.resize(n_layers);
+  for (std::size_t layer = 0; layer < n_layers; ++layer) {
+    engine::LayerKvUse& out = use.layers[layer];
+    out.layer = static_cast<std::int32_t>(first_layer(stage)) + static_cast<std::int32_t>(layer);
+    out.full_bytes += freed.full_bytes() / n_layers;
+    out.kept_bytes += freed.layer_kept_bytes(static_cast<int>(layer));
+  }
   --request.frees_pending;
   end_if_complete(request, now_us);
 }

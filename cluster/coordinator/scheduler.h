@@ -8,6 +8,13 @@
 // decode token needs its predecessor's result. Decode tokens are spread evenly over the
 // micro-batches.
 //
+// At the end of a prompt segment the stages report scores, rank 0 makes the plan of what every KV
+// head keeps (kvstore/plan), and the next step plan carries it out before anything more of the
+// sequence runs. Generated tokens leave the full-precision tail every kGeneratedBoundary tokens.
+//
+// A sequence can be kept when its request ends (a session) and continued by a later one, which
+// forks it where the prompts part. Sessions are given up for running requests, oldest first.
+//
 // Requests are admitted first come, first served, when their longest form fits the KV ledger and
 // max_num_seqs. The choices of a request share one prefill: they are sampled from the same logits
 // and fork from the first choice's cache in the next plan.
@@ -19,6 +26,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -38,11 +46,17 @@ struct SchedulerConfig {
   std::uint64_t seed = 0;  // for requests without one
   std::vector<std::int32_t> eos_token_ids;
   engine::EngineLimits limits;
+  kvstore::KvModel kv_model;
+  std::shared_ptr<const kvstore::ProfileTable> profile_table;  // may be null
+  int max_sessions = 64;
+  std::int64_t session_ttl_us = 600'000'000;
+  std::uint64_t max_session_bytes = 0;  // on each stage; 0: half of its pool
 };
 
 // What happened to one request since the last take_events().
 struct RequestEvents {
   engine::RequestHandle request = 0;
+  std::vector<engine::PromptScore> scores;
   std::vector<engine::TokenEvent> tokens;
   bool ended = false;
   Status status;                   // with `ended`
@@ -83,6 +97,7 @@ class Scheduler {
 
  private:
   struct Choice;
+  struct Boundary;
   struct Request;
   struct Step {
     std::int64_t sent_us = 0;
@@ -90,14 +105,59 @@ class Scheduler {
     bool has_decode = false;
   };
 
-  void plan_forks_and_frees(control::StepPlan& plan);
+  // A sequence that outlived its request.
+  struct Session {
+    std::uint64_t owner = 0;
+    std::uint64_t sequence = 0;
+    std::vector<std::int32_t> tokens;    // in the cache
+    std::int64_t n_compressed = 0;       // a boundary passed here
+    std::int64_t tail_begin = 0;         // tokens before this are in no tail that rolls on
+    std::int64_t oldest_tail_begin = 0;  // nor, before this, in any that selects
+    std::optional<kvstore::SequencePlan> plan;
+    std::int64_t used_us = 0;
+  };
+
+  Status check_kv(Request& request) const;
+  void plan_boundaries(control::StepPlan& plan);
+  Status on_boundary_scores(const control::BoundaryScores& scores, std::size_t stage,
+                            std::int64_t now_us);
+  void make_boundary_plan(Request& request, std::int64_t now_us);
+  void on_compressed(const control::CompressedSequence& compressed, std::size_t stage,
+                     std::int64_t now_us);
+  void add_boundary_use(Request& request, const control::CompressedSequence& compressed,
+                        std::size_t stage) const;
+  void on_prompt_score(const control::PromptScore& score);
+  void leave_boundary(Request& request);
+  void add_compress(control::StepPlan& plan, const Request& request, const Choice& choice,
+                    std::int64_t n_tokens) const;
+  kvstore::BoundaryNeeds needs_of(const Request& request) const;
+  int first_layer(std::size_t stage) const;
+
+  Status check_session(const engine::EngineRequest& request) const;
+  Status continue_session(Request& request);
+  void keep_session(Request& request, const Choice& choice, std::int64_t now_us);
+  void drop_session(const std::string& id);
+  template <typename Release>
+  void give_back(const Release& release);
+  std::vector<std::string> oldest_sessions() const;
+  bool make_room(const Request& request);
+  void begin_anew(Request& request) const;
+  void expire_sessions(std::int64_t now_us);
+  bool sessions_are_too_many() const;
+
+  void plan_forks(control::StepPlan& plan);
+  void add_prompt_scores(const Request& request, int n_tokens, control::Run& run) const;
+  void add_boundaries(const Request& request, control::OpenSequence& open) const;
   bool plan_decode(control::StepPlan& plan, int& budget);
   void plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us);
   bool admit_next(control::StepPlan& plan, std::int64_t now_us);
+  bool commit_next(Request& request, std::int64_t now_us);
   void plan_chunk(control::StepPlan& plan, Request& request, int& budget);
   void on_sampled(const control::Sampled& sampled, std::int64_t now_us);
   void on_freed(const control::FreedSequence& freed, std::size_t stage, std::int64_t now_us);
   void end_choice(Request& request, Choice& choice);
+  void free_choice(Request& request, Choice& choice);
+  void free_waiting_choice(Request& request);
   void end_if_complete(Request& request, std::int64_t now_us);
   void stop_request(Request& request, const Status& status, std::int64_t now_us);
   RequestEvents& events_of(const Request& request);
@@ -118,7 +178,12 @@ class Scheduler {
   std::deque<std::uint64_t> ready_;  // sequences with a token to run; ended ones are skipped
   std::vector<std::uint64_t> to_fork_;
   std::vector<std::uint64_t> to_free_;
+  // [n_stages]: given back in the ledger by sequences whose free is in no plan yet. A plan's forks
+  // come before its frees, so that a continued session cannot have them.
+  std::vector<std::int64_t> unsent_pages_;
   std::map<std::uint64_t, Step> in_flight_;
+  std::vector<control::Compress> to_compress_;
+  std::map<std::string, Session> sessions_;
   std::vector<RequestEvents> events_;
   std::unordered_map<engine::RequestHandle, std::size_t> event_index_;
   int running_sequences_ = 0;   // choices admitted and not ended

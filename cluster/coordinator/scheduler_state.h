@@ -2,6 +2,7 @@
 // The scheduler's records of requests and choices; private to scheduler*.cc.
 
 #include <cstdint>
+#include <optional>
 #include <unordered_set>
 #include <vector>
 
@@ -13,6 +14,7 @@ namespace spindle::coordinator {
 struct Scheduler::Choice {
   enum class State : std::uint8_t {
     kPrompt,    // its first token is not sampled yet
+    kHeld,      // sampled, but its prompt's boundary is not planned yet
     kReady,     // next_token waits to be run
     kInFlight,  // next_token is on its way through the stages
     kEnded,
@@ -24,6 +26,23 @@ struct Scheduler::Choice {
   bool on_stages = false;  // opened or forked in a plan that was sent
   std::int32_t n_generated = 0;
   std::int32_t next_token = 0;
+  std::vector<std::int32_t> generated;
+  // Ended, its sequence stays on the stages as a session; with how many tokens in the cache.
+  bool kept = false;
+  std::int64_t n_cached = 0;
+  // Ended at once, but the others fork from it after the boundary.
+  bool waits_for_forks = false;
+};
+
+// A boundary of a prompt that the stages have run up to and are reporting on.
+struct Scheduler::Boundary {
+  std::int32_t n_tokens = 0;
+  int reports_left = 0;  // of scores
+  bool planned = false;
+  kvstore::BoundaryReport report;
+  kvstore::SequencePlan plan;
+  engine::BoundaryUse use;
+  std::vector<std::uint64_t> stage_us;  // scoring and compressing
 };
 
 struct Scheduler::Request {
@@ -33,7 +52,27 @@ struct Scheduler::Request {
       stop_ids;  // end-of-sequence ids, unless ignored, and the request's
   std::vector<Choice> choices;
   bool admitted = false;
-  std::int64_t n_prefilled = 0;    // prompt tokens sent to the stages
+  std::int64_t n_prefilled = 0;  // prompt tokens sent to the stages
+  // Prompt lengths where the KV is compressed, ascending, and the next of them.
+  std::vector<std::int32_t> boundaries;
+  std::size_t next_boundary = 0;
+  // The stages were sent up to boundaries[next_boundary], whose plan is not made yet: nothing of
+  // the request may run.
+  bool at_boundary = false;
+  std::vector<Boundary> reported;             // one for each boundary reached
+  int compressions_pending = 0;               // stages' reports of boundaries that are planned
+  std::optional<kvstore::SequencePlan> plan;  // of the last boundary
+  std::int64_t n_compressed = 0;              // tokens at that boundary
+  std::int64_t tail_begin = 0;                // where the tail began after it
+  std::int64_t oldest_tail_begin = 0;         // of its heads, see Session
+  // What it takes over from a kept sequence: where the oldest tail of its heads begins, and how
+  // long tails are there.
+  bool continues_compressed = false;
+  std::int64_t inherited_tail_begin = 0;
+  int inherited_recent = 0;
+  std::vector<std::int64_t> used_pages;  // of the first choice at its last boundary, by stage
+  std::uint64_t session_sequence = 0;    // the kept sequence it began from, or 0
+  std::int64_t n_cached = 0;
   std::int32_t max_generated = 0;  // max_tokens, or what the context leaves
   int choices_left = 0;
   std::int64_t frees_pending = 0;  // (sequence, stage) pairs whose bytes are still to be reported
@@ -44,10 +83,31 @@ struct Scheduler::Request {
   engine::RequestSummary summary;
 
   std::int64_t n_prompt() const { return static_cast<std::int64_t>(request.prompt_ids.size()); }
-  // Tokens a choice's cache will hold at most: the last generated token is never run.
-  KvDemand demand() const {
-    return {n_prompt(), n_prompt() + max_generated - 1, request.sampling.n_choices};
+  // Where output begins, which decides the boundaries of generated tokens.
+  std::int64_t n_before_output() const { return n_prompt() - request.resumed_tokens; }
+  bool is_generated_boundary(std::int64_t n_in_cache) const {
+    return n_in_cache > n_before_output() &&
+           (n_in_cache - n_before_output()) % kvstore::kGeneratedBoundary == 0 && plan &&
+           !kvstore::is_uncompressed(*plan);
   }
+  bool has_policy() const {
+    return request.kv_policy.profile != kvstore::KvProfile::kFull ||
+           !request.kv_policy.overrides.empty();
+  }
+  KvDemand demand() const;
 };
+
+// Runs a release in the ledger and books what it gave back.
+template <typename Release>
+void Scheduler::give_back(const Release& release) {
+  unsent_pages_.resize(ledger_.stages().size());
+  for (std::size_t s = 0; s < unsent_pages_.size(); ++s) {
+    unsent_pages_[s] += ledger_.committed_pages(s);
+  }
+  release();
+  for (std::size_t s = 0; s < unsent_pages_.size(); ++s) {
+    unsent_pages_[s] -= ledger_.committed_pages(s);
+  }
+}
 
 }  // namespace spindle::coordinator

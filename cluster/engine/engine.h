@@ -5,12 +5,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kernels/core/status.h"
+#include "kvstore/plan/kv_plan.h"
 
 namespace spindle::engine {
 
@@ -37,10 +39,37 @@ struct SamplingParams {
   std::int32_t n_logprobs = -1;              // -1: none; k: the chosen token's and the k largest
 };
 
+// Prompt tokens at positions [first, end) whose log-probabilities are wanted; first >= 1.
+struct PromptScores {
+  std::int32_t first = 0;
+  std::int32_t end = 0;  // 0: none
+  bool dense = false;    // the whole vocabulary's
+};
+
 struct EngineRequest {
   std::string request_id;  // for logs only
   std::vector<std::int32_t> prompt_ids;
+  // The last of prompt_ids that are output of this request already, when it is computed anew: the
+  // cache, the samples and the penalties come out as if it had never been interrupted.
+  std::int32_t resumed_tokens = 0;
   SamplingParams sampling;
+  kvstore::KvPolicy kv_policy;
+  // Prompt lengths at which the KV so far is compressed, ascending; empty: the whole prompt's.
+  std::vector<std::int32_t> compress_at;
+  // A kept sequence to continue; `session_owner` (a hash of the API key, 0 without) must be that of
+  // the request that made it.
+  std::string session_id;
+  std::uint64_t session_owner = 0;
+  bool keep_session = false;
+  PromptScores prompt_scores;
+};
+
+struct PromptScore {
+  std::int32_t position = 0;
+  float logprob = 0.0F;
+  std::int32_t best_id = 0;
+  float best_logprob = 0.0F;
+  std::vector<float> dense;  // [vocab_size] when asked for
 };
 
 enum class FinishReason : std::uint8_t {
@@ -68,11 +97,39 @@ struct TokenEvent {
   bool is_stop_token = false;
 };
 
+struct LayerKvUse {
+  std::int32_t layer = 0;
+  std::uint64_t full_bytes = 0;
+  std::uint64_t kept_bytes = 0;
+};
+
 // KV bytes of one request on one stage, summed over its choices when they ended.
 struct StageKvUse {
   std::int32_t stage = 0;
   std::uint64_t full_bytes = 0;  // the same tokens uncompressed in 16 bit
   std::uint64_t kept_bytes = 0;  // pages really held
+  std::vector<LayerKvUse> layers;
+};
+
+// One KV head after a boundary.
+struct HeadKvUse {
+  std::int32_t layer = 0;
+  std::int32_t kv_head = 0;
+  std::string plan;  // kvstore::plan_name
+  std::int32_t kept_tokens = 0;
+  std::uint64_t bytes = 0;
+  std::optional<double> lazy_mass;
+  std::optional<double> k_entries_per_token;
+  std::optional<double> v_entries_per_token;
+};
+
+// What the cluster held of a sequence right after a boundary.
+struct BoundaryUse {
+  std::int32_t position = 0;
+  std::uint64_t full_bytes = 0;
+  std::uint64_t kept_bytes = 0;
+  double compress_ms = 0;  // of the slowest stage
+  std::vector<HeadKvUse> heads;
 };
 
 struct RequestSummary {
@@ -82,6 +139,8 @@ struct RequestSummary {
   double time_to_first_token_ms = 0;
   double total_ms = 0;
   std::vector<StageKvUse> kv;
+  std::int32_t cached_tokens = 0;  // of the prompt, taken from a session
+  std::vector<BoundaryUse> boundaries;  // of prompt segments
 };
 
 // Receives the events of one request. Called on the engine's thread, in order, never concurrently,
@@ -90,6 +149,8 @@ class EventSink {
  public:
   virtual ~EventSink() = default;
   virtual void on_tokens(std::span<const TokenEvent> events) = 0;
+  // Before the first token, in order of position; only when prompt_scores were asked for.
+  virtual void on_prompt_scores(std::span<const PromptScore> scores) { (void)scores; }
   // Exactly once per accepted request, after its last event. `status` is OK, CANCELLED, or why the
   // request failed.
   virtual void on_end(const Status& status, const RequestSummary& summary) = 0;

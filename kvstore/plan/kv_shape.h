@@ -28,6 +28,9 @@ struct KvShape {
   bool operator==(const KvShape&) const = default;
 };
 
+// What packing pieces of several sizes into pages may waste, on each stage.
+inline constexpr std::int64_t kPackingPages = 4;
+
 // Pages that n_tokens of one KV head take.
 constexpr std::int64_t pages_for_tokens(std::int64_t n_tokens, int page_tokens) {
   return (n_tokens + page_tokens - 1) / page_tokens;

@@ -22,8 +22,9 @@ constexpr const char* kHelp =
 // The messages so far, and the request that sends them.
 class Conversation {
  public:
-  Conversation(const ChatOptions& options, api::v1::SamplingParams sampling, std::string document)
-      : options_(options), sampling_(std::move(sampling)), document_(std::move(document)) {
+  // `request` holds everything but the messages.
+  Conversation(const ChatOptions& options, api::v1::GenerateRequest request, std::string document)
+      : options_(options), request_(std::move(request)), document_(std::move(document)) {
     reset();
   }
 
@@ -37,10 +38,8 @@ class Conversation {
 
   api::v1::GenerateRequest ask(const std::string& message) {
     add("user", document_pending_ ? document_ + "\n\n" + message : message);
-    api::v1::GenerateRequest request;
-    request.set_model(options_.model);
+    api::v1::GenerateRequest request = request_;
     *request.mutable_chat() = chat_;
-    *request.mutable_sampling() = sampling_;
     return request;
   }
 
@@ -66,7 +65,7 @@ class Conversation {
   }
 
   const ChatOptions& options_;
-  const api::v1::SamplingParams sampling_;
+  const api::v1::GenerateRequest request_;
   const std::string document_;
   api::v1::ChatPrompt chat_;
   bool document_pending_ = false;
@@ -165,6 +164,7 @@ void add_chat_options(CLI::App& app, ChatOptions& options) {
   app.add_option("--model", options.model, "Model id; default: the served model");
   add_output_options(app, options.output);
   add_sampling_options(app, options.sampling);
+  add_kv_options(app, options.kv);
   add_connection_options(app, options.connection);
 }
 
@@ -189,6 +189,12 @@ int run_chat(const ChatOptions& options) {
       return report_usage_error(status);
     }
   }
+  api::v1::GenerateRequest request;
+  request.set_model(options.model);
+  *request.mutable_sampling() = std::move(*sampling);
+  if (const Status status = set_kv_fields(options.kv, request); !status.ok()) {
+    return report_usage_error(status);
+  }
   std::string document;
   if (!options.file.empty()) {
     Result<std::string> text = read_text_file(options.file);
@@ -197,7 +203,7 @@ int run_chat(const ChatOptions& options) {
     }
     document = std::move(*text);
   }
-  Conversation conversation(options, std::move(*sampling), std::move(document));
+  Conversation conversation(options, std::move(request), std::move(document));
   return interactive ? run_interactive(options, conversation) : run_one_shot(options, conversation);
 }
 

@@ -11,6 +11,7 @@ namespace spindle::cli {
 struct ChatOptions {
   ConnectionOptions connection;
   SamplingOptions sampling;
+  KvOptions kv;
   OutputOptions output;
   std::string system;
   std::string message;  // empty: interactive

@@ -38,6 +38,7 @@ void add_complete_options(CLI::App& app, CompleteOptions& options) {
   app.add_option("--request-id", options.request_id, "Name of the request in the server's logs");
   add_output_options(app, options.output);
   add_sampling_options(app, options.sampling);
+  add_kv_options(app, options.kv);
   add_connection_options(app, options.connection);
 }
 
@@ -76,6 +77,9 @@ int run_complete(const CompleteOptions& options) {
   request.set_request_id(options.request_id);
   request.set_text(std::move(*prompt));
   *request.mutable_sampling() = std::move(*sampling);
+  if (const Status status = set_kv_fields(options.kv, request); !status.ok()) {
+    return report_usage_error(status);
+  }
 
   Result<std::unique_ptr<api::TcpClient>> client = connect(options.connection);
   if (!client.ok()) {

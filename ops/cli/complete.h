@@ -11,6 +11,7 @@ namespace spindle::cli {
 struct CompleteOptions {
   ConnectionOptions connection;
   SamplingOptions sampling;
+  KvOptions kv;
   OutputOptions output;
   std::string prompt;  // empty: from `file`, else from standard input
   std::string file;

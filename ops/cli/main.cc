@@ -6,7 +6,9 @@
 
 #include "ops/cli/chat.h"
 #include "ops/cli/complete.h"
+#include "ops/cli/eval.h"
 #include "ops/cli/exit_codes.h"
+#include "ops/cli/inspect.h"
 #include "ops/cli/output.h"
 #include "ops/cli/stats.h"
 
@@ -35,6 +37,12 @@ int run(int argc, char** argv) {
   DrainOptions drain_options;
   auto* drain = app.add_subcommand("drain", "Finish the running requests, then stop the cluster");
   add_drain_options(*drain, drain_options);
+  InspectOptions inspect_options;
+  auto* inspect = app.add_subcommand("inspect", "What is kept of a prompt's KV, layer by layer");
+  add_inspect_options(*inspect, inspect_options);
+  EvalOptions eval_options;
+  auto* eval = app.add_subcommand("eval", "Measure quality against KV bytes, or calibrate a model");
+  add_eval_options(*eval, eval_options);
 
   try {
     app.parse(argc, argv);
@@ -46,6 +54,12 @@ int run(int argc, char** argv) {
   }
   if (complete->parsed()) {
     return run_complete(complete_options);
+  }
+  if (inspect->parsed()) {
+    return run_inspect(inspect_options);
+  }
+  if (eval->parsed()) {
+    return run_eval(eval_options);
   }
   return stats->parsed() ? run_stats(stats_options) : run_drain(drain_options);
 }

@@ -79,10 +79,32 @@ void add_sampling_options(CLI::App& app, SamplingOptions& options) {
   add("--n", options.n, "Number of independent outputs");
 }
 
+void add_kv_options(CLI::App& app, KvOptions& options) {
+  app.add_option("--kv-policy", options.profile,
+                 "How the request's KV is compressed: full, spindle, ...")
+      ->group("KV");
+  auto* ratio = app.add_option("--kv-ratio", options.ratio,
+                               "KV bytes kept, as a share of the uncompressed ones");
+  ratio->group("KV");
+  app.add_option("--kv-max-bytes", options.max_bytes, "KV bytes kept, as a figure")
+      ->check(CLI::PositiveNumber)
+      ->excludes(ratio)
+      ->group("KV");
+  auto* session = app.add_option("--session", options.session,
+                                 "Continue the kept sequence of this name where the prompt repeats "
+                                 "it");
+  session->group("KV");
+  app.add_flag("--keep-session", options.keep_session, "Keep the sequence for a later request")
+      ->needs(session)
+      ->group("KV");
+}
+
 void add_output_options(CLI::App& app, OutputOptions& options) {
   app.add_flag("--json", options.json, "One JSON object when finished, instead of streamed text")
       ->group("Output");
   app.add_flag("--show-usage", options.show_usage, "Tokens, times and KV bytes on standard error")
+      ->group("Output");
+  app.add_flag("--show-kv", options.show_kv, "KV kept of each layer as a chart on standard error")
       ->group("Output");
 }
 
@@ -127,6 +149,21 @@ Result<api::v1::SamplingParams> to_sampling_params(const SamplingOptions& option
     (*params.mutable_logit_bias())[token] = bias;
   }
   return params;
+}
+
+Status set_kv_fields(const KvOptions& options, api::v1::GenerateRequest& request) {
+  if (Status status = check_utf8(options.profile, "--kv-policy"); !status.ok()) {
+    return status;
+  }
+  if (Status status = check_utf8(options.session, "--session"); !status.ok()) {
+    return status;
+  }
+  if (!options.profile.empty()) request.mutable_kv_policy()->set_profile(options.profile);
+  if (options.ratio) request.mutable_kv_policy()->set_ratio(*options.ratio);
+  if (options.max_bytes) request.mutable_kv_policy()->set_max_bytes(*options.max_bytes);
+  request.set_session_id(options.session);
+  request.set_keep_session(options.keep_session);
+  return ok_status();
 }
 
 Result<std::unique_ptr<api::TcpClient>> connect(const ConnectionOptions& options) {

@@ -45,19 +45,33 @@ struct SamplingOptions {
   std::optional<std::int32_t> n;
 };
 
+// Unset: the server's default policy; no session.
+struct KvOptions {
+  std::string profile;
+  std::optional<double> ratio;
+  std::optional<std::uint64_t> max_bytes;
+  std::string session;
+  bool keep_session = false;
+};
+
 struct OutputOptions {
   bool json = false;
   bool show_usage = false;
+  bool show_kv = false;
 };
 
 void add_connection_options(CLI::App& app, ConnectionOptions& options);
 void add_sampling_options(CLI::App& app, SamplingOptions& options);
+void add_kv_options(CLI::App& app, KvOptions& options);
 void add_output_options(CLI::App& app, OutputOptions& options);
 
 // INVALID_ARGUMENT for what cannot be sent: a malformed --logit-bias, log-probabilities that nobody
 // would see. Ranges are the server's to judge.
 Result<api::v1::SamplingParams> to_sampling_params(const SamplingOptions& options,
                                                    const OutputOptions& output);
+
+// INVALID_ARGUMENT for names that are no text. What a policy can be is the server's to judge.
+Status set_kv_fields(const KvOptions& options, api::v1::GenerateRequest& request);
 
 Result<std::unique_ptr<api::TcpClient>> connect(const ConnectionOptions& options);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "ops/cli/exit_codes.h"
+#include "ops/cli/kv_chart.h"
 #include "ops/cli/terminal.h"
 
 namespace spindle::cli {
@@ -68,19 +69,58 @@ boost::json::object to_json(const api::ChoiceOutput& choice, std::size_t index) 
   return object;
 }
 
+boost::json::object to_json(const api::v1::KvBoundary& boundary) {
+  boost::json::array heads;
+  for (const api::v1::KvHeadKept& head : boundary.heads()) {
+    boost::json::object object{{"layer", head.layer()},
+                               {"kv_head", head.kv_head()},
+                               {"plan", head.plan()},
+                               {"kept_tokens", head.kept_tokens()},
+                               {"bytes", head.bytes()}};
+    if (head.has_lazy_mass()) {
+      object["lazy_mass"] = head.lazy_mass();
+    }
+    if (head.has_k_entries_per_token()) {
+      object["k_entries_per_token"] = head.k_entries_per_token();
+    }
+    if (head.has_v_entries_per_token()) {
+      object["v_entries_per_token"] = head.v_entries_per_token();
+    }
+    heads.emplace_back(std::move(object));
+  }
+  return {{"position", boundary.position()},
+          {"full_bytes", boundary.full_bytes()},
+          {"kept_bytes", boundary.kept_bytes()},
+          {"compress_ms", boundary.compress_ms()},
+          {"heads", std::move(heads)}};
+}
+
 boost::json::object to_json(const api::v1::Usage& usage) {
   boost::json::array kv;
   for (const api::v1::StageKv& stage : usage.kv()) {
+    boost::json::array layers;
+    for (const api::v1::LayerKvUse& layer : stage.layers()) {
+      layers.emplace_back(boost::json::object{{"layer", layer.layer()},
+                                              {"full_bytes", layer.full_bytes()},
+                                              {"kept_bytes", layer.kept_bytes()}});
+    }
     kv.emplace_back(boost::json::object{{"stage", stage.stage()},
                                         {"full_bytes", stage.full_bytes()},
-                                        {"kept_bytes", stage.kept_bytes()}});
+                                        {"kept_bytes", stage.kept_bytes()},
+                                        {"layers", std::move(layers)}});
+  }
+  boost::json::array boundaries;
+  for (const api::v1::KvBoundary& boundary : usage.boundaries()) {
+    boundaries.emplace_back(to_json(boundary));
   }
   return {{"prompt_tokens", usage.prompt_tokens()},
           {"completion_tokens", usage.completion_tokens()},
           {"queue_ms", usage.queue_ms()},
           {"time_to_first_token_ms", usage.time_to_first_token_ms()},
           {"total_ms", usage.total_ms()},
-          {"kv", std::move(kv)}};
+          {"cached_tokens", usage.cached_tokens()},
+          {"kv", std::move(kv)},
+          {"boundaries", std::move(boundaries)}};
 }
 
 }  // namespace
@@ -111,9 +151,12 @@ std::string format_seconds(double seconds) {
 }
 
 std::string usage_line(const api::v1::Usage& usage) {
-  std::string line = "prompt " + std::to_string(usage.prompt_tokens()) + " tokens, output " +
-                     std::to_string(usage.completion_tokens()) + " tokens, first token after " +
-                     with_decimals(usage.time_to_first_token_ms(), 0) + " ms";
+  std::string line = "prompt " + std::to_string(usage.prompt_tokens()) + " tokens";
+  if (usage.cached_tokens() > 0) {
+    line += " (" + std::to_string(usage.cached_tokens()) + " cached)";
+  }
+  line += ", output " + std::to_string(usage.completion_tokens()) + " tokens, first token after " +
+          with_decimals(usage.time_to_first_token_ms(), 0) + " ms";
   const double decode_ms = usage.total_ms() - usage.time_to_first_token_ms();
   if (usage.completion_tokens() > 1 && decode_ms > 0) {
     line +=
@@ -204,6 +247,9 @@ int report_outcome(const api::GenerateOutcome& outcome, const std::string& model
   if (outcome.status.ok()) {
     if (options.show_usage) {
       std::cerr << Style(STDERR_FILENO).dim(usage_line(outcome.usage)) << '\n';
+    }
+    if (options.show_kv) {
+      std::cerr << kv_chart(outcome.usage, Style(STDERR_FILENO), locale_is_utf8());
     }
     return kExitOk;
   }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <utility>
@@ -25,6 +26,22 @@ bool wants_colours() {
 }  // namespace
 
 bool is_terminal(int fd) { return ::isatty(fd) == 1; }
+
+bool locale_is_utf8() {
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    const char* value = std::getenv(name);
+    if (value == nullptr || *value == '\0') {
+      continue;
+    }
+    std::string letters;  // "de_DE.UTF-8" and "C.utf8" alike
+    for (const char* c = value; *c != '\0'; ++c) {
+      if (*c != '-')
+        letters.push_back(static_cast<char>(std::tolower(static_cast<unsigned char>(*c))));
+    }
+    return letters.find("utf8") != std::string::npos;
+  }
+  return false;
+}
 
 Style::Style(int fd) : enabled_(is_terminal(fd) && wants_colours()) {}
 

@@ -8,6 +8,8 @@
 namespace spindle::cli {
 
 bool is_terminal(int fd);
+// Whether the locale of the environment (LC_ALL, LC_CTYPE, LANG) writes UTF-8.
+bool locale_is_utf8();
 
 // Decorates text when its descriptor is a terminal that wants colours: not with NO_COLOR set (to
 // anything but nothing), not with TERM=dumb.

@@ -30,8 +30,10 @@ class Client:
     def __init__(self, host="127.0.0.1", port=8001, api_key="", timeout=60.0):
         self.socket = socket.create_connection((host, port), timeout)
         self.last_id = 0
+        self.scores = []  # PromptScore messages of the last request
         hello = api.Frame()
         hello.hello.version.major = 1
+        hello.hello.version.minor = 1
         hello.hello.api_key = api_key
         hello.hello.client_name = "client.py"
         self._send(hello)
@@ -43,8 +45,10 @@ class Client:
     def generate(self, request):
         """Yields the Delta messages of a GenerateRequest; returns its Usage.
 
-        Leaving the loop early cancels the request on the server.
+        Scores of the prompt, if asked for, come before the first Delta and are collected in
+        self.scores. Leaving the loop early cancels the request on the server.
         """
+        self.scores = []
         frame = self._new_frame()
         frame.generate.CopyFrom(request)
         self._send(frame)
@@ -54,6 +58,8 @@ class Client:
                 reply = self._receive(frame.id)
                 if reply.HasField("delta"):
                     yield reply.delta
+                elif reply.HasField("scores"):
+                    self.scores.extend(reply.scores.scores)
                 elif reply.HasField("done"):
                     finished = True
                     return reply.done.usage
@@ -106,10 +112,16 @@ def main():
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--kv-policy", default="", help="profile; default: the server's policy")
+    parser.add_argument("--kv-ratio", type=float, help="KV bytes kept, of the uncompressed ones")
     options = parser.parse_args()
     client = Client(options.host, options.port, os.environ.get("SPINDLE_API_KEY", ""))
     request = api.GenerateRequest(text=options.prompt)
     request.sampling.max_tokens = options.max_tokens
+    if options.kv_policy:
+        request.kv_policy.profile = options.kv_policy
+    if options.kv_ratio is not None:
+        request.kv_policy.ratio = options.kv_ratio
     for delta in client.generate(request):
         print(delta.text, end="", flush=True)
     print()

@@ -2,17 +2,21 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
+#include <vector>
 
 namespace spindle::kvstore {
 namespace {
 
+const KvShape kShape{2, 16, DType::kF16, 32};
+
 // Two layers, two KV heads, pages of 32 tokens x 16 elements x K and V x 2 bytes = 2048 bytes.
 std::unique_ptr<KvStore> make_store(std::int64_t n_pages) {
   KvStoreConfig config;
-  config.shape = {2, 16, DType::kF16, 32};
+  config.shape = kShape;
   config.n_layers = 2;
   config.budget_bytes = static_cast<std::uint64_t>(n_pages) * 2048;
   auto store = KvStore::create(config);
@@ -20,14 +24,28 @@ std::unique_ptr<KvStore> make_store(std::int64_t n_pages) {
   return std::move(*store);
 }
 
+// With the pages of the uncompressed form.
+Status open(KvStore& store, SequenceId sequence, std::int64_t max_tokens) {
+  return store.open(sequence, max_tokens,
+                    stage_pages(kShape, 2, std::max<std::int64_t>(max_tokens, 0)));
+}
+Status extend(KvStore& store, SequenceId sequence, std::int64_t n_tokens) {
+  return store.extend(sequence, std::vector<std::int32_t>(static_cast<std::size_t>(n_tokens)));
+}
+Status fork(KvStore& store, SequenceId parent, SequenceId child, std::int64_t n_tokens,
+            std::int64_t max_tokens) {
+  return store.fork(parent, child, n_tokens, max_tokens,
+                    stage_pages(kShape, 2, max_tokens) - shared_stage_pages(kShape, 2, n_tokens));
+}
+
 TEST(KvStore, ASequenceTakesAPageForEveryLayerAndHead) {
   const auto store = make_store(16);
-  ASSERT_TRUE(store->open(5, 40).ok());
+  ASSERT_TRUE(open(*store, 5, 40).ok());
   EXPECT_EQ(store->pool().n_reserved(), 8);
   EXPECT_EQ(store->stats().used_bytes, 0u);
-  ASSERT_TRUE(store->extend(5, 32).ok());
+  ASSERT_TRUE(extend(*store, 5, 32).ok());
   EXPECT_EQ(store->pool().n_used(), 4);
-  ASSERT_TRUE(store->extend(5, 1).ok());
+  ASSERT_TRUE(extend(*store, 5, 1).ok());
   EXPECT_EQ(store->pool().n_used(), 8);
   EXPECT_EQ(store->length(5), 33);
   EXPECT_EQ(store->stats().layer_used_bytes, (std::vector<std::uint64_t>{8192, 8192}));
@@ -44,40 +62,62 @@ TEST(KvStore, ASequenceTakesAPageForEveryLayerAndHead) {
 
 TEST(KvStore, OpenReservesSoThatExtendCannotRunOut) {
   const auto store = make_store(12);
-  ASSERT_TRUE(store->open(1, 64).ok());  // 8 pages
-  EXPECT_EQ(store->open(2, 64).code(), StatusCode::kResourceExhausted);
+  ASSERT_TRUE(open(*store, 1, 64).ok());  // 8 pages
+  EXPECT_EQ(open(*store, 2, 64).code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(store->n_sequences(), 1u);
-  ASSERT_TRUE(store->open(3, 32).ok());  // 4 pages
-  EXPECT_TRUE(store->extend(1, 64).ok());
-  EXPECT_TRUE(store->extend(3, 32).ok());
+  ASSERT_TRUE(open(*store, 3, 32).ok());  // 4 pages
+  EXPECT_TRUE(extend(*store, 1, 64).ok());
+  EXPECT_TRUE(extend(*store, 3, 32).ok());
   store->check_invariants();
 }
 
 TEST(KvStore, MistakesOfAPlanAreErrors) {
   const auto store = make_store(16);
-  ASSERT_TRUE(store->open(1, 10).ok());
-  EXPECT_EQ(store->open(1, 10).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->open(2, 0).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->extend(1, 11).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->extend(9, 1).code(), StatusCode::kInvalidArgument);
+  ASSERT_TRUE(open(*store, 1, 10).ok());
+  EXPECT_EQ(open(*store, 1, 10).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(open(*store, 2, 0).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(extend(*store, 1, 11).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(extend(*store, 9, 1).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store->free(9).status().code(), StatusCode::kNotFound);
-  EXPECT_EQ(store->fork(9, 3, 0, 5).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->fork(1, 3, 5, 10).code(), StatusCode::kInvalidArgument);  // only 0 tokens there
+  EXPECT_EQ(fork(*store, 9, 3, 0, 5).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(fork(*store, 1, 3, 5, 10).code(), StatusCode::kInvalidArgument);  // only 0 tokens there
+  EXPECT_EQ(store->open(4, 10, -1).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store->length(9), 0);
+  store->check_invariants();
+}
+
+TEST(KvStore, TheReservationAndWhatNobodyReservedLimitWhatASequenceTakes) {
+  const auto store = make_store(16);
+  ASSERT_TRUE(store->open(1, 100, 4).ok());
+  ASSERT_TRUE(extend(*store, 1, 32).ok());
+  // The other 12 pages are another's.
+  ASSERT_TRUE(store->open(5, 100, 12).ok());
+  EXPECT_EQ(extend(*store, 1, 1).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(store->length(1), 32);
+  ASSERT_TRUE(store->free(5).ok());
+  // A fork of 32 tokens copies nothing, one of 20 a page for every head.
+  EXPECT_EQ(store->fork(1, 2, 20, 100, 3).code(), StatusCode::kInvalidArgument);
+  ASSERT_TRUE(store->fork(1, 2, 20, 100, 4).ok());
+  ASSERT_TRUE(store->fork(1, 3, 32, 100, 0).ok());
+  // A projection that falls short is helped out.
+  ASSERT_TRUE(extend(*store, 3, 1).ok());
+  ASSERT_TRUE(extend(*store, 1, 1).ok());
+  EXPECT_EQ(store->pool().n_free(), 0);
+  EXPECT_EQ(extend(*store, 3, 32).code(), StatusCode::kResourceExhausted);
   store->check_invariants();
 }
 
 TEST(KvStore, AForkSharesFullPagesAndCopiesThePartlyFilledOne) {
   const auto store = make_store(40);
-  ASSERT_TRUE(store->open(1, 100).ok());
-  ASSERT_TRUE(store->extend(1, 40).ok());
+  ASSERT_TRUE(open(*store, 1, 100).ok());
+  ASSERT_TRUE(extend(*store, 1, 40).ok());
   for (int layer = 0; layer < 2; ++layer) {
     for (const auto& head : store->writable_heads(1, layer)) {
       std::memset(head.pages[0], 1, 2048);
       std::memset(head.pages[1], 2, 2048);
     }
   }
-  ASSERT_TRUE(store->fork(1, 2, 40, 70).ok());
+  ASSERT_TRUE(fork(*store, 1, 2, 40, 70).ok());
   EXPECT_EQ(store->length(2), 40);
   EXPECT_EQ(store->pool().n_used(), 8 + 4);
   for (int layer = 0; layer < 2; ++layer) {
@@ -94,7 +134,7 @@ TEST(KvStore, AForkSharesFullPagesAndCopiesThePartlyFilledOne) {
   ASSERT_TRUE(store->free(1).ok());
   EXPECT_EQ(store->pool().n_used(), 8);
   EXPECT_EQ(store->heads(2, 0)[0].pages[0][100], std::byte{1});
-  ASSERT_TRUE(store->extend(2, 30).ok());
+  ASSERT_TRUE(extend(*store, 2, 30).ok());
   store->check_invariants();
   ASSERT_TRUE(store->free(2).ok());
   EXPECT_EQ(store->pool().n_used(), 0);
@@ -103,9 +143,9 @@ TEST(KvStore, AForkSharesFullPagesAndCopiesThePartlyFilledOne) {
 
 TEST(KvStore, AForkAtAPageBoundaryCopiesNothing) {
   const auto store = make_store(40);
-  ASSERT_TRUE(store->open(1, 64).ok());
-  ASSERT_TRUE(store->extend(1, 64).ok());
-  ASSERT_TRUE(store->fork(1, 2, 64, 65).ok());
+  ASSERT_TRUE(open(*store, 1, 64).ok());
+  ASSERT_TRUE(extend(*store, 1, 64).ok());
+  ASSERT_TRUE(fork(*store, 1, 2, 64, 65).ok());
   EXPECT_EQ(store->pool().n_used(), 8);
   EXPECT_EQ(store->pool().n_reserved(), 4);
   store->check_invariants();
@@ -127,13 +167,13 @@ TEST(KvStore, RandomLivesKeepEveryByteAccounted) {
     const auto limit = 1 + static_cast<std::int64_t>(random() % 200);
     switch (random() % 4) {
       case 0:
-        if (store->open(next, limit).ok()) max_tokens[next++] = limit;
+        if (open(*store, next, limit).ok()) max_tokens[next++] = limit;
         break;
       case 1:
         if (!max_tokens.empty()) {
           const SequenceId parent = pick();
           const std::int64_t n = store->length(parent);
-          if (store->fork(parent, next, n, n + limit).ok()) max_tokens[next++] = n + limit;
+          if (fork(*store, parent, next, n, n + limit).ok()) max_tokens[next++] = n + limit;
         }
         break;
       case 2:
@@ -141,7 +181,7 @@ TEST(KvStore, RandomLivesKeepEveryByteAccounted) {
           const SequenceId id = pick();
           const std::int64_t room = max_tokens[id] - store->length(id);
           ASSERT_TRUE(
-              store->extend(id, room == 0 ? 0 : static_cast<std::int64_t>(random()) % (room + 1))
+              extend(*store, id, room == 0 ? 0 : static_cast<std::int64_t>(random()) % (room + 1))
                   .ok());
         }
         break;

@@ -37,6 +37,16 @@ void CollectingSink::on_end(const Status& status, const engine::RequestSummary& 
   changed_.notify_all();
 }
 
+void CollectingSink::on_prompt_scores(std::span<const engine::PromptScore> scores) {
+  const std::lock_guard lock(mutex_);
+  scores_.insert(scores_.end(), scores.begin(), scores.end());
+}
+
+std::vector<engine::PromptScore> CollectingSink::scores() const {
+  const std::lock_guard lock(mutex_);
+  return scores_;
+}
+
 Generated CollectingSink::wait() {
   std::unique_lock lock(mutex_);
   if (!changed_.wait_for(lock, std::chrono::minutes(3), [this] { return n_ends_ > 0; })) {
@@ -79,6 +89,10 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
   config.eos_token_ids = {2, 0};
   config.limits.vocab_size = ranks_[0]->model().vocab_size;
   config.limits.max_model_len = static_cast<std::int32_t>(ranks_[0]->max_model_len());
+  config.kv_model = make_kv_model(ranks_[0]->model(), settings.rank.kv_dtype,
+                                  ranks_[0]->max_model_len(), stages);
+  config.profile_table = settings.profile_table;
+  config.session_ttl_us = settings.session_ttl_us;
   engine_ = std::make_unique<PipelineEngine>(
       groups_.host(0), config, make_ledger(ranks_[0]->store().shape(), stages), stages,
       PipelineEngineOptions{}, [this](const Status& status) {

@@ -33,6 +33,9 @@ class CollectingSink final : public engine::EventSink {
   void on_tokens(std::span<const engine::TokenEvent> events) override;
   void on_end(const Status& status, const engine::RequestSummary& summary) override;
 
+  void on_prompt_scores(std::span<const engine::PromptScore> scores) override;
+  std::vector<engine::PromptScore> scores() const;
+
   Generated wait();
   // Waits until at least n tokens of any choice came.
   bool wait_tokens(std::size_t n);
@@ -42,6 +45,7 @@ class CollectingSink final : public engine::EventSink {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Generated generated_;
+  std::vector<engine::PromptScore> scores_;
   std::size_t n_tokens_ = 0;
   int n_ends_ = 0;
 };
@@ -53,6 +57,8 @@ struct LocalClusterSettings {
   int max_num_queued_reqs = 256;
   int micro_batches = 0;  // 0: the default
   std::uint64_t seed = 1234;
+  std::shared_ptr<const kvstore::ProfileTable> profile_table = {};
+  std::int64_t session_ttl_us = 600'000'000;
 };
 
 class TestCluster {

@@ -1,70 +1,13 @@
 #include "worker/config/config_loader.h"
 
-#include <google/protobuf/io/tokenizer.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-#include <google/protobuf/text_format.h>
-
-#include <fstream>
 #include <string>
 #include <system_error>
 
+#include "worker/config/text_file.h"
+
 namespace spindle::config {
-namespace {
 
 namespace fs = std::filesystem;
-
-constexpr int kMaxDepth = 16;
-
-// Keeps the first error: the ones after it are often its consequences.
-class FirstError : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, google::protobuf::io::ColumnNumber column,
-                const std::string& message) override {
-    if (found_) return;
-    found_ = true;
-    line_ = line;
-    column_ = column;
-    message_ = message;
-  }
-
-  // The parser has often read past a name when it finds it unknown, and reports the place of the
-  // token after it, which may be a line below. Moves the error back to the name.
-  void point_at_the_name(std::string_view text) {
-    google::protobuf::io::ArrayInputStream input(text.data(), static_cast<int>(text.size()));
-    FirstError ignored;
-    google::protobuf::io::Tokenizer tokenizer(&input, &ignored);
-    tokenizer.set_comment_style(google::protobuf::io::Tokenizer::SH_COMMENT_STYLE);
-    bool more = true;
-    while (more) {
-      more = tokenizer.Next();
-      const auto& token = tokenizer.current();
-      if (token.line != line_ || token.column != column_) continue;
-      const auto& before = tokenizer.previous();
-      if (!before.text.empty() && message_.find('"' + before.text + '"') != std::string::npos) {
-        line_ = before.line;
-        column_ = before.column;
-      }
-      return;
-    }
-  }
-
-  // "NAME:LINE:COLUMN: message"; protobuf counts from 0, editors from 1.
-  std::string describe(std::string_view name) const {
-    std::string text(name);
-    if (found_ && line_ >= 0) {
-      text += ':' + std::to_string(line_ + 1) + ':' + std::to_string(column_ + 1);
-    }
-    return text + ": " + (found_ ? message_ : "not a configuration in protobuf text format");
-  }
-
- private:
-  bool found_ = false;
-  int line_ = 0;
-  int column_ = 0;
-  std::string message_;
-};
-
-}  // namespace
 
 std::string absolute_path(const std::string& path, const fs::path& folder) {
   fs::path result = fs::path(path);
@@ -79,48 +22,29 @@ std::string absolute_path(const std::string& path, const fs::path& folder) {
 }
 
 Result<Config> parse_config_text(std::string_view text, std::string_view name) {
-  if (text.size() > kMaxConfigFileBytes) {
-    return too_large(std::string(name) + ": larger than " + std::to_string(kMaxConfigFileBytes) +
-                     " bytes");
-  }
-  FirstError error;
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  parser.SetRecursionLimit(kMaxDepth);
-  google::protobuf::io::ArrayInputStream input(text.data(), static_cast<int>(text.size()));
   Config config;
-  if (!parser.Parse(&input, &config)) {
-    error.point_at_the_name(text);
-    return invalid_argument(error.describe(name));
+  if (Status status = parse_text(text, name, kMaxConfigFileBytes, config); !status.ok()) {
+    return status;
   }
   return config;
 }
 
 Result<Config> load_config_file(const fs::path& path) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return not_found(path.string() + ": no such file");
-  if (error) return invalid_argument(path.string() + ": " + error.message());
-  if (fs::is_directory(status)) {
-    return invalid_argument(path.string() + ": is a directory, not a configuration file");
-  }
-  // A pipe or a device could block or never end.
-  if (!fs::is_regular_file(status)) {
-    return invalid_argument(path.string() + ": not a regular file");
-  }
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kMaxConfigFileBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file.is_open() || file.bad()) return invalid_argument(path.string() + ": cannot be read");
-  text.resize(static_cast<std::size_t>(file.gcount()));
-
-  Result<Config> config = parse_config_text(text, path.string());
+  Result<std::string> text = read_text_file(path, kMaxConfigFileBytes);
+  if (!text.ok()) return text.status();
+  Result<Config> config = parse_config_text(*text, path.string());
   if (!config.ok()) return config.status();
-  if (config->has_model() && !config->model().path().empty()) {
-    Model* model = config->mutable_model();
-    model->set_path(absolute_path(model->path(), path.parent_path()));
-  }
+  make_paths_absolute(*config, path.parent_path());
   return config;
+}
+
+void make_paths_absolute(Config& config, const fs::path& folder) {
+  if (!config.model().path().empty()) {
+    config.mutable_model()->set_path(absolute_path(config.model().path(), folder));
+  }
+  if (!config.kv().profile_table().empty()) {
+    config.mutable_kv()->set_profile_table(absolute_path(config.kv().profile_table(), folder));
+  }
 }
 
 }  // namespace spindle::config

@@ -21,12 +21,15 @@ inline constexpr std::size_t kMaxConfigFileBytes = 1 << 20;
 // no ranges (config_rules.h).
 Result<Config> parse_config_text(std::string_view text, std::string_view name);
 
-// Reads and parses a regular file of at most kMaxConfigFileBytes. A relative model.path is taken
+// Reads and parses a regular file of at most kMaxConfigFileBytes. Relative paths in it are taken
 // from the file's folder, so that the result does not depend on the working directory.
 // NOT_FOUND, INVALID_ARGUMENT or TOO_LARGE; the message begins with the path.
 Result<Config> load_config_file(const std::filesystem::path& path);
 
 // `path` as an absolute, normalised path; a relative one is taken from `folder`.
 std::string absolute_path(const std::string& path, const std::filesystem::path& folder);
+
+// The same for model.path and kv.profile_table where they are set.
+void make_paths_absolute(Config& config, const std::filesystem::path& folder);
 
 }  // namespace spindle::config

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <string>
 
+#include "worker/config/kv_policy.h"
+
 namespace spindle::config {
 namespace {
 
@@ -29,6 +31,18 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"cluster.startup_timeout_ms", 1000, kDayMs},
     {"compute.threads_per_rank", 1, 1024},
     {"kv.memory_bytes", kMiB, 1024 * 1024 * kGiB},
+    {"kv.policy.max_bytes", 1, std::int64_t{1} << 60},
+    {"kv.policy.sinks", 0, 64},
+    {"kv.policy.recent", 0, 1 << 24},
+    {"kv.policy.window", 1, 1 << 24},
+    {"kv.policy.overrides.first_layer", 0, 4095},
+    {"kv.policy.overrides.last_layer", 0, 4095},
+    {"kv.policy.overrides.kv_head", -1, 4095},
+    {"kv.policy.overrides.window", 1, 1 << 24},
+    {"kv.max_sessions", 0, 1 << 20},
+    {"kv.session_ttl_ms", 1, kDayMs},
+    {"kv.max_session_bytes", 0, 1024 * 1024 * kGiB},
+    {"kv.layer0_table_bytes", 0, 1024 * 1024 * kGiB},
     {"scheduler.max_num_seqs", 1, 65536},
     {"scheduler.max_num_batched_tokens", 1, 1 << 24},
     {"scheduler.max_num_queued_reqs", 0, 1 << 24},
@@ -48,6 +62,9 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"api.limits.idle_timeout_ms", 1, kDayMs},
     {"api.limits.max_buffered_bytes", 1024, kGiB},
     {"api.limits.write_timeout_ms", 1, kDayMs},
+    {"api.limits.max_compress_points", 1, 64},
+    {"api.limits.max_score_tokens", 0, 1 << 24},
+    {"api.limits.max_dense_scores", 0, 1 << 20},
     {"api.io_threads", 1, 256},
     {"api.tokenizer_threads", 1, 256},
     {"api.drain_timeout_ms", 0, kDayMs},
@@ -90,7 +107,13 @@ void fill_group(Message& message) {
   const Reflection* reflection = message.GetReflection();
   for (int i = 0; i < type->field_count(); ++i) {
     const FieldDescriptor* field = type->field(i);
-    if (field->is_repeated()) continue;
+    if (field->is_repeated()) {
+      const int count = is_group(*field) ? reflection->FieldSize(message, field) : 0;
+      for (int k = 0; k < count; ++k) {
+        fill_group(*reflection->MutableRepeatedMessage(&message, field, k));
+      }
+      continue;
+    }
     if (is_group(*field)) {
       fill_group(*reflection->MutableMessage(&message, field));
     } else if (field->has_default_value() && !reflection->HasField(message, field)) {
@@ -146,21 +169,38 @@ Status check_field(const Message& message, const FieldDescriptor* field, const s
   return ok_status();
 }
 
+Status check_group(const Message& message, const std::string& prefix);
+
+// The group, or each group of a list.
+Status check_groups(const Message& message, const FieldDescriptor* field,
+                    const std::string& prefix) {
+  const Reflection* reflection = message.GetReflection();
+  if (!field->is_repeated()) return check_group(reflection->GetMessage(message, field), prefix);
+  for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
+    const Status status = check_group(reflection->GetRepeatedMessage(message, field, i), prefix);
+    if (!status.ok()) return status;
+  }
+  return ok_status();
+}
+
 Status check_group(const Message& message, const std::string& prefix) {
   const Descriptor* type = message.GetDescriptor();
   for (int i = 0; i < type->field_count(); ++i) {
     const FieldDescriptor* field = type->field(i);
     const std::string path = prefix + field->name();
-    const Status status =
-        is_group(*field)
-            ? check_group(message.GetReflection()->GetMessage(message, field), path + ".")
-            : check_field(message, field, path);
+    const Status status = is_group(*field) ? check_groups(message, field, path + ".")
+                                           : check_field(message, field, path);
     if (!status.ok()) return status;
   }
   return ok_status();
 }
 
 Status check_api(const Api& api) {
+  const double ratio = api.limits().min_kv_ratio();
+  if (!(ratio > 0 && ratio <= 1)) {
+    return invalid_argument("api.limits.min_kv_ratio must be above 0 and at most 1, got " +
+                            std::to_string(ratio));
+  }
   if (!api.http().enabled() && !api.tcp().enabled()) {
     return invalid_argument(
         "api.http.enabled and api.tcp.enabled are both false: nobody could reach the server");
@@ -207,6 +247,7 @@ Status validate_config(const Config& config) {
     return invalid_argument("model.served_model_name is empty");
   }
   if (const Status status = check_group(config, ""); !status.ok()) return status;
+  if (const auto policy = to_kv_policy(config.kv().policy()); !policy.ok()) return policy.status();
   return check_api(config.api());
 }
 

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "worker/config/config_rules.h"
@@ -34,13 +35,23 @@ std::string sha256_hex(std::string_view text) {
 
 using Lines = std::vector<std::string>;
 
+// On one line, lists of groups too.
+std::string value_text(const Message& message, const FieldDescriptor* field, int index) {
+  TextFormat::Printer printer;
+  printer.SetSingleLineMode(true);
+  std::string value;
+  printer.PrintFieldValueToString(message, field, index, &value);
+  if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) return value;
+  return "{ " + value + "}";
+}
+
 void append_lines(const Message& message, const std::string& prefix, Lines& lines) {
   const Descriptor* type = message.GetDescriptor();
   const Reflection* reflection = message.GetReflection();
   for (int i = 0; i < type->field_count(); ++i) {
     const FieldDescriptor* field = type->field(i);
     const std::string path = prefix + field->name();
-    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE && !field->is_repeated()) {
       append_lines(reflection->GetMessage(message, field), path + ".", lines);
       continue;
     }
@@ -48,12 +59,26 @@ void append_lines(const Message& message, const std::string& prefix, Lines& line
                                            : static_cast<int>(reflection->HasField(message, field));
     std::string values;
     for (int k = 0; k < count; ++k) {
-      std::string value;
-      TextFormat::PrintFieldValueToString(message, field, field->is_repeated() ? k : -1, &value);
-      values += (k > 0 ? "," : "") + value;
+      values += (k > 0 ? "," : "") + value_text(message, field, field->is_repeated() ? k : -1);
     }
     lines.push_back(path + " = " + (count > 0 ? values : "(not set)"));
   }
+}
+
+// Fields that stay as they are when they are not set; all others are decided at start.
+constexpr auto kUnset = std::to_array<std::pair<std::string_view, std::string_view>>({
+    {"api.api_key", "none, clients need no key"},
+    {"kv.policy.ratio", "none, the profile's own size"},
+    {"kv.policy.max_bytes", "none, the profile's own size"},
+    {"kv.policy.window", "the profile's own"},
+    {"kv.profile_table", "none"},
+});
+
+std::string_view meaning_of_unset(std::string_view path) {
+  for (const auto& [known, meaning] : kUnset) {
+    if (known == path) return meaning;
+  }
+  return "decided at start";
 }
 
 // Scalar fields that have no default in the schema and are not set.
@@ -64,6 +89,7 @@ void append_undecided(const Message& message, const std::string& prefix, Lines& 
     const FieldDescriptor* field = type->field(i);
     const std::string path = prefix + field->name();
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (field->is_repeated()) continue;
       append_undecided(reflection->GetMessage(message, field), path + ".", paths);
     } else if (field->is_repeated() ? reflection->FieldSize(message, field) == 0
                                     : !reflection->HasField(message, field)) {
@@ -85,8 +111,7 @@ std::string effective_config_text(const Config& config) {
   Lines undecided;
   append_undecided(shown, "", undecided);
   for (const std::string& path : undecided) {
-    text += path == "api.api_key" ? "# api.api_key: none, clients need no key\n"
-                                  : "# " + path + ": decided at start\n";
+    text += "# " + path + ": " + std::string(meaning_of_unset(path)) + "\n";
   }
   return text;
 }

@@ -36,6 +36,8 @@ constexpr auto kFieldFlags = std::to_array<FieldFlag>({
     {"--max-num-queued-tokens", "scheduler.max_num_queued_tokens", "TOKENS",
      "prompt tokens that may wait"},
     {"--kv-cache-dtype", "kv.dtype", "DTYPE", "auto, float16, bfloat16 or float32"},
+    {"--kv-policy", "kv.policy.profile", "PROFILE", "how KV is compressed: full, spindle, ..."},
+    {"--kv-ratio", "kv.policy.ratio", "SHARE", "KV bytes kept, of the uncompressed ones"},
     {"--seed", "scheduler.seed", "SEED", "seed for requests that bring none"},
 });
 
@@ -131,11 +133,8 @@ Result<Config> build_config(const CommandLine& line) {
     config.mutable_api()->add_api_key(key);
   }
   if (const Status status = apply_flags(line, config); !status.ok()) return status;
-  if (!config.model().path().empty()) {
-    std::error_code error;
-    const std::filesystem::path here = std::filesystem::current_path(error);
-    config.mutable_model()->set_path(absolute_path(config.model().path(), here));
-  }
+  std::error_code error;
+  make_paths_absolute(config, std::filesystem::current_path(error));
   fill_defaults(config);
   if (const Status status = validate_config(config); !status.ok()) return status;
   return config;

@@ -45,4 +45,19 @@ coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,
   return {shape, std::move(capacities)};
 }
 
+kvstore::KvModel make_kv_model(const model::ModelConfig& model, DType kv_dtype,
+                               std::int64_t max_model_len,
+                               const std::vector<control::StageInfo>& stages) {
+  kvstore::KvModel kv;
+  kv.n_layers = model.n_layers;
+  kv.n_heads = model.n_heads;
+  kv.n_kv_heads = model.n_kv_heads;
+  kv.head_dim = model.head_dim;
+  kv.dtype = kv_dtype;
+  kv.vocab_size = model.vocab_size;
+  kv.max_model_len = max_model_len;
+  kv.token_table = !stages.empty() && stages.front().has_token_table();
+  return kv;
+}
+
 }  // namespace spindle::worker

@@ -11,6 +11,7 @@
 #include "kernels/core/status.h"
 #include "kvstore/plan/kv_shape.h"
 #include "proto/control.pb.h"
+#include "worker/model/model_config.h"
 
 namespace spindle::worker {
 
@@ -27,5 +28,10 @@ Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
 // The ledger of a cluster whose stages have said what they hold.
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,
                                   const std::vector<control::StageInfo>& stages);
+
+// The whole model's KV as the planner sees it.
+kvstore::KvModel make_kv_model(const model::ModelConfig& model, DType kv_dtype,
+                               std::int64_t max_model_len,
+                               const std::vector<control::StageInfo>& stages);
 
 }  // namespace spindle::worker

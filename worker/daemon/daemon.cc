@@ -14,6 +14,7 @@
 #include "cluster/comm/peer_monitor.h"
 #include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
+#include "worker/config/profile_table.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
@@ -58,6 +59,7 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
                              : kernels::LinearMath::kF32;
   settings.kv_dtype = kv_dtype(config.kv().dtype());
   settings.kv_bytes = static_cast<std::uint64_t>(config.kv().memory_bytes());
+  settings.token_table_bytes = static_cast<std::uint64_t>(config.kv().layer0_table_bytes());
   settings.n_threads = config.compute().has_threads_per_rank()
                            ? config.compute().threads_per_rank()
                            : default_threads_per_rank(resources.n_cores, world.local_size());
@@ -70,7 +72,8 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
 
 coordinator::SchedulerConfig scheduler_config(const config::Config& config, const RankRuntime& rank,
                                               const model::GenerationConfig& generation,
-                                              int n_stages) {
+                                              const std::vector<control::StageInfo>& stages) {
+  const int n_stages = static_cast<int>(stages.size());
   const config::Scheduler& scheduler = config.scheduler();
   coordinator::SchedulerConfig out;
   out.max_num_seqs = scheduler.max_num_seqs();
@@ -86,6 +89,11 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
       generation.eos_token_ids.empty() ? rank.model().eos_token_ids : generation.eos_token_ids;
   out.limits.vocab_size = rank.model().vocab_size;
   out.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
+  out.kv_model = make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(),
+                               stages);
+  out.max_sessions = config.kv().max_sessions();
+  out.session_ttl_us = config.kv().session_ttl_ms() * 1000;
+  out.max_session_bytes = static_cast<std::uint64_t>(config.kv().max_session_bytes());
   const config::Limits& limits = config.api().limits();
   out.limits.max_n = limits.max_n();
   out.limits.max_logprobs = limits.max_logprobs();
@@ -139,9 +147,19 @@ class Coordinator {
     std::unique_ptr<Coordinator> self(new Coordinator(config));
     PipelineEngineOptions options;
     options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
+    coordinator::SchedulerConfig scheduler = scheduler_config(config, rank, *generation, stages);
+    if (!config.kv().profile_table().empty()) {
+      auto table = config::load_profile_table(config.kv().profile_table(), rank.model().n_layers,
+                                              rank.model().n_kv_heads);
+      if (!table.ok()) return table.status();
+      scheduler.profile_table = std::make_shared<kvstore::ProfileTable>(std::move(*table));
+    } else if (config.kv().policy().profile() == "spindle") {
+      spdlog::warn(
+          "kv.policy.profile is spindle and kv.profile_table is not set: which heads must keep all "
+          "tokens is not known, so quality falls sooner; see spindle eval --calibrate");
+    }
     self->engine_ = std::make_unique<PipelineEngine>(
-        world.host(), scheduler_config(config, rank, *generation, world.size()),
-        make_ledger(rank.store().shape(), stages), stages, options,
+        world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages, options,
         [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
     PipelineEngine& engine = *self->engine_;
     FrontEndOptions front_end;

@@ -15,6 +15,7 @@
 #include "cluster/telemetry/metrics.h"
 #include "cluster/text/chat_template.h"
 #include "cluster/text/tokenizer.h"
+#include "worker/config/kv_policy.h"
 #include "worker/config/options.h"
 
 namespace spindle::worker {
@@ -47,8 +48,11 @@ struct FrontEnd::State {
 
 namespace {
 
-api::ServiceConfig service_config(const FrontEndOptions& options) {
+Result<api::ServiceConfig> service_config(const FrontEndOptions& options) {
   api::ServiceConfig config;
+  auto policy = config::to_kv_policy(options.config.kv().policy());
+  if (!policy.ok()) return policy.status();
+  config.kv_policy = std::move(*policy);
   config.served_model_name = options.config.model().served_model_name();
   config.limits = options.config.api().limits();
   config.max_queued_prompts = options.config.scheduler().max_num_queued_reqs();
@@ -93,9 +97,11 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
   std::optional<text::ModelChatTemplate> chat_template;
   Status status = load_text(state.options, engine.limits(), state.tokenizer, chat_template);
   if (!status.ok()) return status;
+  auto config = service_config(state.options);
+  if (!config.ok()) return config.status();
   state.service = std::make_unique<api::CompletionService>(
-      engine, *state.tokenizer, std::move(chat_template), service_config(state.options),
-      state.metrics, state.tokenizer_pool);
+      engine, *state.tokenizer, std::move(chat_template), std::move(*config), state.metrics,
+      state.tokenizer_pool);
 
   const auto drain = [&state, &engine] { return state.drain(engine); };
   if (api.http().enabled()) {

@@ -99,6 +99,9 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   kvstore::KvStoreConfig store;
   store.shape = {model->n_kv_heads, model->head_dim, settings.kv_dtype, kernels::kKvPageTokens};
   store.n_layers = own.count;
+  store.wide_positions = *max_model_len > 65536;
+  store.wide_ids = model->vocab_size > 65536;
+  store.keeps_token_ids = own.first == 0;
   auto kv_bytes = resolve_kv_bytes(settings, store, *max_model_len);
   if (!kv_bytes.ok()) return kv_bytes.status();
   store.budget_bytes = *kv_bytes;
@@ -114,6 +117,7 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   config.max_batched_tokens = settings.max_num_batched_tokens;
   config.max_model_len = *max_model_len;
   config.linear_math = settings.linear_math;
+  config.token_table_bytes = settings.token_table_bytes;
   auto weights = load_weights(settings, *model, config.layers, config.is_first, config.is_last);
   if (!weights.ok()) return weights.status();
   auto stage = LlamaStage::create(config, std::move(*weights), *rank->context_, *rank->store_);
@@ -137,6 +141,7 @@ control::StageInfo RankRuntime::info() const {
   info.set_weight_bytes(stage_->weight_bytes());
   info.set_kv_capacity_bytes(kv.capacity_bytes);
   info.set_kv_page_bytes(store_->pool().page_bytes());
+  info.set_has_token_table(store_->has_token_table());
   return info;
 }
 

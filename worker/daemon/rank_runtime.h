@@ -31,6 +31,7 @@ struct RankSettings {
   int max_num_batched_tokens = 512;
   kernels::LinearMath linear_math = kernels::LinearMath::kF32;
   DType kv_dtype = DType::kF16;
+  std::uint64_t token_table_bytes = 256ULL << 20;  // LlamaStageConfig
   std::uint64_t kv_bytes = 0;  // 0: default_kv_bytes()
   int n_threads = 1;
   std::string host_name;

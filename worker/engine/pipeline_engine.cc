@@ -203,6 +203,7 @@ void PipelineEngine::dispatch_events(std::unique_lock<std::mutex>& lock) {
   if (sinks_.empty()) drained_.notify_all();
   lock.unlock();
   for (const auto& [sink, events] : deliveries) {
+    if (!events.scores.empty()) sink->on_prompt_scores(events.scores);
     if (!events.tokens.empty()) sink->on_tokens(events.tokens);
     if (events.ended) sink->on_end(events.status, events.summary);
   }

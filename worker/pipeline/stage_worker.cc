@@ -66,27 +66,121 @@ Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& 
 
 Status StageWorker::apply_sequences(const control::StepPlan& plan, control::StepResult& result) {
   const bool is_last = stage_.config().is_last;
+  for (const control::Compress& order : plan.compress()) {
+    if (Status status = compress(order, result); !status.ok()) return status;
+  }
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
-    const Status status =
-        store_.fork(fork.parent(), child.sequence(), child.prompt_tokens(), child.max_tokens());
+    Status status = store_.fork(fork.parent(), child.sequence(), fork.n_tokens(),
+                                child.max_tokens(), reserve_pages(child.reserve_pages()));
     if (!status.ok()) return status;
-    if (is_last) sampler_.fork(fork.parent(), child);
+    open_boundaries(child);
+    if (!is_last) continue;
+    if (fork.tokens().empty()) {
+      sampler_.fork(fork.parent(), child);
+    } else {
+      sampler_.open(child);
+      sampler_.saw(child.sequence(),
+                   {fork.tokens().data(), static_cast<std::size_t>(fork.tokens_size())});
+    }
   }
   for (const std::uint64_t sequence : plan.free()) {
     const auto freed = store_.free(sequence);
     if (!freed.ok()) return freed.status();
+    stage_.close_boundaries(sequence);
     control::FreedSequence& report = *result.add_freed();
     report.set_sequence(sequence);
     report.set_full_bytes(freed->full_bytes);
     report.set_kept_bytes(freed->kept_bytes);
+    report.mutable_layer_kept_bytes()->Add(freed->layer_kept_bytes.begin(),
+                                           freed->layer_kept_bytes.end());
     if (is_last) sampler_.free(sequence);
   }
   for (const control::OpenSequence& open : plan.open()) {
-    const Status status = store_.open(open.sequence(), open.max_tokens());
+    const Status status =
+        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()));
     if (!status.ok()) return status;
+    open_boundaries(open);
     if (is_last) sampler_.open(open);
   }
+  return ok_status();
+}
+
+std::int64_t StageWorker::reserve_pages(
+    const google::protobuf::RepeatedField<std::int64_t>& pages) const {
+  return host_.rank() < pages.size() ? pages.Get(host_.rank()) : 0;
+}
+
+void StageWorker::open_boundaries(const control::OpenSequence& open) {
+  if (open.boundaries().empty()) return;
+  const control::BoundaryNeeds& message = open.needs();
+  ScoringNeeds needs;
+  needs.boundary.window_scores = message.window_scores();
+  needs.boundary.lazy_mass = message.lazy_mass();
+  needs.boundary.selector = static_cast<kvstore::KvSelector>(message.selector());
+  needs.boundary.histograms = message.histograms();
+  needs.boundary.lazy_window = message.lazy_window();
+  needs.lazy_test =
+      message.lazy_decode() ? kvstore::LazyTest::kDecode : kvstore::LazyTest::kPrefill;
+  needs.sinks = message.sinks();
+  needs.boost_share = message.boost_share();
+  stage_.open_boundaries(open.sequence(), needs,
+                         {open.boundaries().begin(), open.boundaries().end()});
+}
+
+Status StageWorker::compress(const control::Compress& order, control::StepResult& result) {
+  const Clock::time_point start = Clock::now();
+  if (store_.length(order.sequence()) != order.n_tokens()) {
+    return invalid_argument("a boundary at " + std::to_string(order.n_tokens()) +
+                            " of sequence " + std::to_string(order.sequence()) + ", which holds " +
+                            std::to_string(store_.length(order.sequence())) + " tokens");
+  }
+  const int n_kv_heads = store_.shape().n_kv_heads;
+  const int first = stage_.config().layers.first * n_kv_heads;
+  const int n_heads = store_.n_layers() * n_kv_heads;
+  if (!order.heads().empty() && order.heads_size() < first + n_heads) {
+    return invalid_argument("a plan of " + std::to_string(order.heads_size()) + " heads");
+  }
+  std::vector<kvstore::HeadPlan> heads;
+  for (int i = 0; i < n_heads; ++i) {
+    if (order.heads().empty()) {
+      heads.push_back(store_.head_cache(order.sequence(), i / n_kv_heads, i % n_kv_heads).plan);
+      continue;
+    }
+    const control::HeadPlan& plan = order.heads(first + i);
+    heads.push_back({.mode = static_cast<kvstore::KvMode>(plan.mode()),
+                     .selector = static_cast<kvstore::KvSelector>(plan.selector()),
+                     .codec = {static_cast<kernels::KvFormat>(plan.k_format()),
+                               static_cast<kernels::KvFormat>(plan.v_format())},
+                     .fallback = static_cast<kernels::KvFormat>(plan.fallback()),
+                     .n_keep = plan.n_keep(),
+                     .window = plan.window()});
+  }
+  kvstore::StageBoundary boundary;
+  boundary.sinks = order.sinks();
+  boundary.recent = order.recent();
+  boundary.heads = heads;
+  boundary.prompt_left = order.prompt_left();
+  boundary.boundaries_left = order.boundaries_left();
+  boundary.forks = order.forks();
+  const auto kept = stage_.compress(order.sequence(), boundary, order.selects());
+  if (!kept.ok()) {
+    return kept.status().with_context("compressing sequence " + std::to_string(order.sequence()));
+  }
+  control::CompressedSequence& report = *result.add_compressed();
+  report.set_sequence(order.sequence());
+  report.set_n_tokens(order.n_tokens());
+  report.set_full_bytes(kept->full_bytes);
+  report.set_used_pages(kept->used_pages);
+  report.set_reserved_pages(kept->reserved_pages);
+  for (const kvstore::HeadKept& head : kept->heads) {
+    control::HeadKept& out = *report.add_heads();
+    out.set_n_tokens(head.n_tokens);
+    out.set_bytes(head.bytes);
+    out.set_k_entries_per_token(head.k_entries_per_token);
+    out.set_v_entries_per_token(head.v_entries_per_token);
+  }
+  report.set_compress_us(micros_since(start));
   return ok_status();
 }
 
@@ -123,12 +217,72 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
                                        Rows(logits_.data(), n_logits, config.model.vocab_size));
   if (!status.ok()) return status;
   if (!config.is_last) {
-    result.set_busy_us(micros_since(start));
-    return device_.send(host_.rank() + 1, bytes, Deadline::after(options_.step_timeout));
+    // The next stage works while this one scores.
+    const Clock::time_point sending = Clock::now();
+    const Status sent =
+        device_.send(host_.rank() + 1, bytes, Deadline::after(options_.step_timeout));
+    if (!sent.ok()) return sent;
+    const std::uint64_t sending_us = micros_since(sending);
+    score_boundaries(plan, result);
+    result.set_busy_us(micros_since(start) - sending_us);
+    return ok_status();
   }
   const Status sampled = sample(plan, result);
+  if (!sampled.ok()) return sampled;
+  score_prompt(plan, hidden, result);
+  score_boundaries(plan, result);
   result.set_busy_us(micros_since(start));
-  return sampled;
+  return ok_status();
+}
+
+void StageWorker::score_boundaries(const control::StepPlan& plan, control::StepResult& result) {
+  for (const control::Run& run : plan.runs()) {
+    if (!stage_.is_boundary(run.sequence())) continue;
+    const Clock::time_point start = Clock::now();
+    const BoundarySummary summary = stage_.score_boundary(run.sequence());
+    control::BoundaryScores& report = *result.add_boundary_scores();
+    report.set_sequence(run.sequence());
+    report.set_n_tokens(static_cast<std::int32_t>(store_.length(run.sequence())));
+    report.set_n_candidates(summary.n_candidates);
+    report.mutable_lazy_mass()->Add(summary.lazy_mass.begin(), summary.lazy_mass.end());
+    for (const kernels::ScoreHistogram& histogram : summary.histograms) {
+      control::Histogram& out = *report.add_histograms();
+      out.mutable_bin()->Add(histogram.bin.begin(), histogram.bin.end());
+      out.mutable_count()->Add(histogram.count.begin(), histogram.count.end());
+    }
+    report.set_score_us(micros_since(start));
+  }
+}
+
+// The prompt tokens after rows [score_first, score_end) of a run, given the row's logits.
+void StageWorker::score_prompt(const control::StepPlan& plan, ConstRows hidden,
+                               control::StepResult& result) {
+  constexpr std::int32_t kRows = 16;
+  const auto n_vocab = static_cast<std::int64_t>(stage_.config().model.vocab_size);
+  std::int64_t first_row = 0;
+  for (const control::Run& run : plan.runs()) {
+    const std::int64_t begin = first_row;
+    first_row += run.tokens_size();
+    if (run.score_end() <= run.score_first()) continue;
+    score_logits_.resize(static_cast<std::size_t>(kRows * n_vocab));
+    const std::int32_t end = std::min(run.score_end(), run.tokens_size());
+    for (std::int32_t row = std::max(run.score_first(), 0); row < end; row += kRows) {
+      const std::int32_t n = std::min(kRows, end - row);
+      const Rows logits(score_logits_.data(), n, n_vocab);
+      stage_.logits_of(hidden.rows(begin + row, n), logits);
+      for (std::int32_t i = 0; i < n; ++i) {
+        const std::int32_t next = row + i + 1;
+        const std::int32_t token =
+            next < run.tokens_size() ? run.tokens(next) : run.score_next();
+        if (token < 0 || token >= n_vocab) continue;
+        control::PromptScore& score = *result.add_prompt_scores();
+        score.set_sequence(run.sequence());
+        score.set_position(run.first_position() + next);
+        sampler_.score({logits.row(i), static_cast<std::size_t>(n_vocab)}, token,
+                       run.score_dense(), score);
+      }
+    }
+  }
 }
 
 Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& result) {

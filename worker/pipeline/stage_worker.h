@@ -44,6 +44,11 @@ class StageWorker {
  private:
   Status do_step(const control::StepPlan& plan, control::StepResult& result);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
+  Status compress(const control::Compress& order, control::StepResult& result);
+  void open_boundaries(const control::OpenSequence& open);
+  std::int64_t reserve_pages(const google::protobuf::RepeatedField<std::int64_t>& pages) const;
+  void score_prompt(const control::StepPlan& plan, ConstRows hidden, control::StepResult& result);
+  void score_boundaries(const control::StepPlan& plan, control::StepResult& result);
   Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
   Status sample(const control::StepPlan& plan, control::StepResult& result);
   void report_kv(control::StepResult& result) const;
@@ -56,6 +61,7 @@ class StageWorker {
   StageWorkerOptions options_;
   std::vector<float> hidden_;  // [max_batched_tokens, hidden_size]
   std::vector<float> logits_;  // [runs that want logits, vocab_size], last stage
+  std::vector<float> score_logits_;
   std::vector<StageRun> runs_;
   std::vector<std::int32_t> tokens_;
 };

@@ -51,7 +51,12 @@ Result<std::unique_ptr<LlamaStage>> LlamaStage::create(const LlamaStageConfig& c
 
 LlamaStage::LlamaStage(const LlamaStageConfig& config, const CpuContext& context,
                        kvstore::KvStore& store, kernels::RopeTable rope)
-    : config_(config), context_(context), store_(store), rope_(std::move(rope)) {
+    : config_(config),
+      context_(context),
+      store_(store),
+      rope_(std::move(rope)),
+      scorer_({config.layers.count, config.model.n_heads, config.model.n_kv_heads,
+               config.model.head_dim}) {
   const model::ModelConfig& m = config_.model;
   const std::int64_t n = config_.max_batched_tokens;
   normed_.resize(elements(n, m.hidden_size));
@@ -70,6 +75,15 @@ Status LlamaStage::pack(model::LlamaStageWeights weights) {
   for (model::LlamaLayerWeights& layer : weights.layers) {
     if (Status status = pack_layer(layer); !status.ok()) return status;
     layer = {};  // one layer's unpacked copy at a time
+  }
+  if (config_.layers.first == 0 &&
+      TokenTable::bytes_for(config_.model) <= config_.token_table_bytes) {
+    const kernels::EmbeddingTable table{embedding_->data.bytes().data(), embedding_->dtype,
+                                        config_.model.vocab_size, config_.model.hidden_size};
+    token_table_ = build_token_table(context_, config_.model, table, layers_.front().input_norm,
+                                     layers_.front().qkv);
+    store_.set_token_table(token_table_.k.data(), token_table_.v.data());
+    weight_bytes_ += TokenTable::bytes_for(config_.model);
   }
   if (config_.is_last) {
     final_norm_ = widened(*weights.final_norm);
@@ -111,10 +125,15 @@ Status LlamaStage::pack_layer(model::LlamaLayerWeights& w) {
   return ok_status();
 }
 
-Status LlamaStage::prepare(std::span<const StageRun> runs, std::int64_t n_tokens) {
+Status LlamaStage::prepare(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
+                           std::int64_t n_tokens) {
   if (n_tokens > config_.max_batched_tokens) {
     return invalid_argument("a step of " + std::to_string(n_tokens) + " tokens, at most " +
                             std::to_string(config_.max_batched_tokens) + " are allowed");
+  }
+  if (static_cast<std::int64_t>(tokens.size()) != n_tokens) {
+    return invalid_argument("the runs of a step have " + std::to_string(tokens.size()) +
+                            " tokens, its activations " + std::to_string(n_tokens));
   }
   positions_.clear();
   for (const StageRun& run : runs) {
@@ -125,7 +144,12 @@ Status LlamaStage::prepare(std::span<const StageRun> runs, std::int64_t n_tokens
                               " tokens, the plan runs " + std::to_string(run.n_tokens) +
                               " from position " + std::to_string(run.first_position));
     }
-    if (Status status = store_.extend(run.sequence, run.n_tokens); !status.ok()) return status;
+    if (positions_.size() + static_cast<std::size_t>(run.n_tokens) > tokens.size()) {
+      return invalid_argument("the runs of a step have more tokens than it brings");
+    }
+    const Status status = store_.extend(
+        run.sequence, tokens.subspan(positions_.size(), static_cast<std::size_t>(run.n_tokens)));
+    if (!status.ok()) return status;
     for (std::int32_t i = 0; i < run.n_tokens; ++i) positions_.push_back(run.first_position + i);
   }
   if (static_cast<std::int64_t>(positions_.size()) != n_tokens) {
@@ -137,10 +161,9 @@ Status LlamaStage::prepare(std::span<const StageRun> runs, std::int64_t n_tokens
 
 Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
                            Rows hidden, Rows logits) {
-  if (Status status = prepare(runs, hidden.n_rows); !status.ok()) return status;
+  if (Status status = prepare(runs, tokens, hidden.n_rows); !status.ok()) return status;
   if (config_.is_first) {
     const model::ModelConfig& m = config_.model;
-    CHECK(static_cast<std::int64_t>(tokens.size()) == hidden.n_rows, "one row for each token");
     const auto outside = std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) {
       return id < 0 || id >= m.vocab_size;
     });
@@ -198,12 +221,13 @@ void LlamaStage::attend(int layer, std::span<const StageRun> runs, Rows qkv, Row
         {row, run.n_tokens, run.first_position, store_.writable_heads(run.sequence, layer).data()});
     attention_sequences_.push_back({row, run.n_tokens, run.first_position + run.n_tokens,
                                     store_.heads(run.sequence, layer).data()});
+    scorer_.take_queries(run.sequence, layer, run.first_position, q.rows(row, run.n_tokens));
     row += run.n_tokens;
   }
   kernels::kv_append(context_, k, v, append_sequences_, m.n_kv_heads, store_.page_layout());
   const float scale = 1.0F / std::sqrt(static_cast<float>(m.head_dim));
   kernels::attention(context_, q, attention_sequences_, {m.n_heads, m.n_kv_heads, m.head_dim},
-                     store_.page_layout(), scale, out);
+                     store_.page_layout(), scale, out, &rope_);
 }
 
 void LlamaStage::project_logits(std::span<const StageRun> runs, ConstRows hidden, Rows logits) {
@@ -219,9 +243,32 @@ void LlamaStage::project_logits(std::span<const StageRun> runs, ConstRows hidden
   }
   CHECK(logits.n_rows == n_wanted, "one row of logits for each run that wants them");
   if (n_wanted == 0) return;
-  const Rows gathered(delta_.data(), n_wanted, m.hidden_size);
-  kernels::rms_norm(context_, gathered, final_norm_, m.rms_norm_eps, gathered);
-  kernels::linear(context_, *lm_head_, gathered, logits);
+  logits_of(Rows(delta_.data(), n_wanted, m.hidden_size), logits);
+}
+
+void LlamaStage::logits_of(ConstRows hidden, Rows logits) {
+  CHECK(config_.is_last && hidden.n_rows <= config_.max_batched_tokens &&
+            logits.n_rows == hidden.n_rows,
+        "logits are made by the last stage");
+  const Rows normed(normed_.data(), hidden.n_rows, config_.model.hidden_size);
+  kernels::rms_norm(context_, hidden, final_norm_, config_.model.rms_norm_eps, normed);
+  kernels::linear(context_, *lm_head_, normed, logits);
+}
+
+BoundarySummary LlamaStage::score_boundary(kvstore::SequenceId sequence) {
+  std::vector<const kernels::PackedLinear*> outputs;
+  for (const Layer& layer : layers_) outputs.push_back(&layer.output);
+  return scorer_.score(context_, sequence, store_, rope_, outputs);
+}
+
+Result<kvstore::BoundaryKept> LlamaStage::compress(kvstore::SequenceId sequence,
+                                                   kvstore::StageBoundary boundary, bool selects) {
+  std::vector<std::vector<std::int32_t>> kept;
+  if (selects) {
+    kept = scorer_.select(sequence, store_, boundary.recent, boundary.heads);
+    boundary.kept = kept;
+  }
+  return store_.compress(context_, &rope_, sequence, boundary);
 }
 
 }  // namespace spindle::worker

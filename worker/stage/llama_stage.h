@@ -22,6 +22,8 @@
 #include "kvstore/kv_store.h"
 #include "worker/model/llama_weights.h"
 #include "worker/model/model_config.h"
+#include "worker/stage/boundary_scorer.h"
+#include "worker/stage/token_table.h"
 
 namespace spindle::worker {
 
@@ -33,6 +35,9 @@ struct LlamaStageConfig {
   int max_batched_tokens = 512;
   std::int64_t max_model_len = 0;  // positions are below it
   kernels::LinearMath linear_math = kernels::LinearMath::kF32;
+  // Layer 0's table of K and V by token id is built up to this size; beyond, its KV cannot be kept
+  // as token ids.
+  std::uint64_t token_table_bytes = 256ULL << 20;
 };
 
 // A contiguous run of one sequence's tokens; rows follow one another in the order of the runs.
@@ -61,6 +66,26 @@ class LlamaStage {
   Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens, Rows hidden,
                  Rows logits);
 
+  // Logits [n, vocab_size] of rows of a finished step's `hidden`; last stage only.
+  void logits_of(ConstRows hidden, Rows logits);
+
+  // Prompt boundaries of a sequence that was just opened or forked; queries of their observation
+  // windows are kept as the runs pass.
+  void open_boundaries(kvstore::SequenceId sequence, const ScoringNeeds& needs,
+                       std::vector<std::int32_t> boundaries) {
+    scorer_.open(sequence, needs, std::move(boundaries));
+  }
+  bool is_boundary(kvstore::SequenceId sequence) const {
+    return scorer_.is_boundary(sequence, store_.length(sequence));
+  }
+  // Scores the boundary that the last run of the sequence reached.
+  BoundarySummary score_boundary(kvstore::SequenceId sequence);
+  // Carries out a boundary; with `selects`, by the scores of the last score_boundary().
+  Result<kvstore::BoundaryKept> compress(kvstore::SequenceId sequence,
+                                         kvstore::StageBoundary boundary, bool selects);
+  void close_boundaries(kvstore::SequenceId sequence) { scorer_.free(sequence); }
+
+  const BoundaryScorer& scorer() const { return scorer_; }
   const LlamaStageConfig& config() const { return config_; }
   std::uint64_t weight_bytes() const { return weight_bytes_; }
 
@@ -78,7 +103,8 @@ class LlamaStage {
              kernels::RopeTable rope);
   Status pack(model::LlamaStageWeights weights);
   Status pack_layer(model::LlamaLayerWeights& weights);
-  Status prepare(std::span<const StageRun> runs, std::int64_t n_tokens);
+  Status prepare(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
+                 std::int64_t n_tokens);
   void forward_layer(int layer, std::span<const StageRun> runs, Rows hidden);
   void attend(int layer, std::span<const StageRun> runs, Rows qkv, Rows out);
   void project_logits(std::span<const StageRun> runs, ConstRows hidden, Rows logits);
@@ -92,6 +118,8 @@ class LlamaStage {
   std::vector<float> final_norm_;                   // last stage, [hidden]
   std::unique_ptr<kernels::PackedLinear> lm_head_;  // last stage
   std::uint64_t weight_bytes_ = 0;
+  TokenTable token_table_;  // of the stage that has layer 0
+  BoundaryScorer scorer_;
 
   // Workspace for max_batched_tokens rows.
   std::vector<float> normed_;     // [max_tokens, hidden]

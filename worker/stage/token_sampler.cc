@@ -112,4 +112,16 @@ void TokenSampler::add_logprobs(const Sequence& sequence, std::span<const float>
   }
 }
 
+void TokenSampler::score(std::span<const float> logits, std::int32_t token, bool dense,
+                         control::PromptScore& score) const {
+  const float sum = kernels::log_sum_exp(context_, logits);
+  const auto best = std::max_element(logits.begin(), logits.end());
+  score.set_logprob(logits[static_cast<std::size_t>(token)] - sum);
+  score.set_best_id(static_cast<std::int32_t>(best - logits.begin()));
+  score.set_best_logprob(*best - sum);
+  if (!dense) return;
+  score.mutable_dense()->Reserve(static_cast<int>(logits.size()));
+  for (const float logit : logits) score.add_dense(logit - sum);
+}
+
 }  // namespace spindle::worker

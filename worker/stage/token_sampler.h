@@ -33,6 +33,11 @@ class TokenSampler {
   control::Sampled sample_first(std::uint64_t parent, const control::OpenSequence& choice,
                                 std::span<const float> logits);
 
+  // Log-probability of `token` and of the most likely token, from the raw logits; with `dense` of
+  // every token.
+  void score(std::span<const float> logits, std::int32_t token, bool dense,
+             control::PromptScore& score) const;
+
  private:
   struct Sequence {
     kernels::SampleParams params;

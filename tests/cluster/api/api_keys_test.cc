@@ -39,5 +39,14 @@ TEST(ApiKeys, ReadsTheAuthorizationHeader) {
   }
 }
 
+TEST(ApiKeys, TellsOwnersApart) {
+  EXPECT_EQ(ApiKeys().owner_of("alpha"), 0U);  // everyone is the same
+  const std::vector<std::string> keys{"alpha", "beta"};
+  const ApiKeys accepted(keys);
+  EXPECT_NE(accepted.owner_of("alpha"), 0U);
+  EXPECT_NE(accepted.owner_of("alpha"), accepted.owner_of("beta"));
+  EXPECT_EQ(accepted.owner_of_authorization("bearer  alpha "), accepted.owner_of("alpha"));
+}
+
 }  // namespace
 }  // namespace spindle::api

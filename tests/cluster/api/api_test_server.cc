@@ -16,9 +16,14 @@ std::unique_ptr<text::Tokenizer> load_tokenizer() {
   return std::move(*tokenizer);
 }
 
-std::optional<text::ModelChatTemplate> load_template() {
+std::optional<text::ModelChatTemplate> load_template(const std::string& source) {
   auto loaded = text::load_chat_template(kModelFolder);
   CHECK(loaded.ok(), "the bundled chat template must load: " + loaded.status().to_string());
+  if (!source.empty()) {
+    auto parsed = text::ChatTemplate::parse(source);
+    CHECK(parsed.ok(), parsed.status().to_string());
+    loaded->chat_template = std::move(*parsed);
+  }
   return std::move(*loaded);
 }
 
@@ -32,7 +37,7 @@ ApiTestServer::ApiTestServer(ApiTestOptions options)
   if (!options.script_for) {
     options.script_for = [ids = ids_of(kText),
                           delay = options.token_delay](const engine::EngineRequest&) {
-      return FakeScript{.tokens = ids, .token_delay = delay, .failure = {}};
+      return FakeScript{.tokens = ids, .token_delay = delay, .failure = {}, .summary = {}};
     };
   }
   engine_ = std::make_unique<FakeEngine>(limits, options.script_for);
@@ -40,8 +45,9 @@ ApiTestServer::ApiTestServer(ApiTestOptions options)
   config.served_model_name = kModel;
   config.limits = options.limits;
   config.defaults = options.defaults;
-  service_ = std::make_unique<CompletionService>(*engine_, *tokenizer_, load_template(), config,
-                                                 metrics_, pool_);
+  config.kv_policy = options.kv_policy;
+  service_ = std::make_unique<CompletionService>(
+      *engine_, *tokenizer_, load_template(options.chat_template), config, metrics_, pool_);
   HttpOptions http;
   http.port = options.port;
   http.api_keys = options.api_keys;

@@ -29,6 +29,9 @@ struct ApiTestOptions {
   FakeEngine::ScriptFor script_for;          // default: kText, then the end
   std::chrono::microseconds token_delay{0};  // of the default script
   GenerationDefaults defaults;
+  kvstore::KvPolicy kv_policy;
+  // Replaces the bundled model's chat template.
+  std::string chat_template;
 };
 
 // Everything a server needs, destroyed in the right order.

@@ -25,6 +25,10 @@ class RecordingSink : public OutputSink {
   void on_accepted(std::int32_t prompt_tokens) override {
     add("accepted " + std::to_string(prompt_tokens));
   }
+  void on_scores(std::vector<engine::PromptScore> scores) override {
+    add("scores " + std::to_string(scores.front().position) + " to " +
+        std::to_string(scores.back().position));
+  }
   void on_delta(OutputDelta delta) override {
     const std::lock_guard lock(mutex_);
     text_ += delta.text;
@@ -288,6 +292,133 @@ TEST(CompletionService, EndsEachChoiceAtItsStopString) {
   for (std::int32_t i = 0; i < 3; ++i) EXPECT_EQ(started.sink->text_of_choice(i), " The ");
   EXPECT_EQ(server.engine().n_finished_choices(), 3u);
   EXPECT_EQ(started.sink->calls().back(), "done 6");  // not what was sampled behind the stop
+}
+
+GenerateRequest chat_request(const std::vector<std::string>& contents,
+                             std::vector<std::size_t> compress_after) {
+  ChatPrompt chat;
+  for (const std::string& content : contents) {
+    chat.messages.push_back(boost::json::object{{"role", "user"}, {"content", content}});
+  }
+  chat.compress_after = std::move(compress_after);
+  GenerateRequest request;
+  request.prompt = std::move(chat);
+  request.sampling.max_tokens = 1;
+  return request;
+}
+
+TEST(CompletionService, WhatARequestSaysAboutItsKvReachesTheEngine) {
+  ApiTestOptions options;
+  options.kv_policy.profile = kvstore::KvProfile::kStreaming;
+  ApiTestServer server(std::move(options));
+  GenerateRequest request = text_request("one two three");
+  request.sampling.max_tokens = 1;
+  Started plain = start(server, request);
+  ASSERT_TRUE(plain.sink->wait_for_end());
+  request.kv_policy = {.profile = "int4", .ratio = 0.5};
+  request.compress_at = {1, 2};
+  request.session_id = "s";
+  request.session_owner = 77;
+  request.keep_session = true;
+  request.prompt_scores = {.first = 1, .end = 2, .dense = true};
+  Started full = start(server, request);
+  ASSERT_TRUE(full.sink->wait_for_end());
+  const auto submitted = server.engine().submitted();
+  ASSERT_EQ(submitted.size(), 2u);
+  EXPECT_EQ(submitted[0].kv_policy.profile, kvstore::KvProfile::kStreaming);
+  EXPECT_TRUE(submitted[0].compress_at.empty());
+  EXPECT_EQ(submitted[0].prompt_scores.end, 0);
+  EXPECT_EQ(submitted[1].kv_policy.profile, kvstore::KvProfile::kInt4);
+  EXPECT_EQ(submitted[1].kv_policy.ratio, 0.5);
+  EXPECT_THAT(submitted[1].compress_at, ElementsAre(1, 2));
+  EXPECT_EQ(submitted[1].session_id, "s");
+  EXPECT_EQ(submitted[1].session_owner, 77u);
+  EXPECT_TRUE(submitted[1].keep_session);
+  EXPECT_EQ(submitted[1].prompt_scores.first, 1);
+  EXPECT_EQ(submitted[1].prompt_scores.end, 2);
+  EXPECT_TRUE(submitted[1].prompt_scores.dense);
+}
+
+TEST(CompletionService, RefusesKvFieldsBeforeTheEngineSeesThem) {
+  ApiTestServer server;
+  GenerateRequest request = text_request("one two three");
+  request.kv_policy = {.profile = "none"};
+  Started unknown = start(server, request);
+  ASSERT_TRUE(unknown.sink->wait_for_end());
+  EXPECT_EQ(unknown.sink->error().param, "kv_policy.profile");
+  // Only the tokenizer knows that the prompt is shorter.
+  request = text_request("one two three");
+  request.compress_at = {100};
+  Started beyond = start(server, request);
+  ASSERT_TRUE(beyond.sink->wait_for_end());
+  EXPECT_EQ(beyond.sink->error().param, "compress_at");
+  EXPECT_TRUE(server.engine().submitted().empty());
+}
+
+TEST(CompletionService, CompressesAtTheEndsOfMessages) {
+  ApiTestServer server;
+  Started started =
+      start(server, chat_request({"The document.", "A second one.", "A question?"}, {0, 1}));
+  ASSERT_TRUE(started.sink->wait_for_end());
+  const std::string first = "<|im_start|>user\nThe document.<|im_end|>\n";
+  const std::string second = first + "<|im_start|>user\nA second one.<|im_end|>\n";
+  const auto submitted = server.engine().submitted();
+  ASSERT_EQ(submitted.size(), 1u);
+  EXPECT_THAT(submitted[0].compress_at,
+              ElementsAre(static_cast<std::int32_t>(server.ids_of(first).size()),
+                          static_cast<std::int32_t>(server.ids_of(second).size())));
+  EXPECT_LT(submitted[0].compress_at.back(),
+            static_cast<std::int32_t>(submitted[0].prompt_ids.size()));
+}
+
+// A token that reaches over the end of the message belongs to what follows.
+TEST(CompletionService, AMessageEndsBeforeATokenThatReachesOverIt) {
+  ApiTestOptions options;
+  options.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}";
+  ApiTestServer server(std::move(options));
+  const std::vector<std::int32_t> begin = server.ids_of("The quick bro");
+  const std::vector<std::int32_t> whole = server.ids_of("The quick brown fox");
+  std::size_t common = 0;
+  while (common < begin.size() && begin[common] == whole[common]) ++common;
+  ASSERT_LT(common, begin.size()) << "the vocabulary has no token that reaches over";
+  Started started = start(server, chat_request({"The quick bro", "wn fox"}, {0}));
+  ASSERT_TRUE(started.sink->wait_for_end());
+  const auto submitted = server.engine().submitted();
+  ASSERT_EQ(submitted.size(), 1u);
+  EXPECT_EQ(submitted[0].prompt_ids, whole);
+  EXPECT_THAT(submitted[0].compress_at, ElementsAre(static_cast<std::int32_t>(common)));
+}
+
+TEST(CompletionService, ATemplateThatChangesItsBeginningCannotBeCompressedAtMessages) {
+  ApiTestOptions options;
+  options.chat_template =
+      "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}";
+  ApiTestServer server(std::move(options));
+  Started started = start(server, chat_request({"one", "two"}, {0}));
+  ASSERT_TRUE(started.sink->wait_for_end());
+  EXPECT_EQ(started.sink->error().status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(started.sink->error().param, "messages[0].compress");
+  // The last message's end is the end of the prompt.
+  Started last = start(server, chat_request({"one", "two"}, {1}));
+  ASSERT_TRUE(last.sink->wait_for_end());
+  const auto submitted = server.engine().submitted();
+  ASSERT_EQ(submitted.size(), 1u);
+  EXPECT_THAT(submitted[0].compress_at,
+              ElementsAre(static_cast<std::int32_t>(submitted[0].prompt_ids.size())));
+}
+
+TEST(CompletionService, ScoresComeBeforeTheOutput) {
+  ApiTestServer server;
+  GenerateRequest request = text_request("one two three four five six seven eight nine ten");
+  request.sampling.max_tokens = 1;
+  request.prompt_scores = {.first = 1, .end = 10};
+  Started started = start(server, request);
+  ASSERT_TRUE(started.sink->wait_for_end());
+  const auto calls = started.sink->calls();
+  ASSERT_EQ(calls.size(), 4u);
+  EXPECT_EQ(calls[1], "scores 1 to 7");
+  EXPECT_EQ(calls[2], "scores 8 to 9");
+  EXPECT_EQ(calls[3], "done 1");
 }
 
 }  // namespace

@@ -5,6 +5,18 @@
 
 namespace spindle::api {
 
+engine::PromptScore fake_score(std::int32_t position, bool dense, std::int32_t vocab_size) {
+  engine::PromptScore score;
+  score.position = position;
+  score.logprob = -static_cast<float>(position);
+  score.best_id = position % vocab_size;
+  score.best_logprob = -0.5F;
+  for (std::int32_t id = 0; dense && id < vocab_size; ++id) {
+    score.dense.push_back(-static_cast<float>(id + position));
+  }
+  return score;
+}
+
 FakeEngine::FakeEngine(engine::EngineLimits limits, ScriptFor script_for)
     : limits_(limits), script_for_(std::move(script_for)) {
   engine::StageState stage;
@@ -189,7 +201,7 @@ void FakeEngine::end(std::map<engine::RequestHandle, Active>::iterator it,
   active_.erase(it);
   const Status status = outcome(active);
   --stats_.running;
-  engine::RequestSummary summary;
+  engine::RequestSummary summary = std::move(active.script.summary);
   summary.prompt_tokens = static_cast<std::int32_t>(active.request.prompt_ids.size());
   summary.completion_tokens = active.completion_tokens;
   summary.queue_ms = 1;
@@ -198,6 +210,19 @@ void FakeEngine::end(std::map<engine::RequestHandle, Active>::iterator it,
   active.sink->on_end(status, summary);
   active.sink.reset();
   lock.lock();
+}
+
+void FakeEngine::send_scores(const engine::EngineRequest& request, engine::EventSink& sink) const {
+  constexpr std::int32_t kAtATime = 7;
+  const engine::PromptScores& asked = request.prompt_scores;
+  std::vector<engine::PromptScore> scores;
+  for (std::int32_t position = asked.first; position < asked.end; ++position) {
+    scores.push_back(fake_score(position, asked.dense, limits_.vocab_size));
+    if (scores.size() == kAtATime || position + 1 == asked.end) {
+      sink.on_prompt_scores(scores);
+      scores.clear();
+    }
+  }
 }
 
 void FakeEngine::run() {
@@ -221,7 +246,11 @@ void FakeEngine::run() {
       const engine::RequestHandle handle = next->first;
       const std::vector<engine::TokenEvent> events = step(next->second);
       const std::shared_ptr<engine::EventSink> sink = next->second.sink;
+      // Nobody else changes the request, and only this thread removes it.
+      const engine::EngineRequest& request = next->second.request;
+      const bool first = !std::exchange(next->second.scored, true);
       lock.unlock();
+      if (first) send_scores(request, *sink);
       sink->on_tokens(events);
       lock.lock();
       next = active_.find(handle);

@@ -17,7 +17,11 @@
 
 namespace spindle::api {
 
-// What a request generates, the same for every choice. After the last token comes the
+// The score of a prompt token: recognisable by its position.
+engine::PromptScore fake_score(std::int32_t position, bool dense, std::int32_t vocab_size);
+
+// What a request generates, the same for every choice. Scores of its prompt, if it wants them, come
+// first, some at a time. After the last token comes the
 // end-of-sequence token, or, with ignore_eos, the first token again.
 struct FakeScript {
   std::vector<std::int32_t> tokens;
@@ -26,6 +30,8 @@ struct FakeScript {
   // The request fails with `failure` after so many tokens.
   std::size_t fail_after = std::numeric_limits<std::size_t>::max();
   Status failure;
+  // What on_end adds to the counts: KV, cached tokens, boundaries.
+  engine::RequestSummary summary{};
 };
 
 // One thread sends all events. Thread-safety: every member may be called from any thread.
@@ -73,10 +79,13 @@ class FakeEngine final : public engine::Engine {
     std::vector<Choice> choices;
     Clock::time_point due;
     bool cancelled = false;
+    bool scored = false;
     std::int32_t completion_tokens = 0;
   };
 
   void run();
+  // Sends the scores that the prompt's positions ask for.
+  void send_scores(const engine::EngineRequest& request, engine::EventSink& sink) const;
   // Under the lock: the next events of a request, and how it ends, if it does.
   std::vector<engine::TokenEvent> step(Active& active);
   engine::TokenEvent next_event(const Active& active, Choice& choice, std::int32_t index) const;

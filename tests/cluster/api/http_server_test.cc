@@ -376,5 +376,53 @@ TEST(HttpServer, ServesTwoHundredStreamsAtOnce) {
       Deadline::after_ms(5000)));
 }
 
+TEST(HttpServer, SaysWhatBecameOfTheKv) {
+  ApiTestOptions options;
+  options.script_for = [](const engine::EngineRequest&) {
+    FakeScript script;
+    script.tokens = {300};
+    script.summary.cached_tokens = 3;
+    script.summary.kv = {{.stage = 0, .full_bytes = 64, .kept_bytes = 8, .layers = {{0, 64, 8}}}};
+    return script;
+  };
+  ApiTestServer server(std::move(options));
+  HttpTestClient client(server.port());
+  const TestResponse response =
+      client.post("/v1/completions",
+                  R"({"prompt":["a","b"],"kv_policy":{"profile":"int4"},"compress_at":[1]})");
+  ASSERT_EQ(response.status, 200) << response.body;
+  const json::value body = response.json();
+  EXPECT_EQ(text_of(body, "/usage/prompt_tokens_details/cached_tokens"), "6");
+  EXPECT_EQ(text_of(body, "/usage/spindle_kv/full_bytes"), "128");
+  EXPECT_EQ(text_of(body, "/usage/spindle_kv/kept_bytes"), "16");
+  EXPECT_EQ(text_of(body, "/usage/spindle_kv/stages/0/layers/0/kept_bytes"), "16");
+  for (const engine::EngineRequest& request : server.engine().submitted()) {
+    EXPECT_EQ(request.kv_policy.profile, kvstore::KvProfile::kInt4);
+    EXPECT_THAT(request.compress_at, ElementsAre(1));
+  }
+  const TestResponse wrong =
+      client.post("/v1/completions", R"({"prompt":"a","kv_policy":{"profile":"full","ratio":0}})");
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_EQ(text_of(wrong.json(), "/error/param"), "kv_policy.ratio");
+}
+
+TEST(HttpServer, SessionsBelongToTheirKey) {
+  ApiTestOptions options;
+  options.api_keys = {"alpha", "beta"};
+  ApiTestServer server(std::move(options));
+  const std::string body = R"({"prompt":"a","session_id":"s","keep_session":true})";
+  for (const char* key : {"alpha", "beta", "alpha"}) {
+    HttpTestClient client(server.port());
+    const TestResponse response =
+        client.post("/v1/completions", body, "Authorization: Bearer " + std::string(key) + "\r\n");
+    ASSERT_EQ(response.status, 200) << response.body;
+  }
+  const auto requests = server.engine().submitted();
+  ASSERT_EQ(requests.size(), 3u);
+  EXPECT_NE(requests[0].session_owner, 0u);
+  EXPECT_NE(requests[0].session_owner, requests[1].session_owner);
+  EXPECT_EQ(requests[0].session_owner, requests[2].session_owner);
+}
+
 }  // namespace
 }  // namespace spindle::api

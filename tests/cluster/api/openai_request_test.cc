@@ -68,6 +68,56 @@ TEST(OpenAiRequest, ReadsEverySamplingField) {
   EXPECT_TRUE(request.logprobs);
 }
 
+TEST(OpenAiRequest, ReadsWhatIsSaidAboutTheKv) {
+  OpenAiRequest request;
+  ASSERT_FALSE(chat(R"("kv_policy":{"profile":"streaming","ratio":0.1,"max_bytes":7,"sinks":1,
+                       "recent":2,"window":3},"compress_at":[4,5.0],"session_id":"s",
+                       "keep_session":true)",
+                    request)
+                   .has_value());
+  const GenerateRequest& prompt = request.prompts.at(0);
+  ASSERT_TRUE(prompt.kv_policy.has_value());
+  EXPECT_EQ(prompt.kv_policy->profile, "streaming");
+  EXPECT_EQ(prompt.kv_policy->ratio, 0.1);
+  EXPECT_EQ(prompt.kv_policy->max_bytes, 7);
+  EXPECT_EQ(prompt.kv_policy->sinks, 1);
+  EXPECT_EQ(prompt.kv_policy->recent, 2);
+  EXPECT_EQ(prompt.kv_policy->window, 3);
+  EXPECT_THAT(prompt.compress_at, ElementsAre(4, 5));
+  EXPECT_EQ(prompt.session_id, "s");
+  EXPECT_TRUE(prompt.keep_session);
+
+  OpenAiRequest plain;
+  ASSERT_FALSE(chat(R"("kv_policy":null,"compress_at":null,"session_id":null)", plain).has_value());
+  EXPECT_FALSE(plain.prompts.at(0).kv_policy.has_value());
+  EXPECT_TRUE(plain.prompts.at(0).session_id.empty());
+}
+
+TEST(OpenAiRequest, MessagesMayBeWhereTheKvIsCompressed) {
+  OpenAiRequest request;
+  const auto body = json::parse(R"({"messages":[
+      {"role":"user","content":"a","compress":true},{"role":"assistant","content":"b"},
+      {"role":"user","content":"c","compress":false},
+      {"role":"user","content":[{"type":"text","text":"d"}],"compress":true}]})");
+  ASSERT_FALSE(parse_chat_request(body.as_object(), config::Limits(), request).has_value());
+  const auto& prompt = std::get<ChatPrompt>(request.prompts.at(0).prompt);
+  EXPECT_THAT(prompt.compress_after, ElementsAre(0u, 3u));
+  for (const json::value& message : prompt.messages) {
+    EXPECT_FALSE(message.as_object().contains("compress"));  // not the template's business
+  }
+  OpenAiRequest wrong;
+  const auto bad = json::parse(R"({"messages":[{"role":"user","content":"a","compress":1}]})");
+  EXPECT_EQ(parse_chat_request(bad.as_object(), config::Limits(), wrong)->param,
+            "messages[0].compress");
+}
+
+TEST(OpenAiRequest, ASessionHasOnePrompt) {
+  OpenAiRequest one;
+  EXPECT_FALSE(completion(R"({"prompt":["a"],"session_id":"s"})", one).has_value());
+  OpenAiRequest two;
+  EXPECT_EQ(completion(R"({"prompt":["a","b"],"session_id":"s"})", two)->param, "session_id");
+}
+
 TEST(OpenAiRequest, TakesNullAsAbsent) {
   OpenAiRequest request;
   EXPECT_FALSE(chat(R"("max_tokens":null,"stop":null,"n":null,"stream_options":null,
@@ -123,6 +173,19 @@ TEST(OpenAiRequest, NamesTheFieldOfAWrongType) {
       {"chat_template_kwargs", R"("chat_template_kwargs":[])"},
       {"add_generation_prompt", R"("add_generation_prompt":"yes")"},
       {"response_format.type", R"("response_format":{"type":5})"},
+      {"kv_policy", R"("kv_policy":"full")"},
+      {"kv_policy.profile", R"("kv_policy":{"profile":1})"},
+      {"kv_policy.ratio", R"("kv_policy":{"ratio":"a"})"},
+      {"kv_policy.max_bytes", R"("kv_policy":{"max_bytes":1.5})"},
+      {"kv_policy.sinks", R"("kv_policy":{"sinks":true})"},
+      {"kv_policy.recent", R"("kv_policy":{"recent":[]})"},
+      {"kv_policy.window", R"("kv_policy":{"window":"8"})"},
+      {"kv_policy.ration", R"("kv_policy":{"ration":0.1})"},
+      {"compress_at", R"("compress_at":5)"},
+      {"compress_at", R"("compress_at":[1,"a"])"},
+      {"compress_at", R"("compress_at":[1.5])"},
+      {"session_id", R"("session_id":5)"},
+      {"keep_session", R"("keep_session":"yes")"},
   };
   for (const auto& [param, fields] : cases) {
     OpenAiRequest request;
@@ -145,7 +208,7 @@ TEST(OpenAiRequest, RefusesByNameWhatItCannotDo) {
       {"length_penalty", R"("length_penalty":2)"},
       {"chat_template", R"("chat_template":"{{ x }}")"},
       {"continue_final_message", R"("continue_final_message":true)"},
-      {"kv_policy", R"("kv_policy":{"profile":"full"})"},
+      {"prompt_scores", R"("prompt_scores":{"first":1,"end":2})"},
       {"priority", R"("priority":1)"},
       {"stream_options.continuous_usage_stats",
        R"("stream":true,"stream_options":{"continuous_usage_stats":true})"},

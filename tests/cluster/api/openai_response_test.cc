@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "cluster/api/openai_kv.h"
 #include "cluster/api/openai_logprobs.h"
 
 namespace spindle::api {
@@ -81,7 +82,8 @@ TEST(OpenAiWriter, WritesCompletionEventsAndUsage) {
   out.clear();
   writer.append_usage(out, {3, 4});
   EXPECT_EQ(out, "data: " + head +
-                     R"(],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}})"
+                     R"(],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,)"
+                     R"("prompt_tokens_details":{"cached_tokens":0}}})"
                      "\n\n");
 }
 
@@ -139,6 +141,32 @@ TEST(OpenAiWriter, WritesBodies) {
   EXPECT_EQ(body.at_pointer("/choices/0/message/content").as_string(), "hi");
   EXPECT_EQ(body.at_pointer("/choices/0/finish_reason").as_string(), "length");
   EXPECT_EQ(body.at_pointer("/usage/total_tokens").as_int64(), 3);
+}
+
+TEST(OpenAiWriter, WritesWhatBecameOfTheKv) {
+  OpenAiWriter writer(request_of(OpenAiKind::kChat), "r", 12, "m");
+  UsageCounts usage{.prompt_tokens = 9, .completion_tokens = 2, .cached_tokens = 7};
+  const engine::StageKvUse first{
+      .stage = 0, .full_bytes = 300, .kept_bytes = 60, .layers = {{0, 100, 10}, {1, 200, 50}}};
+  const engine::StageKvUse second{
+      .stage = 1, .full_bytes = 100, .kept_bytes = 20, .layers = {{2, 100, 20}}};
+  add_kv_use(usage.kv, {second});
+  add_kv_use(usage.kv, {first, second});  // another prompt of the same request
+  const auto body = boost::json::parse(writer.body({delta_of("hi")}, usage));
+  EXPECT_EQ(body.at_pointer("/usage/prompt_tokens_details/cached_tokens").as_int64(), 7);
+  EXPECT_EQ(boost::json::serialize(body.at_pointer("/usage/spindle_kv")),
+            R"({"full_bytes":500,"kept_bytes":100,"ratio":2E-1,"stages":[)"
+            R"({"stage":1,"full_bytes":200,"kept_bytes":40,"layers":[)"
+            R"({"layer":2,"full_bytes":200,"kept_bytes":40}]},)"
+            R"({"stage":0,"full_bytes":300,"kept_bytes":60,"layers":[)"
+            R"({"layer":0,"full_bytes":100,"kept_bytes":10},)"
+            R"({"layer":1,"full_bytes":200,"kept_bytes":50}]}]})");
+}
+
+TEST(OpenAiWriter, NoKvBytesAreARatioOfOne) {
+  std::string out;
+  append_kv_use(out, {{.stage = 0, .full_bytes = 0, .kept_bytes = 0, .layers = {}}});
+  EXPECT_EQ(boost::json::parse(out).at("ratio").as_double(), 1.0);
 }
 
 }  // namespace

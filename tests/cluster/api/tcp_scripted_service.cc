@@ -2,6 +2,7 @@
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -37,6 +38,14 @@ std::string text_of(const GenerateRequest& request) {
   return std::to_string(messages.size()) + ": " + last;
 }
 
+std::string policy_text(const GenerateRequest& request) {
+  const KvPolicyRequest policy = request.kv_policy.value_or(KvPolicyRequest());
+  std::ostringstream text;
+  text << policy.profile << ' ' << policy.ratio.value_or(0) << ' ' << policy.max_bytes.value_or(0)
+       << ' ' << request.session_id << (request.keep_session ? " keep" : "");
+  return text.str();
+}
+
 }  // namespace
 
 class ScriptedService::Run : public Completion, public std::enable_shared_from_this<Run> {
@@ -50,7 +59,10 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
         words_(words_of(text_of(request))),
         n_choices_(static_cast<std::int32_t>(request.sampling.n.value_or(1))),
         max_tokens_(static_cast<std::size_t>(request.sampling.max_tokens.value_or(1'000'000))),
-        logprobs_(request.sampling.logprobs.has_value()) {}
+        logprobs_(request.sampling.logprobs.has_value()),
+        policy_(policy_text(request)),
+        session_id_(request.session_id),
+        prompt_scores_(request.prompt_scores) {}
 
   void begin() {
     boost::asio::post(executor_, [self = shared_from_this()] { self->first(); });
@@ -76,7 +88,20 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
       return;
     }
     sink_->on_accepted(static_cast<std::int32_t>(words_.size()));
+    if (prompt_scores_) send_scores();
     if (mode_ != "silent") step();
+  }
+
+  void send_scores() {
+    std::vector<engine::PromptScore> scores;
+    for (std::int64_t position = prompt_scores_->first; position < prompt_scores_->end;
+         ++position) {
+      engine::PromptScore& score = scores.emplace_back();
+      score.position = static_cast<std::int32_t>(position);
+      score.logprob = -1.0F;
+      if (prompt_scores_->dense) score.dense.assign(4096, -2.0F);
+    }
+    sink_->on_scores(std::move(scores));
   }
 
   void step() {
@@ -103,6 +128,11 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
     if (mode_ == "fail") {
       emit("partial ");
       fail({internal_error("a stage failed")}, &ScriptedCounts::errors);
+      return;
+    }
+    if (mode_ == "policy") {
+      emit(policy_);
+      finish();
       return;
     }
     if (mode_ == "escape") {
@@ -151,8 +181,13 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
     summary.queue_ms = 1;
     summary.time_to_first_token_ms = 20;
     summary.total_ms = 120;
-    summary.kv = {{.stage = 0, .full_bytes = 4096, .kept_bytes = 1024},
-                  {.stage = 1, .full_bytes = 4096, .kept_bytes = 1024}};
+    summary.kv = {
+        {.stage = 0,
+         .full_bytes = 4096,
+         .kept_bytes = 1024,
+         .layers = {{0, 2048, 1016}, {1, 2048, 8}}},
+        {.stage = 1, .full_bytes = 4096, .kept_bytes = 1024, .layers = {{2, 4096, 1024}}}};
+    if (!session_id_.empty()) summary.cached_tokens = 1;
     service_.count(&ScriptedCounts::done);
     sink_->on_done(summary);
   }
@@ -172,6 +207,9 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
   const std::int32_t n_choices_;
   const std::size_t max_tokens_;
   const bool logprobs_;
+  const std::string policy_;
+  const std::string session_id_;
+  const std::optional<PromptScoresRequest> prompt_scores_;
   std::string mode_;
   std::size_t position_ = 0;
   std::int32_t n_tokens_ = 0;

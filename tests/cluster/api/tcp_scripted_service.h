@@ -8,7 +8,11 @@
 //   silent    accepted, then nothing until cancelled
 //   flood     4 KiB deltas as fast as they are taken until cancelled
 //   escape    a delta with terminal escape sequences
+//   policy    profile, ratio, bytes, session and whether it is kept: "int4 0.5 0 name keep"
 //   otherwise the prompt is echoed word by word (max_tokens words of it), for each of n choices
+//
+// Asked for prompt_scores, it sends them first, whatever the prompt's length: dense ones of 4096
+// values. A request with a session_id has one cached token.
 //
 // A chat echoes its last message, with the number of messages in front: "3: hello", unless that
 // message begins with slow, fail or refuse.

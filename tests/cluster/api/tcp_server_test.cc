@@ -201,8 +201,16 @@ TEST(TcpServer, WrongVersion) {
     const v1::Error error = raw.expect_goodbye();
     EXPECT_EQ(error.code(), v1::UNIMPLEMENTED);
     EXPECT_EQ(error.param(), "hello.version");
-    EXPECT_THAT(error.message(), HasSubstr("this server speaks 1.0"));
+    EXPECT_THAT(error.message(), HasSubstr("this server speaks 1.1"));
   }
+}
+
+TEST(TcpServer, OlderMinorVersionsAreWelcome) {
+  TcpTestServer test;
+  RawConnection raw(test.server->port());
+  raw.send_hello("", kProtocolMajor, 0);
+  const std::optional<v1::Frame> reply = raw.receive();
+  EXPECT_TRUE(reply && reply->has_welcome());
 }
 
 TEST(TcpServer, ApiKeys) {

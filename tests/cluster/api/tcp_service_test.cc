@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "cluster/api/tcp_client.h"
@@ -124,6 +125,99 @@ TEST_F(TcpServiceTest, OverloadSaysWhenToTryAgain) {
   const GenerateOutcome outcome = client_->generate(text_request("x"), {});
   EXPECT_EQ(outcome.status.code(), StatusCode::kResourceExhausted);
   EXPECT_GT(outcome.retry_after_ms, 0);
+}
+
+// Megabytes of scores, many times what may be buffered of a request's output.
+TEST_F(TcpServiceTest, ScoresArriveWholeAndInOrder) {
+  ApiTestOptions options;
+  options.max_model_len = 1024;
+  start(std::move(options));
+  std::string text;
+  while (front_end_->ids_of(text).size() < 300) text += " The quick brown fox jumps.";
+  v1::GenerateRequest request = text_request(text);
+  request.mutable_prompt_scores()->set_first(2);
+  request.mutable_prompt_scores()->set_end(258);
+  request.mutable_prompt_scores()->set_dense(true);
+  const Result<std::uint64_t> id = client_->submit(request, {});
+  ASSERT_TRUE(id.ok());
+  // Another request on the connection is not held up, and not cancelled for the bytes that wait.
+  const GenerateOutcome other = client_->generate(text_request("x"), {});
+  ASSERT_TRUE(other.status.ok()) << other.status.to_string();
+  EXPECT_EQ(other.choices.at(0).text, ApiTestServer::kText);
+  while (!client_->finished(*id)) {
+    ASSERT_TRUE(client_->run(Deadline::after_ms(10'000)).ok());
+  }
+  const GenerateOutcome outcome = client_->take(*id);
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status.to_string();
+  EXPECT_EQ(outcome.choices.at(0).text, ApiTestServer::kText);
+  ASSERT_EQ(outcome.prompt_scores.size(), 256U);
+  const std::int32_t vocab = front_end_->engine().limits().vocab_size;
+  for (std::size_t i = 0; i < outcome.prompt_scores.size(); ++i) {
+    const v1::PromptScore& score = outcome.prompt_scores[i];
+    const engine::PromptScore expected =
+        fake_score(static_cast<std::int32_t>(i) + 2, /*dense=*/true, vocab);
+    ASSERT_EQ(score.position(), expected.position);
+    EXPECT_EQ(score.logprob(), expected.logprob);
+    EXPECT_EQ(score.best_id(), expected.best_id);
+    ASSERT_TRUE(std::equal(score.dense().begin(), score.dense().end(), expected.dense.begin(),
+                           expected.dense.end()));
+  }
+}
+
+TEST_F(TcpServiceTest, CancelWhileScoresWait) {
+  ApiTestOptions options;
+  options.max_model_len = 1024;
+  options.script_for = [](const engine::EngineRequest&) {
+    FakeScript script;
+    script.tokens.assign(400, 300);
+    script.token_delay = std::chrono::milliseconds(5);
+    return script;
+  };
+  start(std::move(options));
+  std::string text;
+  while (front_end_->ids_of(text).size() < 300) text += " The quick brown fox jumps.";
+  v1::GenerateRequest request = text_request(text);
+  request.mutable_prompt_scores()->set_first(1);
+  request.mutable_prompt_scores()->set_end(257);
+  request.mutable_prompt_scores()->set_dense(true);
+  const Result<std::uint64_t> id = client_->submit(request, {});
+  ASSERT_TRUE(id.ok());
+  // Nothing is read meanwhile, so that scores wait in the server.
+  ASSERT_TRUE(front_end_->engine().wait_for(
+      [](const engine::EngineStats& stats) { return stats.generation_tokens > 20; },
+      Deadline::after_ms(10'000)));
+  client_->cancel(*id);
+  ASSERT_TRUE(client_->run(Deadline::after_ms(10'000)).ok());
+  const GenerateOutcome outcome = client_->take(*id);
+  EXPECT_EQ(outcome.status.code(), StatusCode::kCancelled);
+  EXPECT_TRUE(client_->ping(Deadline::after_ms(5000)).ok());
+}
+
+TEST_F(TcpServiceTest, UsageNamesTheKvOfEveryLayer) {
+  ApiTestOptions options;
+  options.script_for = [](const engine::EngineRequest&) {
+    FakeScript script;
+    script.tokens = {300};
+    script.summary.cached_tokens = 3;
+    script.summary.kv = {{.stage = 0, .full_bytes = 64, .kept_bytes = 8, .layers = {{0, 64, 8}}}};
+    script.summary.boundaries.resize(2);
+    return script;
+  };
+  start(std::move(options));
+  const GenerateOutcome outcome = client_->generate(text_request("Once upon a time"), {});
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status.to_string();
+  EXPECT_EQ(outcome.usage.cached_tokens(), 3);
+  EXPECT_EQ(outcome.usage.boundaries_size(), 2);
+  EXPECT_EQ(outcome.usage.kv(0).layers(0).kept_bytes(), 8U);
+}
+
+TEST_F(TcpServiceTest, KvFieldsAreTheServices) {
+  start();
+  v1::GenerateRequest request = text_request("x");
+  request.mutable_kv_policy()->set_ratio(1.5);
+  const GenerateOutcome outcome = client_->generate(request, {});
+  EXPECT_EQ(outcome.status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(outcome.param, "kv_policy.ratio");
 }
 
 }  // namespace

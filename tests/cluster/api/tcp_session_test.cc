@@ -253,5 +253,135 @@ TEST(TcpSession, AddressErrors) {
   EXPECT_EQ(unknown.status().code(), StatusCode::kInvalidArgument);
 }
 
+v1::Frame scores_frame(std::uint64_t id, const std::string& prompt, std::int32_t n_scores) {
+  v1::Frame frame;
+  frame.set_id(id);
+  frame.mutable_generate()->set_text(prompt);
+  v1::PromptScores& scores = *frame.mutable_generate()->mutable_prompt_scores();
+  scores.set_first(1);
+  scores.set_end(1 + n_scores);
+  scores.set_dense(true);
+  return frame;
+}
+
+// 16 KiB for each score: far more than may be buffered, so the reader paces them, and the request's
+// own frames keep their place behind them.
+TEST(TcpSession, ScoresPrecedeTheOutputHoweverSlowlyTheyAreRead) {
+  constexpr std::int32_t kScores = 2000;  // more than the sockets' own buffers take
+  TcpTestServer test(with_limits([](auto& limits) { limits.set_max_buffered_bytes(16'384); }));
+  RawConnection raw(test.server->port(), 8192);
+  raw.shake_hands();
+  ASSERT_TRUE(raw.send(scores_frame(1, "one two", kScores)));
+  ASSERT_TRUE(raw.generate(2, "other"));
+  ASSERT_TRUE(test.service.wait_until([](const auto& now) { return now.done == 2; }));
+  // The first request has ended, and its id is taken until its Done is on its way.
+  ASSERT_TRUE(raw.generate(1, "again"));
+  std::vector<std::string> kinds;
+  std::int32_t n_scores = 0;
+  int n_done = 0;
+  int n_refused = 0;
+  while (n_done < 2) {
+    const std::optional<v1::Frame> frame = raw.receive();
+    ASSERT_TRUE(frame);
+    n_done += frame->has_done() ? 1 : 0;
+    if (frame->has_error()) {
+      EXPECT_EQ(frame->error().param(), "id");
+      ++n_refused;
+    }
+    if (frame->id() != 1 || frame->has_error()) continue;
+    if (frame->has_scores()) {
+      EXPECT_LE(frame->ByteSizeLong(), 256U << 10U);
+      for (const v1::PromptScore& score : frame->scores().scores()) {
+        EXPECT_EQ(score.position(), ++n_scores);
+        EXPECT_EQ(score.dense_size(), 4096);
+      }
+      EXPECT_LE(kinds.size(), 1U);  // after Accepted alone
+    } else {
+      kinds.push_back(frame->has_accepted() ? "accepted" : frame->has_done() ? "done" : "delta");
+    }
+  }
+  EXPECT_EQ(n_scores, kScores);
+  EXPECT_EQ(n_refused, 1);
+  EXPECT_THAT(kinds, testing::ElementsAre("accepted", "delta", "delta", "delta", "done"));
+  // And then the id is free.
+  ASSERT_TRUE(raw.generate(1, "ok"));
+  const std::optional<v1::Frame> frame = raw.receive();
+  EXPECT_TRUE(frame && frame->has_accepted());
+}
+
+TEST(TcpSession, OutputBehindScoresIsBounded) {
+  TcpTestServer test(with_limits([](auto& limits) { limits.set_max_buffered_bytes(32'768); }));
+  RawConnection raw(test.server->port(), 8192);
+  raw.shake_hands();
+  ASSERT_TRUE(raw.send(scores_frame(1, "flood", 600)));
+  ASSERT_TRUE(test.service.wait_until([](const auto& now) { return now.cancelled == 1; }));
+  std::optional<v1::Frame> frame;
+  do {
+    frame = raw.receive();
+    ASSERT_TRUE(frame);
+    EXPECT_FALSE(frame->has_delta());  // what was behind the scores went with them
+  } while (!frame->has_error());
+  EXPECT_EQ(frame->error().code(), v1::RESOURCE_EXHAUSTED);
+  ASSERT_TRUE(raw.generate(2, "ok"));
+  frame = raw.receive();
+  EXPECT_TRUE(frame && frame->has_accepted());
+}
+
+TEST(TcpSession, ScoresOfOneConnectionAreBounded) {
+  TcpTestServer test;
+  RawConnection raw(test.server->port(), 8192);
+  raw.shake_hands();
+  ASSERT_TRUE(raw.send(scores_frame(1, "silent", 6000)));  // 96 MiB
+  ASSERT_TRUE(raw.send(scores_frame(2, "silent", 3000)));
+  ASSERT_TRUE(test.service.wait_until([](const auto& now) { return now.cancelled == 1; }));
+  raw.close();
+  EXPECT_TRUE(test.service.wait_until([](const auto& now) { return now.cancelled == 2; }));
+}
+
+TEST(TcpSession, AScoreLargerThanAFrameEndsItsRequest) {
+  TcpTestServer test(with_limits([](auto& limits) { limits.set_max_frame_bytes(8192); }));
+  RawConnection raw(test.server->port());
+  raw.shake_hands();
+  ASSERT_TRUE(raw.send(scores_frame(1, "silent", 2)));
+  std::optional<v1::Frame> frame = raw.receive();
+  ASSERT_TRUE(frame && frame->has_accepted());
+  frame = raw.receive();
+  ASSERT_TRUE(frame && frame->has_error());
+  EXPECT_THAT(frame->error().message(), HasSubstr("too large"));
+  EXPECT_TRUE(test.service.wait_until([](const auto& now) { return now.cancelled == 1; }));
+}
+
+TEST(TcpSession, GoodbyeDropsWaitingScores) {
+  TcpTestServer test;
+  RawConnection raw(test.server->port(), 8192);
+  raw.shake_hands();
+  ASSERT_TRUE(raw.send(scores_frame(1, "silent", 600)));
+  ASSERT_TRUE(test.service.wait_until([](const auto& now) { return now.started == 1; }));
+  raw.send_hello();  // a second one
+  EXPECT_TRUE(test.service.wait_until([](const auto& now) { return now.cancelled == 1; }));
+  std::optional<v1::Frame> last;
+  while (std::optional<v1::Frame> frame = raw.receive()) last = std::move(frame);
+  ASSERT_TRUE(last && last->has_error());
+  EXPECT_EQ(last->id(), 0U);
+}
+
+TEST(TcpSession, SessionsBelongToTheKeyOfTheConnection) {
+  TcpServerOptions options;
+  options.api_keys = {"alpha", "beta"};
+  TcpTestServer test(std::move(options));
+  for (const char* key : {"alpha", "beta", "alpha"}) {
+    RawConnection raw(test.server->port());
+    raw.send_hello(key);
+    ASSERT_TRUE(raw.receive());
+    ASSERT_TRUE(raw.generate(1, "x"));
+    ASSERT_TRUE(raw.receive());
+  }
+  const std::vector<GenerateRequest> requests = test.service.requests();
+  ASSERT_EQ(requests.size(), 3U);
+  EXPECT_NE(requests[0].session_owner, 0U);
+  EXPECT_NE(requests[0].session_owner, requests[1].session_owner);
+  EXPECT_EQ(requests[0].session_owner, requests[2].session_owner);
+}
+
 }  // namespace
 }  // namespace spindle::api

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ops/cli/input.h"
+#include "ops/cli/kv_chart.h"
 #include "ops/cli/options.h"
 #include "ops/cli/output.h"
 #include "ops/cli/stats.h"
@@ -108,6 +109,114 @@ TEST(Output, UsageWithoutKvOrTokens) {
   api::v1::Usage usage;
   usage.set_prompt_tokens(4);
   EXPECT_EQ(usage_line(usage), "prompt 4 tokens, output 0 tokens, first token after 0 ms");
+}
+
+api::v1::Usage usage_with_layers() {
+  api::v1::Usage usage;
+  for (const int stage : {1, 0}) {  // whatever the order of the stages
+    api::v1::StageKv& kv = *usage.add_kv();
+    kv.set_stage(stage);
+    for (int i = 0; i < 6; ++i) {
+      api::v1::LayerKvUse& layer = *kv.add_layers();
+      layer.set_layer(6 * stage + i);
+      layer.set_full_bytes(396 << 10);
+      // 0, 1/12, ... 11/12 of it
+      layer.set_kept_bytes(static_cast<std::uint64_t>(33 << 10) *
+                           static_cast<std::uint64_t>(6 * stage + i));
+    }
+  }
+  return usage;
+}
+
+TEST(KvChart, OneLineForEachLayer) {
+  const std::string chart = kv_chart(usage_with_layers(), Style(false), /*utf8=*/true);
+  EXPECT_TRUE(
+      chart.starts_with("layer  0                          0.0 %         0 B of 396.0 KiB\n"
+                        "layer  1  █▋                      8.3 %    33.0 KiB of 396.0 KiB\n"))
+      << chart;
+  EXPECT_NE(chart.find("layer  6  ██████████             50.0 %   198.0 KiB of 396.0 KiB\n"),
+            std::string::npos)
+      << chart;
+  EXPECT_TRUE(
+      chart.ends_with("layer 11  ██████████████████▍    91.7 %   363.0 KiB of 396.0 KiB\n"
+                      "all       █████████▏             45.8 %     2.1 MiB of 4.6 MiB\n"))
+      << chart;
+}
+
+TEST(KvChart, WithoutUtf8AndWithColours) {
+  const std::string chart = kv_chart(usage_with_layers(), Style(false), /*utf8=*/false);
+  for (const char c : chart) EXPECT_LT(static_cast<unsigned char>(c), 0x7F);
+  EXPECT_NE(chart.find("layer  1  ##                      8.3 % "), std::string::npos) << chart;
+  const std::string colours = kv_chart(usage_with_layers(), Style(true), /*utf8=*/false);
+  EXPECT_NE(colours.find("\x1b[32m##  "), std::string::npos) << colours;
+}
+
+TEST(KvChart, SmallestAndLargestShares) {
+  const auto chart = [](std::uint64_t full, std::uint64_t kept, bool utf8) {
+    api::v1::Usage usage;
+    api::v1::LayerKvUse& layer = *usage.add_kv()->add_layers();
+    layer.set_full_bytes(full);
+    layer.set_kept_bytes(kept);
+    const std::string text = kv_chart(usage, Style(false), utf8);
+    return text.substr(0, text.find('\n'));
+  };
+  EXPECT_EQ(chart(0, 0, true), "layer 0                          0.0 %   0 B of 0 B");
+  EXPECT_EQ(chart(1000000, 1, true).substr(0, 13), "layer 0  ▏ ");
+  EXPECT_EQ(chart(1000000, 1, false).substr(0, 11), "layer 0  - ");
+  // Pages round up, so small contexts can hold more than their tokens.
+  EXPECT_EQ(chart(100, 130, false), "layer 0  ####################  130.0 %   130 B of 100 B");
+  EXPECT_EQ(chart(1, UINT64_MAX, false).substr(0, 31), "layer 0  ####################  ");
+}
+
+TEST(KvChart, NoLayers) {
+  EXPECT_EQ(kv_chart({}, Style(false), true), "the server did not report the KV of the layers\n");
+}
+
+TEST(Output, UsageNamesCachedTokens) {
+  api::v1::Usage usage;
+  usage.set_prompt_tokens(4);
+  usage.set_cached_tokens(3);
+  EXPECT_TRUE(usage_line(usage).starts_with("prompt 4 tokens (3 cached), output"))
+      << usage_line(usage);
+}
+
+TEST(Options, EveryKvOptionIsSent) {
+  CLI::App app;
+  KvOptions options;
+  add_kv_options(app, options);
+  app.parse("--kv-policy streaming --kv-ratio 0.25 --session s --keep-session", false);
+  api::v1::GenerateRequest request;
+  ASSERT_TRUE(set_kv_fields(options, request).ok());
+  EXPECT_EQ(request.kv_policy().profile(), "streaming");
+  EXPECT_EQ(request.kv_policy().ratio(), 0.25);
+  EXPECT_EQ(request.session_id(), "s");
+  EXPECT_TRUE(request.keep_session());
+
+  CLI::App bytes_app;
+  KvOptions bytes;
+  add_kv_options(bytes_app, bytes);
+  bytes_app.parse("--kv-max-bytes 4096", false);
+  api::v1::GenerateRequest bytes_request;
+  ASSERT_TRUE(set_kv_fields(bytes, bytes_request).ok());
+  EXPECT_EQ(bytes_request.kv_policy().max_bytes(), 4096U);
+  EXPECT_EQ(bytes_request.kv_policy().profile(), "");
+
+  api::v1::GenerateRequest nothing;
+  ASSERT_TRUE(set_kv_fields({}, nothing).ok());
+  EXPECT_EQ(nothing.ByteSizeLong(), 0U);
+  EXPECT_FALSE(
+      set_kv_fields({.profile = "\xFF", .ratio = {}, .max_bytes = {}, .session = {}}, nothing)
+          .ok());
+}
+
+TEST(Options, KvOptionsThatDoNotGoTogether) {
+  for (const char* wrong :
+       {"--kv-ratio 0.5 --kv-max-bytes 9", "--keep-session", "--kv-max-bytes -1"}) {
+    CLI::App app;
+    KvOptions options;
+    add_kv_options(app, options);
+    EXPECT_THROW(app.parse(wrong, false), CLI::ParseError) << wrong;
+  }
 }
 
 TEST(Options, EverySamplingOptionIsSent) {

@@ -99,8 +99,11 @@ class CliTest(unittest.TestCase):
         self.assertEqual(answer["choices"][0]["logprobs"][0]["bytes"], [97, 32])
         self.assertEqual(answer["choices"][0]["logprobs"][0]["logprob"], -0.5)
         self.assertEqual(answer["usage"]["completion_tokens"], 4)
-        self.assertEqual(answer["usage"]["kv"][1], {"stage": 1, "full_bytes": 4096,
-                                                    "kept_bytes": 1024})
+        self.assertEqual(answer["usage"]["kv"][1], {
+            "stage": 1, "full_bytes": 4096, "kept_bytes": 1024,
+            "layers": [{"layer": 2, "full_bytes": 4096, "kept_bytes": 1024}]})
+        self.assertEqual(answer["usage"]["cached_tokens"], 0)
+        self.assertEqual(answer["usage"]["boundaries"], [])
 
     def test_several_choices_are_told_apart(self):
         self.assertEqual(self.spindle("complete", "a b", "--n", "2").stdout, "[1] a b\n[2] a b\n")
@@ -110,6 +113,36 @@ class CliTest(unittest.TestCase):
         self.assertEqual(done.stdout, "a b c")
         self.assertEqual(done.stderr, "prompt 3 tokens, output 3 tokens, first token after 20 ms, "
                                       "20.0 tokens/s, KV kept 2.0 KiB of 8.0 KiB (25%)\n")
+
+    def test_kv_options_reach_the_server(self):
+        done = self.spindle("complete", "policy", "--kv-policy", "int4", "--kv-ratio", "0.5",
+                            "--session", "name", "--keep-session", "--json")
+        answer = json.loads(done.stdout)
+        self.assertEqual(answer["choices"][0]["text"], "int4 0.5 0 name keep")
+        self.assertEqual(answer["usage"]["cached_tokens"], 1)
+        done = self.spindle("complete", "policy", "--kv-max-bytes", "4096")
+        self.assertEqual(done.stdout, " 0 4096 ")
+        for args in (["--kv-ratio", "0.5", "--kv-max-bytes", "9"], ["--keep-session"],
+                     ["--kv-ratio", "many"]):
+            self.assertEqual(self.spindle("complete", "x", *args).returncode, 2, args)
+            self.assertEqual(self.spindle("chat", "--message", "x", *args).returncode, 2, args)
+
+    def test_kv_chart(self):
+        for command in (["complete", "a b"], ["chat", "--message", "a b"]):
+            done = self.spindle(*command, "--show-kv", env=clean_environment(LC_ALL="C.UTF-8"))
+            self.assertEqual(done.stderr.splitlines(), [
+                "layer 0  █████████▉             49.6 %    1016 B of 2.0 KiB",
+                "layer 1  ▏                       0.4 %       8 B of 2.0 KiB",
+                "layer 2  █████                  25.0 %   1.0 KiB of 4.0 KiB",
+                "all      █████                  25.0 %   2.0 KiB of 8.0 KiB"])
+        done = self.spindle("complete", "a b", "--show-kv", env=clean_environment(LC_ALL="C"))
+        self.assertEqual(done.stdout, "a b")
+        self.assertEqual(done.stderr.splitlines()[1],
+                         "layer 1  -                       0.4 %       8 B of 2.0 KiB")
+        # An empty variable says nothing; the next one does.
+        done = self.spindle("complete", "a b", "--show-kv",
+                            env=clean_environment(LC_ALL="", LC_CTYPE="", LANG="de_DE.utf8"))
+        self.assertIn("▏", done.stderr)
 
     # ---- errors
 

@@ -56,6 +56,18 @@ class ClientTest(unittest.TestCase):
         request.chat.messages.add(role="user", content="hello")
         self.assertEqual("".join(d.text for d in self.client.generate(request)), "1: hello")
 
+    def test_kv_fields_and_scores(self):
+        request = client.api.GenerateRequest(text="policy", session_id="s", keep_session=True)
+        request.kv_policy.profile = "int4"
+        request.kv_policy.ratio = 0.5
+        request.prompt_scores.first = 1
+        request.prompt_scores.end = 41
+        request.prompt_scores.dense = True
+        text = "".join(d.text for d in self.client.generate(request))
+        self.assertEqual(text, "int4 0.5 0 s keep")
+        self.assertEqual([s.position for s in self.client.scores], list(range(1, 41)))
+        self.assertEqual(len(self.client.scores[39].dense), 4096)
+
     def test_errors(self):
         with self.assertRaises(client.ServerError) as caught:
             list(self.client.generate(client.api.GenerateRequest(text="refuse")))
@@ -75,6 +87,11 @@ class ClientTest(unittest.TestCase):
             [sys.executable, ROOT / "proto/clients/client.py", "a b c", "--port", str(self.port)],
             env={**os.environ, "PYTHONPATH": MODULES}, capture_output=True, text=True, timeout=20)
         self.assertEqual((done.returncode, done.stdout), (0, "a b c\n"), done.stderr)
+        done = subprocess.run(
+            [sys.executable, ROOT / "proto/clients/client.py", "policy", "--port", str(self.port),
+             "--kv-policy", "int4", "--kv-ratio", "0.25"],
+            env={**os.environ, "PYTHONPATH": MODULES}, capture_output=True, text=True, timeout=20)
+        self.assertEqual((done.returncode, done.stdout), (0, "int4 0.25 0 \n"), done.stderr)
 
     def test_the_frame_in_the_readme(self):
         """The hex bytes that proto/README.md shows are the frame that it says they are."""

@@ -99,6 +99,14 @@ TEST(ConfigLoader, RelativeModelPathIsTakenFromTheFilesFolder) {
   EXPECT_EQ(config->model().path(), (folder.path() / "models/m").string());
 }
 
+TEST(ConfigLoader, RelativeProfileTableIsTakenFromTheFilesFolder) {
+  const TemporaryFolder folder;
+  const auto config =
+      load_config_file(folder.write("c.pbtxt", "kv { profile_table: \"profiles/m.pbtxt\" }"));
+  ASSERT_TRUE(config.ok()) << config.status().to_string();
+  EXPECT_EQ(config->kv().profile_table(), (folder.path() / "profiles/m.pbtxt").string());
+}
+
 TEST(ConfigLoader, AbsoluteModelPathStays) {
   const TemporaryFolder folder;
   const auto config = load_config_file(folder.write("c.pbtxt", "model { path: \"/data/m\" }"));

@@ -74,18 +74,35 @@ TEST(ConfigRules, DefaultsAreValid) {
   EXPECT_TRUE(validate_config(valid_config()).ok()) << validate_config(valid_config()).to_string();
 }
 
+// apply_override does not reach into lists of groups.
+Status set_integer(Config& config, const std::string& path, std::int64_t value) {
+  static const std::string kOverrides = "kv.policy.overrides.";
+  if (!path.starts_with(kOverrides)) return apply_override(config, path, std::to_string(value));
+  KvOverride* group = config.mutable_kv()->mutable_policy()->add_overrides();
+  const FieldDescriptor* field =
+      KvOverride::descriptor()->FindFieldByName(path.substr(kOverrides.size()));
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
+    group->GetReflection()->SetInt32(group, field, static_cast<std::int32_t>(value));
+  } else {
+    group->GetReflection()->SetInt64(group, field, value);
+  }
+  if (path.ends_with("first_layer")) group->set_last_layer(4095);
+  fill_defaults(config);
+  return ok_status();
+}
+
 TEST(ConfigRules, BothEndsOfEveryRange) {
   for (const IntegerRange& range : integer_ranges()) {
     const std::string path(range.path);
     for (const std::int64_t value : {range.least, range.most}) {
       Config config = valid_config();
-      ASSERT_TRUE(apply_override(config, path, std::to_string(value)).ok()) << path;
+      ASSERT_TRUE(set_integer(config, path, value).ok()) << path;
       const Status status = validate_config(config);
       EXPECT_TRUE(status.ok()) << status.to_string();
     }
     for (const std::int64_t value : {range.least - 1, range.most + 1}) {
       Config config = valid_config();
-      ASSERT_TRUE(apply_override(config, path, std::to_string(value)).ok()) << path;
+      ASSERT_TRUE(set_integer(config, path, value).ok()) << path;
       const Status status = validate_config(config);
       EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << path << " = " << value;
       EXPECT_THAT(status.message(), HasSubstr(path + " must be from "));
@@ -120,7 +137,23 @@ INSTANTIATE_TEST_SUITE_P(
                     BadConfig{"api.tcp.port", "8000", "api.http.port and api.tcp.port"},
                     BadConfig{"api.api_key", "good,,other", "api.api_key holds an empty key"},
                     BadConfig{"api.api_key", "<hidden>", "the placeholder"},
+                    BadConfig{"kv.policy.profile", "best", "kv.policy.profile must be one of"},
+                    BadConfig{"kv.policy.ratio", "0", "kv.policy.ratio must be above 0"},
+                    BadConfig{"api.limits.min_kv_ratio", "0", "api.limits.min_kv_ratio must be"},
+                    BadConfig{"api.limits.min_kv_ratio", "nan", "api.limits.min_kv_ratio must be"},
                     BadConfig{"cluster.layers_per_stage", "6,0", "cluster.layers_per_stage"}));
+
+TEST(ConfigRules, ListsOfGroupsAreFilledAndChecked) {
+  Config config;
+  config.mutable_model()->set_path("/data/some-model");
+  config.mutable_kv()->mutable_policy()->add_overrides();
+  fill_defaults(config);
+  EXPECT_TRUE(config.kv().policy().overrides(0).has_kv_head());
+  EXPECT_FALSE(config.kv().policy().overrides(0).has_mode());
+  EXPECT_TRUE(validate_config(config).ok()) << validate_config(config).to_string();
+  config.mutable_kv()->mutable_policy()->add_overrides()->set_codec("a\nb");
+  EXPECT_THAT(validate_config(config).message(), HasSubstr("kv.policy.overrides.codec contains"));
+}
 
 TEST(ConfigRules, OneListenerMustStay) {
   Config config = valid_config();

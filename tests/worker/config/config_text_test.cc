@@ -24,6 +24,8 @@ Config some_config() {
   config.mutable_cluster()->add_layers_per_stage(5);
   config.mutable_cluster()->add_layers_per_stage(7);
   config.mutable_kv()->set_dtype(Kv::BF16);
+  config.mutable_kv()->mutable_policy()->add_overrides()->set_codec("int4");
+  config.mutable_kv()->mutable_policy()->add_overrides()->set_mode(KvOverride::STREAM);
   fill_defaults(config);
   return config;
 }
@@ -39,6 +41,8 @@ TEST(ConfigText, NamesWhatIsDecidedLater) {
   const std::string text = effective_config_text(some_config());
   EXPECT_THAT(text, HasSubstr("# kv.memory_bytes: decided at start\n"));
   EXPECT_THAT(text, HasSubstr("# api.api_key: none"));
+  EXPECT_THAT(text, HasSubstr("# kv.policy.ratio: none, the profile's own size\n"));
+  EXPECT_THAT(text, HasSubstr("# kv.max_session_bytes: decided at start\n"));
   EXPECT_THAT(text, Not(HasSubstr("# cluster.layers_per_stage")));
 }
 
@@ -60,6 +64,9 @@ TEST(ConfigText, ComparisonHasOneLinePerField) {
   const std::string text = comparison_text(some_config());
   EXPECT_THAT(text, HasSubstr("cluster.layers_per_stage = 5,7\n"));
   EXPECT_THAT(text, HasSubstr("kv.dtype = BF16\n"));
+  EXPECT_THAT(text, HasSubstr("kv.policy.overrides = "
+                              "{ first_layer: 0 kv_head: -1 codec: \"int4\" },"
+                              "{ first_layer: 0 kv_head: -1 mode: STREAM }\n"));
   EXPECT_THAT(text, HasSubstr("api.http.port = 8000\n"));
   EXPECT_THAT(text, HasSubstr("model.path = \"/data/some \\\"model\\\"\"\n"));
 }

@@ -48,6 +48,7 @@ class StageWorkerTest : public testing::Test {
     control::OpenSequence& open = *plan.add_open();
     open.set_sequence(sequence);
     open.set_max_tokens(100);
+    open.add_reserve_pages(12 * 2 * 4);
     open.set_prompt_tokens(n_tokens);
     open.mutable_sampling()->set_top_p(1);
     open.mutable_sampling()->set_repetition_penalty(1);
@@ -92,6 +93,7 @@ TEST_F(StageWorkerTest, AForkGoesOnAsItsParentWould) {
   plan.set_step(2);
   control::ForkSequence& fork = *plan.add_fork();
   fork.set_parent(5);
+  fork.set_n_tokens(20);
   *fork.mutable_child() = opening(0, 6, 20).open(0);
   for (const std::uint64_t sequence : {5, 6}) {
     control::Run& run_of = *plan.add_runs();

@@ -77,7 +77,9 @@ class Stages {
 
   void open(kvstore::SequenceId sequence, std::int64_t max_tokens) {
     for (auto& store : stores_) {
-      const Status status = store->open(sequence, max_tokens);
+      const Status status =
+          store->open(sequence, max_tokens,
+                      kvstore::stage_pages(store->shape(), store->n_layers(), max_tokens));
       CHECK(status.ok(), status.to_string());
     }
   }

@@ -1,0 +1,50 @@
+#pragma once
+// The cache of one KV head of one sequence: compressed blocks in the sequence's arena, then a tail
+// of full-precision pages. Plain data; KvStore owns it and head_move.h says how tokens move from
+// the tail to blocks.
+//
+// Invariants: blocks are in ascending order of positions and all precede tail_first; the tail's
+// pages hold the positions [tail_origin, n_tokens of the sequence).
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/kv_block.h"
+#include "kvstore/page_pool.h"
+#include "kvstore/plan/kv_plan.h"
+
+namespace spindle::kvstore {
+
+// Codebook entries of one side, in chunks that lie in the arena.
+struct HeadBook {
+  std::vector<const std::byte*> chunks;
+  std::int64_t n_filled = 0;  // entries that are not padding
+
+  std::int64_t n_entries() const {
+    return static_cast<std::int64_t>(chunks.size()) * kernels::kCodebookChunkEntries;
+  }
+};
+
+struct HeadCache {
+  std::vector<PageId> tail_pages;
+  std::vector<std::byte*> tail_data;
+  std::int64_t tail_origin = 0;
+  std::int64_t tail_first = 0;
+
+  std::vector<kernels::KvBlock> blocks;
+  kernels::KvHeadContext context;
+  HeadBook k_book;
+  HeadBook v_book;
+  HeadPlan plan;                  // of the last boundary
+  std::uint64_t piece_bytes = 0;  // that the blocks, means and books take in the arena
+
+  std::int64_t n_block_tokens() const {
+    std::int64_t n = 0;
+    for (const kernels::KvBlock& block : blocks) n += block.end - block.first;
+    return n;
+  }
+};
+
+}  // namespace spindle::kvstore

@@ -1,0 +1,243 @@
+#include "kvstore/head_encoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "kernels/core/check.h"
+#include "kernels/kv_compact.h"
+#include "kernels/kv_quant.h"
+
+namespace spindle::kvstore {
+namespace {
+
+using kernels::KvFormat;
+using kernels::KvSide;
+constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
+
+// Rows of the tokens that leave the tail, in the forms that the formats want.
+struct Rows32 {
+  std::vector<float> post;  // K after RoPE [n, d]
+  std::vector<float> pre;   // K before RoPE, when a format wants it
+  std::vector<float> v;
+};
+
+class HeadEncoder {
+ public:
+  HeadEncoder(const CpuContext& context, const HeadCache& head, const kernels::KvPageLayout& layout,
+              const kernels::RopeTable* rope, const HeadTask& task)
+      : context_(context), head_(head), layout_(layout), rope_(rope), task_(task) {}
+
+  EncodedHead run() {
+    out_.move = move_head(head_, task_);
+    if (!out_.move.tokens.empty()) encode(out_.move.tokens);
+    return std::move(out_);
+  }
+
+ private:
+  void encode(const std::vector<std::int32_t>& tokens) {
+    gather(tokens);
+    const std::size_t begin = out_.move.n_sinks;
+    for (std::size_t b = 0; b < begin; b += kBlock) {
+      add_block(tokens, b, std::min(b + kBlock, begin), {}, false);
+    }
+    if (begin == tokens.size()) return;
+    make_means();
+    const std::size_t tile = static_cast<std::size_t>(kernels::kCodebookTileTokens);
+    for (std::size_t first = begin; first < tokens.size(); first += tile) {
+      const std::size_t end = std::min(first + tile, tokens.size());
+      const kernels::KvCodec codec = match_codebooks(first, end);
+      for (std::size_t b = first; b < end; b += kBlock) {
+        add_block(tokens, b, std::min(b + kBlock, end), codec, out_.move.with_positions);
+      }
+    }
+  }
+
+  void gather(const std::vector<std::int32_t>& tokens) {
+    const auto n = static_cast<std::int64_t>(tokens.size());
+    const auto size = static_cast<std::size_t>(n * layout_.head_dim);
+    if (task_.plan.codec.k == KvFormat::kToken) return;
+    rows_.post.resize(size);
+    rows_.v.resize(size);
+    kernels::kv_gather(context_, head_.tail_data.data(), head_.tail_origin, tokens, layout_,
+                       Rows(rows_.post.data(), n, layout_.head_dim),
+                       Rows(rows_.v.data(), n, layout_.head_dim));
+    if (!kernels::is_pre_rope(task_.plan.codec.k)) return;
+    CHECK(rope_ != nullptr, "keys before RoPE need its table");
+    rows_.pre = rows_.post;
+    kernels::kv_unrotate(*rope_, tokens, Rows(rows_.pre.data(), n, layout_.head_dim));
+  }
+
+  ConstRows rows(const std::vector<float>& values, std::size_t begin, std::size_t end) const {
+    return ConstRows(values.data() + begin * static_cast<std::size_t>(layout_.head_dim),
+                     static_cast<std::int64_t>(end - begin), layout_.head_dim);
+  }
+  ConstRows all_rows(const std::vector<float>& values) const {
+    return rows(values, 0, values.size() / static_cast<std::size_t>(layout_.head_dim));
+  }
+
+  // Frozen at the first boundary that encodes.
+  void make_means() {
+    const auto d = static_cast<std::size_t>(layout_.head_dim);
+    if (wants_mean(task_.plan, task_.plan.codec.k) && head_.context.k_mean == nullptr) {
+      out_.k_mean.resize(d);
+      kernels::kv_mean(all_rows(rows_.pre), out_.k_mean);
+    }
+    if (wants_mean(task_.plan, task_.plan.codec.v) && head_.context.v_mean == nullptr) {
+      out_.v_mean.resize(d);
+      kernels::kv_mean(all_rows(rows_.v), out_.v_mean);
+    }
+  }
+  std::span<const std::uint16_t> mean(KvSide side) const {
+    const auto& fresh = side == KvSide::kKey ? out_.k_mean : out_.v_mean;
+    if (!fresh.empty()) return fresh;
+    const std::uint16_t* kept = side == KvSide::kKey ? head_.context.k_mean : head_.context.v_mean;
+    return kept == nullptr ? std::span<const std::uint16_t>()
+                           : std::span(kept, static_cast<std::size_t>(layout_.head_dim));
+  }
+
+  // The codec of one tile: a codebook that would cost more than the next codec gives way to it.
+  kernels::KvCodec match_codebooks(std::size_t begin, std::size_t end) {
+    kernels::KvCodec codec = task_.plan.codec;
+    if (codec.k == KvFormat::kCodebook) {
+      codec.k = match_side(rows(rows_.pre, begin, end), KvSide::kKey, head_.k_book, k_book_,
+                           k_refs_, out_.k_entries);
+    }
+    if (codec.v == KvFormat::kCodebook) {
+      codec.v = match_side(rows(rows_.v, begin, end), KvSide::kValue, head_.v_book, v_book_,
+                           v_refs_, out_.v_entries);
+    }
+    tile_begin_ = begin;
+    return codec;
+  }
+
+  KvFormat match_side(ConstRows x, KvSide side, const HeadBook& stored, kernels::Codebook& book,
+                      kernels::CodebookRefs& refs, std::vector<std::uint16_t>& new_entries) {
+    const std::int64_t d = layout_.head_dim;
+    if (book.head_dim == 0) {
+      book.head_dim = layout_.head_dim;
+      for (std::int64_t e = 0; e < stored.n_entries(); ++e) {
+        const auto* row =
+            reinterpret_cast<const std::uint16_t*>(
+                stored.chunks[static_cast<std::size_t>(e / kernels::kCodebookChunkEntries)]) +
+            e % kernels::kCodebookChunkEntries * d;
+        book.entries.insert(book.entries.end(), row, row + d);
+      }
+    }
+    const kernels::Codebook before = book;
+    const float theta = side == KvSide::kKey ? kCodebookThetaK : kCodebookThetaV;
+    kernels::CodebookMatch match = kernels::codebook_match(context_, book, x, theta, 65536);
+    const std::int64_t n_blocks = (x.n_rows + kBlock - 1) / kBlock;
+    const KvFormat fallback = task_.plan.fallback;
+    const auto bytes_of = [&](KvFormat format) {
+      return kernels::kv_side_bytes(format, side, layout_.head_dim, layout_.dtype).total() *
+             static_cast<std::uint64_t>(n_blocks);
+    };
+    // New entries lie in whole chunks of their own.
+    const auto chunks_of = [&](const kernels::Codebook& all) {
+      return (all.n_entries() - stored.n_entries() + kernels::kCodebookChunkEntries - 1) /
+             kernels::kCodebookChunkEntries;
+    };
+    const std::int64_t n_entries =
+        (chunks_of(book) - chunks_of(before)) * kernels::kCodebookChunkEntries;
+    const std::uint64_t cost =
+        bytes_of(KvFormat::kCodebook) + static_cast<std::uint64_t>(2 * d * n_entries);
+    if (!match.complete || cost >= bytes_of(fallback)) {
+      book = before;
+      return fallback;
+    }
+    refs = std::move(match.refs);
+    new_entries.assign(book.entries.begin() + stored.n_entries() * d, book.entries.end());
+    return KvFormat::kCodebook;
+  }
+
+  void add_block(const std::vector<std::int32_t>& tokens, std::size_t begin, std::size_t end,
+                 kernels::KvCodec codec, bool with_positions) {
+    const auto n = static_cast<std::int64_t>(end - begin);
+    const BlockForm form = block_form(codec, n);
+    codec = form.codec;
+    EncodedBlock block;
+    block.view.codec = codec;
+    block.view.end = static_cast<std::uint8_t>(n);
+    block.view.capacity = static_cast<std::uint8_t>(form.capacity);
+    block.view.first_position = tokens[begin];
+    if (with_positions) block.positions = position_list(tokens, begin, end);
+    if (codec.k == KvFormat::kToken) {
+      block.k.codes = id_list(tokens, begin, end);
+    } else {
+      const auto& keys = kernels::is_pre_rope(codec.k) ? rows_.pre : rows_.post;
+      block.k =
+          side(KvSide::kKey, codec.k, rows(keys, begin, end), block.view.capacity, begin, k_refs_);
+      block.v = side(KvSide::kValue, codec.v, rows(rows_.v, begin, end), block.view.capacity, begin,
+                     v_refs_);
+    }
+    out_.blocks.push_back(std::move(block));
+  }
+
+  EncodedSide side(KvSide which, KvFormat format, ConstRows x, int capacity, std::size_t begin,
+                   const kernels::CodebookRefs& refs) const {
+    const kernels::KvSideBytes bytes =
+        kernels::kv_side_bytes(format, which, layout_.head_dim, layout_.dtype, capacity);
+    EncodedSide out;
+    out.codes.resize(bytes.codes);
+    out.scales.resize(bytes.scales);
+    if (format == KvFormat::kRaw) {
+      kernels::kv_write_raw(which, x, capacity, layout_, out.codes.data());
+    } else if (format == KvFormat::kCodebook) {
+      const std::size_t first = begin - tile_begin_;
+      const auto n = static_cast<std::size_t>(x.n_rows) * sizeof(std::uint16_t);
+      std::memcpy(out.codes.data(), refs.entry.data() + first, n);
+      std::memcpy(out.scales.data(), refs.magnitude.data() + first, n);
+    } else {
+      kernels::kv_encode(format, which, x, mean(which), out.codes.data(), out.scales.data());
+    }
+    return out;
+  }
+
+  template <typename Value>
+  static std::vector<std::byte> list(std::size_t n, const auto& value_at) {
+    std::vector<std::byte> bytes(kBlock * sizeof(Value));
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto value = static_cast<Value>(value_at(i));
+      std::memcpy(bytes.data() + i * sizeof(Value), &value, sizeof(Value));
+    }
+    return bytes;
+  }
+  std::vector<std::byte> position_list(const std::vector<std::int32_t>& tokens, std::size_t begin,
+                                       std::size_t end) const {
+    const auto at = [&](std::size_t i) { return tokens[begin + i]; };
+    return head_.context.wide_positions ? list<std::uint32_t>(end - begin, at)
+                                        : list<std::uint16_t>(end - begin, at);
+  }
+  std::vector<std::byte> id_list(const std::vector<std::int32_t>& tokens, std::size_t begin,
+                                 std::size_t end) const {
+    const auto at = [&](std::size_t i) {
+      return task_.token_ids[static_cast<std::size_t>(tokens[begin + i] - head_.tail_origin)];
+    };
+    return head_.context.wide_ids ? list<std::uint32_t>(end - begin, at)
+                                  : list<std::uint16_t>(end - begin, at);
+  }
+
+  const CpuContext& context_;
+  const HeadCache& head_;
+  const kernels::KvPageLayout& layout_;
+  const kernels::RopeTable* rope_;
+  const HeadTask& task_;
+  Rows32 rows_;
+  kernels::Codebook k_book_;
+  kernels::Codebook v_book_;
+  kernels::CodebookRefs k_refs_;
+  kernels::CodebookRefs v_refs_;
+  std::size_t tile_begin_ = 0;
+  EncodedHead out_;
+};
+
+}  // namespace
+
+EncodedHead encode_head(const CpuContext& context, const HeadCache& head,
+                        const kernels::KvPageLayout& layout, const kernels::RopeTable* rope,
+                        const HeadTask& task) {
+  return HeadEncoder(context, head, layout, rope, task).run();
+}
+
+}  // namespace spindle::kvstore

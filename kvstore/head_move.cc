@@ -1,0 +1,153 @@
+#include "kvstore/head_move.h"
+
+#include <algorithm>
+
+namespace spindle::kvstore {
+namespace {
+
+using kernels::KvFormat;
+using kernels::KvSide;
+constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
+
+bool is_raw(const kernels::KvCodec& codec) { return codec == kernels::KvCodec{}; }
+
+// Token ids are exact, so nothing of them stays in full precision.
+std::int64_t tail_cut(const HeadCache& head, const HeadTask& task) {
+  const int recent = task.plan.codec.k == KvFormat::kToken ? 0 : task.recent;
+  return tail_begin(head.tail_origin, head.tail_first, recent, task.n_tokens);
+}
+
+void set_tail(const HeadCache& head, const HeadTask& task, std::int64_t first, HeadMove& move) {
+  move.changes = true;
+  move.tail_first = first;
+  move.tail_origin = first == task.n_tokens
+                         ? first
+                         : head.tail_origin + (first - head.tail_origin) / kBlock * kBlock;
+}
+
+void leave_tail(const HeadCache& head, const HeadTask& task, HeadMove& move) {
+  // Uncompressed tokens that all stay are best where they are.
+  if (is_raw(task.plan.codec) && !task.has_selection) return;
+  const std::int64_t cut = tail_cut(head, task);
+  if (cut == head.tail_first) return;
+  const bool selects = task.has_selection && task.plan.mode == KvMode::kEvict;
+  const std::int64_t first_window = task.n_tokens - kObservationWindow;
+  for (std::int64_t p = head.tail_first; p < cut; ++p) {
+    const bool stays = !selects || p >= first_window || p < task.sinks ||
+                       std::binary_search(task.kept.begin(), task.kept.end(), p);
+    if (stays) move.tokens.push_back(static_cast<std::int32_t>(p));
+  }
+  move.with_positions = selects;
+  set_tail(head, task, cut, move);
+}
+
+// Blocks hold the sinks first; those after them that lie before the window go.
+void expire_blocks(const HeadCache& head, const HeadTask& task, std::int64_t begin,
+                   HeadMove& move) {
+  const auto& blocks = head.blocks;
+  while (move.first_expired_block < blocks.size() &&
+         blocks[move.first_expired_block].first_position < task.sinks) {
+    ++move.first_expired_block;
+  }
+  for (std::size_t i = move.first_expired_block; i < blocks.size(); ++i) {
+    const std::int64_t expired = begin - blocks[i].first_position;
+    if (expired < blocks[i].end) {
+      move.first_of_next_block = static_cast<int>(std::max<std::int64_t>(expired, 0));
+      return;
+    }
+    ++move.n_expired_blocks;
+  }
+}
+
+void stream(const HeadCache& head, const HeadTask& task, HeadMove& move) {
+  const std::int64_t begin = task.n_tokens - task.plan.window;
+  if (begin <= task.sinks + 1) return;
+  expire_blocks(head, task, begin, move);
+  if (head.blocks.empty() && head.tail_first == 0) {
+    for (std::int32_t p = 0; p < task.sinks; ++p) move.tokens.push_back(p);
+  }
+  std::int64_t cut = std::max(begin, head.tail_first);
+  if (!is_raw(task.plan.codec)) {
+    const std::int64_t from = cut;
+    cut = std::max(tail_cut(head, task), from);
+    for (std::int64_t p = from; p < cut; ++p) {
+      move.tokens.push_back(static_cast<std::int32_t>(p));
+    }
+  }
+  set_tail(head, task, cut, move);
+}
+
+}  // namespace
+
+std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
+                        std::int64_t n_tokens) {
+  if (recent == 0) return n_tokens;
+  const std::int64_t room = std::max<std::int64_t>(n_tokens - recent - tail_origin, 0);
+  return std::max(tail_origin + room / kBlock * kBlock, tail_first);
+}
+
+HeadMove move_head(const HeadCache& head, const HeadTask& task) {
+  HeadMove move;
+  move.tail_origin = head.tail_origin;
+  move.tail_first = head.tail_first;
+  if (task.plan.mode == KvMode::kStream) {
+    stream(head, task, move);
+  } else if (task.plan.mode == KvMode::kEvict || !is_raw(task.plan.codec)) {
+    leave_tail(head, task, move);
+  }
+  // Sinks stay in full precision; token ids are exact and raw blocks take them like any other.
+  if (task.plan.codec.k == KvFormat::kToken || is_raw(task.plan.codec)) return move;
+  while (move.n_sinks < move.tokens.size() && move.tokens[move.n_sinks] < task.sinks) {
+    ++move.n_sinks;
+  }
+  return move;
+}
+
+BlockForm block_form(kernels::KvCodec codec, std::int64_t n) {
+  const auto is_kivi = [](KvFormat f) { return f == KvFormat::kKivi4 || f == KvFormat::kKivi2; };
+  if (n < kBlock && is_kivi(codec.k)) codec.k = KvFormat::kRaw;
+  if (n < kBlock && is_kivi(codec.v)) codec.v = KvFormat::kRaw;
+  BlockForm form{codec};
+  if (is_raw(codec)) form.capacity = static_cast<int>((n + 3) / 4 * 4);
+  return form;
+}
+
+bool wants_mean(const HeadPlan& plan, KvFormat format) {
+  return kernels::is_lloyd(format == KvFormat::kCodebook ? plan.fallback : format);
+}
+
+void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
+                        const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes) {
+  const kernels::KvCodec planned = task.plan.codec;
+  // One side may find its codebook and the other fall back to raw: that block has all 32 slots.
+  const bool has_codebook = planned.k == KvFormat::kCodebook || planned.v == KvFormat::kCodebook;
+  const auto add_block = [&](kernels::KvCodec codec, std::int64_t n, bool with_positions) {
+    BlockForm form = block_form(codec, n);
+    if (has_codebook) form.capacity = kernels::kKvBlockTokens;
+    for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+      const kernels::KvSideBytes bytes = kernels::kv_side_bytes(
+          side == KvSide::kKey ? form.codec.k : form.codec.v, side, layout.head_dim, layout.dtype,
+          form.capacity, head.context.wide_ids);
+      if (bytes.codes > 0) sizes.push_back(bytes.codes);
+      if (bytes.scales > 0) sizes.push_back(bytes.scales);
+    }
+    if (with_positions) sizes.push_back(head.context.wide_positions ? 128 : 64);
+  };
+  const auto n_sinks = static_cast<std::int64_t>(move.n_sinks);
+  const auto n_tokens = static_cast<std::int64_t>(move.tokens.size());
+  for (std::int64_t first = 0; first < n_sinks; first += kBlock) {
+    add_block({}, std::min(kBlock, n_sinks - first), false);
+  }
+  if (n_sinks == n_tokens) return;
+  kernels::KvCodec codec = planned;
+  const auto mean_bytes = 2 * static_cast<std::uint64_t>(layout.head_dim);
+  if (wants_mean(task.plan, codec.k) && head.context.k_mean == nullptr) sizes.push_back(mean_bytes);
+  if (wants_mean(task.plan, codec.v) && head.context.v_mean == nullptr) sizes.push_back(mean_bytes);
+  if (codec.k == KvFormat::kCodebook) codec.k = task.plan.fallback;
+  if (codec.v == KvFormat::kCodebook) codec.v = task.plan.fallback;
+  for (std::int64_t first = n_sinks; first < n_tokens; first += kBlock) {
+    add_block(codec, std::min(kBlock, n_tokens - first), move.with_positions);
+  }
+}
+
+}  // namespace spindle::kvstore

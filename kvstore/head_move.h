@@ -1,0 +1,66 @@
+#pragma once
+// Which tokens of one KV head a boundary moves: out of the full-precision tail into blocks, or out
+// of a streaming window. Decided before anything is encoded, so that the store knows what it needs
+// before it changes anything.
+//
+// Thread-safety: plain values and pure functions.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/kv_block.h"
+#include "kvstore/head_cache.h"
+#include "kvstore/plan/kv_plan.h"
+
+namespace spindle::kvstore {
+
+// First position of the tail after a boundary at n_tokens: `recent` tokens or a few more, in whole
+// pages; all of them are encoded when recent is 0.
+std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
+                        std::int64_t n_tokens);
+
+struct HeadTask {
+  HeadPlan plan;
+  int sinks = 0;
+  int recent = 0;
+  std::int64_t n_tokens = 0;  // at the boundary
+  // EVICT at a prompt boundary: the candidates that stay, ascending positions. Unset: everything
+  // that leaves the tail stays (generated tokens).
+  bool has_selection = false;
+  std::span<const std::int32_t> kept;
+  // Ids of the positions from tail_origin on; needed by kToken only.
+  std::span<const std::int32_t> token_ids;
+};
+
+struct HeadMove {
+  bool changes = false;
+  std::int64_t tail_origin = 0;
+  std::int64_t tail_first = 0;
+  std::vector<std::int32_t> tokens;  // that are encoded, ascending
+  std::size_t n_sinks = 0;           // of them, in raw blocks of their own
+  bool with_positions = false;       // of the other blocks
+  // STREAM: blocks that fall out of the window, and slots of the one after them.
+  std::size_t first_expired_block = 0;
+  std::size_t n_expired_blocks = 0;
+  int first_of_next_block = 0;
+};
+HeadMove move_head(const HeadCache& head, const HeadTask& task);
+
+// How a block of n <= 32 tokens is stored under a codec that is not kCodebook. KIVI's groups are of
+// 32 tokens, so what is left over stays raw.
+struct BlockForm {
+  kernels::KvCodec codec;
+  int capacity = kernels::kKvBlockTokens;
+};
+BlockForm block_form(kernels::KvCodec codec, std::int64_t n);
+// Whether a head under this plan keeps a mean of the side stored in `format`.
+bool wants_mean(const HeadPlan& plan, kernels::KvFormat format);
+
+// Sizes of the pieces that the move places, codebooks as their fallback: at most what it takes.
+void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
+                        const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes);
+
+}  // namespace spindle::kvstore

@@ -1,0 +1,278 @@
+// Boundaries: tokens leave the tails, their pages are freed and the encoded pieces are placed; the
+// rest of the class is in kv_store.cc and kv_store_bytes.cc.
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "kernels/core/check.h"
+#include "kvstore/kv_store.h"
+
+namespace spindle::kvstore {
+namespace {
+
+using kernels::KvFormat;
+using kernels::KvSide;
+
+// A piece that waits for its place.
+struct Piece {
+  const std::byte* bytes;
+  std::uint64_t size;
+  const std::byte** place;
+};
+
+std::uint64_t chunk_bytes(int head_dim) {
+  return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
+}
+
+}  // namespace
+
+Status KvStore::check_boundary(const Sequence& sequence, const kernels::RopeTable* rope,
+                               const StageBoundary& boundary) const {
+  if (boundary.heads.size() != n_tables()) {
+    return invalid_argument("a plan of " + std::to_string(boundary.heads.size()) +
+                            " heads for a stage of " + std::to_string(n_tables()));
+  }
+  if (!boundary.kept.empty() && boundary.kept.size() != n_tables()) {
+    return invalid_argument("a selection that does not cover the stage's heads");
+  }
+  if (boundary.sinks < 0 || boundary.recent < 0 || boundary.prompt_left < 0 ||
+      boundary.boundaries_left < 0) {
+    return invalid_argument("negative sinks, recent, prompt length or boundaries");
+  }
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    const HeadPlan& plan = boundary.heads[table];
+    const bool is_raw = plan.codec == kernels::KvCodec{};
+    if (!is_raw && config_.shape.head_dim % kernels::kKvBlockTokens != 0) {
+      return invalid_argument("coded KV needs a head_dim that 32 divides");
+    }
+    if (kernels::is_pre_rope(plan.codec.k) && plan.codec.k != KvFormat::kToken && rope == nullptr) {
+      return invalid_argument("keys before RoPE need its table");
+    }
+    const bool k_token = plan.codec.k == KvFormat::kToken;
+    if (k_token != (plan.codec.v == KvFormat::kToken)) {
+      return invalid_argument("the token codec is for K and V together");
+    }
+    if (k_token &&
+        (sequence.caches[table].context.k_tokens == nullptr || !config_.keeps_token_ids)) {
+      return invalid_argument("the token codec is for layer 0 with its table");
+    }
+    if (plan.fallback == KvFormat::kCodebook || plan.fallback == KvFormat::kToken) {
+      return invalid_argument("a codebook that falls back to no codec");
+    }
+    if (plan.mode == KvMode::kStream && plan.window < 1) {
+      return invalid_argument("a stream without a window");
+    }
+  }
+  return ok_status();
+}
+
+HeadTask KvStore::head_task(const Sequence& sequence, const StageBoundary& boundary,
+                            std::size_t table) const {
+  HeadTask task;
+  task.plan = boundary.heads[table];
+  task.sinks = boundary.sinks;
+  task.recent = boundary.recent;
+  task.n_tokens = sequence.n_tokens;
+  task.has_selection = !boundary.kept.empty();
+  if (task.has_selection) task.kept = boundary.kept[table];
+  if (task.plan.codec.k == KvFormat::kToken) {
+    const std::int64_t offset = sequence.caches[table].tail_origin - sequence.token_ids_begin;
+    CHECK(offset >= 0, "token ids of the tail are kept");
+    task.token_ids = std::span(sequence.token_ids).subspan(static_cast<std::size_t>(offset));
+  }
+  return task;
+}
+
+std::size_t KvStore::n_tail_pages_freed(const HeadCache& cache, std::int64_t tail_origin) const {
+  return std::min(static_cast<std::size_t>(
+                      pages_for_tokens(tail_origin - cache.tail_origin, config_.shape.page_tokens)),
+                  cache.tail_pages.size());
+}
+
+void KvStore::free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_origin) {
+  const auto n_pages = static_cast<std::ptrdiff_t>(n_tail_pages_freed(cache, tail_origin));
+  for (std::ptrdiff_t i = 0; i < n_pages; ++i) {
+    if (!pool_->release(cache.tail_pages[static_cast<std::size_t>(i)])) continue;
+    // What this sequence freed it may take again, until the boundary is over.
+    CHECK(pool_->reserve(1).ok(), "a page was just freed");
+    ++sequence.reserved_pages;
+  }
+  cache.tail_pages.erase(cache.tail_pages.begin(), cache.tail_pages.begin() + n_pages);
+  cache.tail_data.erase(cache.tail_data.begin(), cache.tail_data.begin() + n_pages);
+  cache.tail_origin = tail_origin;
+}
+
+void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move) {
+  const auto release = [&](const std::byte* piece, std::uint64_t bytes) {
+    if (piece == nullptr || bytes == 0) return;
+    const std::int64_t n_free = sequence.arena.release(piece, bytes);
+    CHECK(pool_->reserve(n_free).ok(), "pages were just freed");
+    sequence.reserved_pages += n_free;
+  };
+  const int d = config_.shape.head_dim;
+  const auto first = cache.blocks.begin() + static_cast<std::ptrdiff_t>(move.first_expired_block);
+  const auto end = first + static_cast<std::ptrdiff_t>(move.n_expired_blocks);
+  for (auto block = first; block != end; ++block) {
+    const auto k = kernels::kv_side_bytes(block->codec.k, KvSide::kKey, d, config_.shape.dtype,
+                                          block->capacity, config_.wide_ids);
+    const auto v = kernels::kv_side_bytes(block->codec.v, KvSide::kValue, d, config_.shape.dtype,
+                                          block->capacity, config_.wide_ids);
+    release(block->k.codes, k.codes);
+    release(block->k.scales, k.scales);
+    release(block->v.codes, v.codes);
+    release(block->v.scales, v.scales);
+    release(block->positions, config_.wide_positions ? 128 : 64);
+  }
+  cache.blocks.erase(first, end);
+  if (move.first_of_next_block > 0) {
+    cache.blocks[move.first_expired_block].first =
+        static_cast<std::uint8_t>(move.first_of_next_block);
+  }
+}
+
+Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
+                            std::vector<EncodedHead>& encoded) {
+  std::vector<Piece> pieces;
+  const auto add = [&](const auto& bytes, const std::byte** place) {
+    if (bytes.empty()) return;
+    pieces.push_back(
+        {reinterpret_cast<const std::byte*>(bytes.data()), bytes.size() * sizeof(bytes[0]), place});
+  };
+  std::vector<std::vector<std::vector<std::byte>>> chunks(2 * encoded.size());
+  std::vector<const std::byte*> means(2 * encoded.size());
+  for (std::size_t h = 0; h < encoded.size(); ++h) {
+    HeadCache& cache = sequence.caches[first_table + h];
+    cache.blocks.reserve(cache.blocks.size() + encoded[h].blocks.size());
+    for (EncodedBlock& block : encoded[h].blocks) {
+      cache.blocks.push_back(block.view);
+      kernels::KvBlock& placed = cache.blocks.back();
+      add(block.k.codes, &placed.k.codes);
+      add(block.k.scales, &placed.k.scales);
+      add(block.v.codes, &placed.v.codes);
+      add(block.v.scales, &placed.v.scales);
+      add(block.positions, &placed.positions);
+    }
+    add(encoded[h].k_mean, &means[2 * h]);
+    add(encoded[h].v_mean, &means[2 * h + 1]);
+    add_entries(cache.k_book, encoded[h].k_entries, chunks[2 * h]);
+    add_entries(cache.v_book, encoded[h].v_entries, chunks[2 * h + 1]);
+    for (std::size_t side = 0; side < 2; ++side) {
+      HeadBook& book = side == 0 ? cache.k_book : cache.v_book;
+      const std::size_t n_old = book.chunks.size() - chunks[2 * h + side].size();
+      for (std::size_t c = 0; c < chunks[2 * h + side].size(); ++c) {
+        add(chunks[2 * h + side][c], &book.chunks[n_old + c]);
+      }
+    }
+  }
+  // Largest first: sizes divide each other, so nothing is left between them.
+  std::stable_sort(pieces.begin(), pieces.end(),
+                   [](const Piece& a, const Piece& b) { return a.size > b.size; });
+  for (const Piece& piece : pieces) {
+    std::byte* place = sequence.arena.allocate(piece.size, &sequence.reserved_pages);
+    // check_room took codebooks for their fallback, whose pieces may have met gaps that a
+    // codebook's do not fit.
+    if (place == nullptr && pool_->reserve(1).ok()) {
+      ++sequence.reserved_pages;
+      place = sequence.arena.allocate(piece.size, &sequence.reserved_pages);
+    }
+    if (place == nullptr) {
+      return resource_exhausted("compressed KV does not fit the sequence's reservation");
+    }
+    std::memcpy(place, piece.bytes, piece.size);
+    *piece.place = place;
+  }
+  for (std::size_t h = 0; h < encoded.size(); ++h) {
+    kernels::KvHeadContext& context = sequence.caches[first_table + h].context;
+    if (means[2 * h] != nullptr) {
+      context.k_mean = reinterpret_cast<const std::uint16_t*>(means[2 * h]);
+    }
+    if (means[2 * h + 1] != nullptr) {
+      context.v_mean = reinterpret_cast<const std::uint16_t*>(means[2 * h + 1]);
+    }
+  }
+  return ok_status();
+}
+
+Result<BoundaryKept> KvStore::compress(const CpuContext& context, const kernels::RopeTable* rope,
+                                       SequenceId sequence, const StageBoundary& boundary) {
+  const auto found = sequences_.find(sequence);
+  if (found == sequences_.end()) {
+    return invalid_argument("sequence " + std::to_string(sequence) + " is not open");
+  }
+  Sequence& compressed = found->second;
+  if (Status status = check_boundary(compressed, rope, boundary); !status.ok()) return status;
+  if (Status status = check_room(compressed, boundary); !status.ok()) return status;
+  const kernels::KvPageLayout layout = page_layout();
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  for (std::size_t first = 0; first < n_tables(); first += n_heads) {
+    std::vector<EncodedHead> encoded;
+    for (std::size_t h = 0; h < n_heads; ++h) {
+      HeadCache& cache = compressed.caches[first + h];
+      encoded.push_back(
+          encode_head(context, cache, layout, rope, head_task(compressed, boundary, first + h)));
+    }
+    for (std::size_t h = 0; h < n_heads; ++h) {
+      HeadCache& cache = compressed.caches[first + h];
+      cache.plan = boundary.heads[first + h];
+      const HeadMove& move = encoded[h].move;
+      if (!move.changes) continue;
+      expire_blocks(compressed, cache, move);
+      free_tail(compressed, cache, move.tail_origin);
+      cache.tail_first = move.tail_first;
+    }
+    if (Status status = place_layer(compressed, first, encoded); !status.ok()) return status;
+    for (std::size_t h = 0; h < n_heads; ++h) {
+      HeadCache& cache = compressed.caches[first + h];
+      cache.piece_bytes = piece_bytes(cache);
+    }
+  }
+  if (config_.keeps_token_ids) {
+    std::int64_t begin = compressed.n_tokens;
+    for (std::size_t h = 0; h < n_heads; ++h) {
+      begin = std::min(begin, compressed.caches[h].tail_origin);
+    }
+    compressed.token_ids.erase(compressed.token_ids.begin(),
+                               compressed.token_ids.begin() + (begin - compressed.token_ids_begin));
+    compressed.token_ids_begin = begin;
+  }
+  // What is still uncompressed may be under any plan after the next boundary; later ones keep it.
+  const bool is_open = boundary.boundaries_left > 0 &&
+                       std::all_of(boundary.heads.begin(), boundary.heads.end(),
+                                   [](const HeadPlan& head) { return head == HeadPlan{}; });
+  if (!is_open) shrink_reservation(compressed, future_pages(compressed, boundary));
+  refresh_heads(compressed);
+
+  BoundaryKept kept;
+  kept.full_bytes = full_bytes(config_.shape, config_.n_layers, compressed.n_tokens);
+  kept.used_pages = compressed.arena.n_pages();
+  kept.reserved_pages = compressed.reserved_pages;
+  for (const HeadCache& cache : compressed.caches) {
+    kept.used_pages += static_cast<std::int64_t>(cache.tail_pages.size());
+    kept.heads.push_back(head_kept(cache, compressed.n_tokens));
+  }
+  return kept;
+}
+
+void KvStore::add_entries(HeadBook& book, const std::vector<std::uint16_t>& entries,
+                          std::vector<std::vector<std::byte>>& chunks) const {
+  const auto d = static_cast<std::size_t>(config_.shape.head_dim);
+  const std::size_t n_new = entries.size() / d;
+  if (n_new == 0) return;
+  const auto per_chunk = static_cast<std::size_t>(kernels::kCodebookChunkEntries);
+  // A fork may share the last chunk, so new entries begin one of their own. The entries left out at
+  // a chunk's end are zero vectors, which match nothing.
+  const std::size_t n_chunks = (n_new + per_chunk - 1) / per_chunk;
+  for (std::size_t c = 0; c < n_chunks; ++c) {
+    std::vector<std::byte> chunk(chunk_bytes(config_.shape.head_dim));
+    const std::size_t first = c * per_chunk;
+    const std::size_t n = std::min(per_chunk, n_new - first);
+    std::memcpy(chunk.data(), entries.data() + first * d, n * d * sizeof(std::uint16_t));
+    chunks.push_back(std::move(chunk));
+    book.chunks.push_back(nullptr);
+  }
+  book.n_filled += static_cast<std::int64_t>(n_new);
+}
+
+}  // namespace spindle::kvstore

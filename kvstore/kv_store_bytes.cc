@@ -1,0 +1,211 @@
+// What sequences hold, need at a boundary and may still take; the rest of the class is in
+// kv_store.cc.
+
+#include <algorithm>
+#include <functional>
+#include <string>
+
+#include "kvstore/kv_store.h"
+
+namespace spindle::kvstore {
+namespace {
+
+using kernels::KvFormat;
+using kernels::KvSide;
+constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
+
+std::uint64_t rounded(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+std::uint64_t chunk_bytes(int head_dim) {
+  return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
+}
+
+bool is_raw(const HeadPlan& plan) { return plan.codec == kernels::KvCodec{}; }
+bool is_kivi(KvFormat format) { return format == KvFormat::kKivi4 || format == KvFormat::kKivi2; }
+
+// What a piece takes of its page when only pieces of its size lie there.
+std::uint64_t packed_bytes(std::uint64_t bytes, std::uint64_t page_bytes) {
+  if (bytes == 0) return 0;
+  const std::uint64_t per_page = page_bytes / rounded(bytes);
+  return (page_bytes + per_page - 1) / per_page;
+}
+
+}  // namespace
+
+void KvStore::shrink_reservation(Sequence& sequence, std::int64_t pages) {
+  const std::int64_t unneeded = std::max<std::int64_t>(sequence.reserved_pages - pages, 0);
+  pool_->unreserve(unneeded);
+  sequence.reserved_pages -= unneeded;
+}
+
+std::int64_t KvStore::own_tail_pages(const HeadCache& cache, std::size_t n_pages) const {
+  return std::count_if(cache.tail_pages.begin(),
+                       cache.tail_pages.begin() + static_cast<std::ptrdiff_t>(n_pages),
+                       [this](PageId page) { return pool_->references(page) == 1; });
+}
+
+// Layer by layer, as compress() goes: the pages that a layer's tails give back, then those that its
+// pieces take.
+Status KvStore::check_room(const Sequence& sequence, const StageBoundary& boundary) const {
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  SequenceArena::Trial arena = sequence.arena.trial();
+  std::int64_t n_pages = sequence.reserved_pages;
+  std::vector<std::uint64_t> sizes;
+  for (std::size_t first = 0; first < n_tables(); first += n_heads) {
+    sizes.clear();
+    for (std::size_t table = first; table < first + n_heads; ++table) {
+      const HeadCache& cache = sequence.caches[table];
+      const HeadTask task = head_task(sequence, boundary, table);
+      const HeadMove move = move_head(cache, task);
+      if (!move.changes) continue;
+      append_piece_sizes(cache, task, move, page_layout(), sizes);
+      n_pages += own_tail_pages(cache, n_tail_pages_freed(cache, move.tail_origin));
+    }
+    std::stable_sort(sizes.begin(), sizes.end(), std::greater<>());
+    std::int64_t n_taken = 0;
+    for (const std::uint64_t size : sizes) n_taken = arena.allocate(size);
+    if (n_taken > n_pages) {
+      return resource_exhausted("compressed KV needs " + std::to_string(n_taken) +
+                                " pages, the sequence may take " + std::to_string(n_pages));
+    }
+  }
+  return ok_status();
+}
+
+// Pages that the sequence may still take until it holds max_tokens, when generated tokens leave the
+// tail every kGeneratedBoundary tokens. Pages that others share do not come back when this sequence
+// lets go of them. With what it holds, never more than before.
+std::int64_t KvStore::future_pages(const Sequence& sequence, const StageBoundary& boundary) const {
+  std::int64_t n_pages = 0;
+  std::uint64_t bytes = 0;
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    const HeadCache& cache = sequence.caches[table];
+    n_pages += future_tail_pages(sequence, boundary, table);
+    bytes += future_piece_bytes(sequence, boundary, boundary.heads[table], cache);
+  }
+  if (bytes > 0) {
+    const std::uint64_t page = pool_->page_bytes();
+    n_pages += static_cast<std::int64_t>((bytes + page - 1) / page) + kPackingPages;
+  }
+  return n_pages;
+}
+
+std::int64_t KvStore::future_tail_pages(const Sequence& sequence, const StageBoundary& boundary,
+                                        std::size_t table) const {
+  const HeadCache& cache = sequence.caches[table];
+  const HeadPlan& plan = boundary.heads[table];
+  const std::int64_t left = sequence.max_tokens - sequence.n_tokens;
+  const std::int64_t tail = sequence.n_tokens - cache.tail_origin;
+  const int page_tokens = config_.shape.page_tokens;
+  const bool selects_again = plan.mode == KvMode::kEvict && boundary.boundaries_left > 0;
+  if (is_raw(plan) && plan.mode != KvMode::kStream && !selects_again) {
+    return pages_for_tokens(tail + left, page_tokens) -
+           static_cast<std::int64_t>(cache.tail_pages.size());
+  }
+  const std::int64_t own = boundary.forks ? 0 : own_tail_pages(cache, cache.tail_pages.size());
+  // The longest tail: what stays behind a boundary, up to the next one; a prompt segment first.
+  std::int64_t longest = tail + left;
+  if (!is_raw(plan) || plan.mode == KvMode::kStream) {
+    const int recent = plan.codec.k == KvFormat::kToken ? 0 : boundary.recent;
+    std::int64_t behind = recent == 0 ? 0 : recent + kBlock - 1;
+    if (is_raw(plan)) behind = plan.window + kBlock - 1;
+    // A stream begins once it is longer than its window.
+    if (plan.mode == KvMode::kStream && cache.tail_first == 0) {
+      behind = std::max(behind, boundary.sinks + plan.window + 1);
+    }
+    const std::int64_t rolling = std::max(tail + boundary.prompt_left, behind) + kGeneratedBoundary;
+    longest = std::min(longest, rolling);
+  }
+  // What it takes until the forks is shared as well.
+  const std::int64_t drawn = pages_for_tokens(tail + boundary.prompt_left, page_tokens) -
+                             static_cast<std::int64_t>(cache.tail_pages.size());
+  return pages_for_tokens(longest, page_tokens) - own + (boundary.forks ? drawn : 0);
+}
+
+// Every token that may yet leave the tail, at what its format takes of pages.
+std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageBoundary& boundary,
+                                          const HeadPlan& plan, const HeadCache& cache) const {
+  const kvstore::KvShape& shape = config_.shape;
+  const bool selects_again = plan.mode == KvMode::kEvict && boundary.boundaries_left > 0;
+  const std::uint64_t page = pool_->page_bytes();
+  const auto block_bytes = [&](kernels::KvCodec codec) {
+    std::uint64_t bytes = 0;
+    for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+      const auto pieces =
+          kernels::kv_side_bytes(side == KvSide::kKey ? codec.k : codec.v, side, shape.head_dim,
+                                 shape.dtype, kBlock, config_.wide_ids);
+      bytes += packed_bytes(pieces.codes, page) + packed_bytes(pieces.scales, page);
+    }
+    if (selects_again) bytes += config_.wide_positions ? 128 : 64;
+    return bytes;
+  };
+  const std::uint64_t raw_bytes = block_bytes({});
+  std::uint64_t bytes = 0;
+  if (cache.tail_first == 0 && plan.mode != KvMode::kFull) {
+    bytes += raw_bytes * static_cast<std::uint64_t>((boundary.sinks + kBlock - 1) / kBlock);
+  }
+  // The last block of each selection may be partly filled.
+  const auto n_partial = static_cast<std::uint64_t>(boundary.boundaries_left + 1);
+  if (is_raw(plan)) return bytes + (selects_again ? raw_bytes * n_partial : 0);
+  kernels::KvCodec codec = plan.codec;
+  if (codec.k == KvFormat::kCodebook) codec.k = plan.fallback;
+  if (codec.v == KvFormat::kCodebook) codec.v = plan.fallback;
+  const int recent = codec.k == KvFormat::kToken ? 0 : boundary.recent;
+  const std::int64_t n_tokens =
+      std::max<std::int64_t>(sequence.max_tokens - recent - cache.tail_first, 0);
+  if (n_tokens == 0) return bytes;
+  const auto n_blocks = static_cast<std::uint64_t>((n_tokens + kBlock - 1) / kBlock);
+  const bool has_kivi = is_kivi(codec.k) || is_kivi(codec.v);
+  // A window's blocks need not be full, and those of KIVI are raw then: one in two at most.
+  const std::uint64_t n_raw =
+      has_kivi ? n_partial + (plan.mode == KvMode::kStream ? n_blocks / 2 : 0) : 0;
+  bytes += raw_bytes * n_raw + block_bytes(codec) * (n_blocks + (has_kivi ? 0 : n_partial));
+  if (wants_mean(plan, codec.k) && cache.context.k_mean == nullptr) {
+    bytes += packed_bytes(2ULL * static_cast<std::uint64_t>(shape.head_dim), page);
+  }
+  if (wants_mean(plan, codec.v) && cache.context.v_mean == nullptr) {
+    bytes += packed_bytes(2ULL * static_cast<std::uint64_t>(shape.head_dim), page);
+  }
+  return bytes;
+}
+
+std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
+  std::uint64_t bytes = 0;
+  const int d = config_.shape.head_dim;
+  for (const kernels::KvBlock& block : cache.blocks) {
+    const auto k = kernels::kv_side_bytes(block.codec.k, KvSide::kKey, d, config_.shape.dtype,
+                                          block.capacity, config_.wide_ids);
+    const auto v = kernels::kv_side_bytes(block.codec.v, KvSide::kValue, d, config_.shape.dtype,
+                                          block.capacity, config_.wide_ids);
+    bytes += rounded(k.codes) + rounded(k.scales) + rounded(v.codes) + rounded(v.scales);
+    if (block.positions != nullptr) bytes += config_.wide_positions ? 128 : 64;
+  }
+  const std::uint64_t mean_bytes = rounded(2ULL * static_cast<std::uint64_t>(d));
+  if (cache.context.k_mean != nullptr) bytes += mean_bytes;
+  if (cache.context.v_mean != nullptr) bytes += mean_bytes;
+  bytes += (cache.k_book.chunks.size() + cache.v_book.chunks.size()) * rounded(chunk_bytes(d));
+  return bytes;
+}
+
+HeadKept KvStore::head_kept(const HeadCache& cache, std::int64_t n_tokens) const {
+  HeadKept kept;
+  kept.n_tokens = cache.n_block_tokens() + n_tokens - cache.tail_first;
+  kept.bytes = cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
+  std::int64_t k_tokens = 0;
+  std::int64_t v_tokens = 0;
+  for (const kernels::KvBlock& block : cache.blocks) {
+    if (block.codec.k == KvFormat::kCodebook) k_tokens += block.end;
+    if (block.codec.v == KvFormat::kCodebook) v_tokens += block.end;
+  }
+  if (k_tokens > 0) {
+    kept.k_entries_per_token =
+        static_cast<double>(cache.k_book.n_filled) / static_cast<double>(k_tokens);
+  }
+  if (v_tokens > 0) {
+    kept.v_entries_per_token =
+        static_cast<double>(cache.v_book.n_filled) / static_cast<double>(v_tokens);
+  }
+  return kept;
+}
+
+}  // namespace spindle::kvstore

@@ -1,0 +1,137 @@
+#include "kvstore/sequence_arena.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "kernels/core/check.h"
+
+namespace spindle::kvstore {
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;
+
+std::uint64_t rounded(std::uint64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace
+
+std::byte* SequenceArena::allocate(std::uint64_t bytes, std::int64_t* n_reserved) {
+  const std::uint64_t size = rounded(bytes);
+  CHECK(bytes > 0 && size <= pool_->page_bytes(), "a piece fits a page");
+  auto gap = std::find_if(gaps_.begin(), gaps_.end(),
+                          [size](const Gap& candidate) { return candidate.bytes >= size; });
+  if (gap == gaps_.end()) {
+    if (*n_reserved == 0) return nullptr;
+    pages_.push_back({pool_->allocate(), 0});
+    --*n_reserved;
+    gap = gaps_.insert(gaps_.end(), Gap{pool_->page_bytes(), pages_.size() - 1, 0});
+  }
+  const Gap taken = *gap;
+  gaps_.erase(gap);
+  if (taken.bytes > size) add_gap({taken.bytes - size, taken.page, taken.offset + size});
+  Page& page = pages_[taken.page];
+  page.live_bytes += size;
+  live_bytes_ += size;
+  std::byte* piece = pool_->data(page.id) + taken.offset;
+  std::memset(piece, 0, size);
+  return piece;
+}
+
+void SequenceArena::add_gap(Gap gap) {
+  // Neighbours become one, or pieces of changing sizes would crumble the page.
+  std::erase_if(gaps_, [&gap](const Gap& other) {
+    if (other.page != gap.page) return false;
+    if (other.offset + other.bytes != gap.offset && gap.offset + gap.bytes != other.offset) {
+      return false;
+    }
+    gap.offset = std::min(gap.offset, other.offset);
+    gap.bytes += other.bytes;
+    return true;
+  });
+  const auto key = [](const Gap& g) { return std::tuple(g.bytes, g.page, g.offset); };
+  gaps_.insert(std::find_if(gaps_.begin(), gaps_.end(),
+                            [&](const Gap& other) { return key(other) > key(gap); }),
+               gap);
+}
+
+std::size_t SequenceArena::page_of(const std::byte* piece) const {
+  for (std::size_t i = 0; i < pages_.size(); ++i) {
+    const std::byte* begin = pool_->data(pages_[i].id);
+    if (piece >= begin && piece < begin + pool_->page_bytes()) return i;
+  }
+  CHECK(false, "a piece of another arena");
+  return 0;
+}
+
+void SequenceArena::remove_page(std::size_t index) {
+  std::erase_if(gaps_, [index](const Gap& gap) { return gap.page == index; });
+  for (Gap& gap : gaps_) {
+    if (gap.page > index) --gap.page;
+  }
+  pages_.erase(pages_.begin() + static_cast<std::ptrdiff_t>(index));
+}
+
+std::int64_t SequenceArena::release(const std::byte* piece, std::uint64_t bytes) {
+  const std::uint64_t size = rounded(bytes);
+  const std::size_t index = page_of(piece);
+  Page& page = pages_[index];
+  CHECK(page.live_bytes >= size && live_bytes_ >= size, "a piece is released once");
+  page.live_bytes -= size;
+  live_bytes_ -= size;
+  if (page.live_bytes > 0) {
+    // A page that a fork shares must not change.
+    const auto offset = static_cast<std::uint64_t>(piece - pool_->data(page.id));
+    if (pool_->references(page.id) == 1) add_gap({size, index, offset});
+    return 0;
+  }
+  const bool is_free = pool_->release(page.id);
+  remove_page(index);
+  return is_free ? 1 : 0;
+}
+
+SequenceArena SequenceArena::fork() {
+  SequenceArena copy(*pool_);
+  gaps_.clear();
+  for (const Page& page : pages_) pool_->add_reference(page.id);
+  copy.pages_ = pages_;
+  copy.live_bytes_ = live_bytes_;
+  return copy;
+}
+
+std::int64_t SequenceArena::clear() {
+  std::int64_t n_free = 0;
+  for (const Page& page : pages_) n_free += pool_->release(page.id) ? 1 : 0;
+  pages_.clear();
+  gaps_.clear();
+  live_bytes_ = 0;
+  return n_free;
+}
+
+void SequenceArena::append_pages(std::vector<PageId>& pages) const {
+  for (const Page& page : pages_) pages.push_back(page.id);
+}
+
+SequenceArena::Trial SequenceArena::trial() const {
+  Trial trial;
+  trial.page_bytes_ = pool_->page_bytes();
+  for (const Gap& gap : gaps_) trial.gaps_.push_back(gap.bytes);
+  return trial;
+}
+
+std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes) {
+  const std::uint64_t size = rounded(bytes);
+  auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
+  std::uint64_t left = page_bytes_ - size;
+  if (gap == gaps_.end()) {
+    ++n_pages_;
+  } else {
+    left = *gap - size;
+    gaps_.erase(gap);
+  }
+  if (left > 0) gaps_.insert(std::lower_bound(gaps_.begin(), gaps_.end(), left), left);
+  return n_pages_;
+}
+
+}  // namespace spindle::kvstore
