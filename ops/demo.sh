@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Shows the whole thing on this machine: builds, starts a two-stage cluster with the bundled model,
-# asks a question about a long document over TCP and over HTTP, checks both answers, shows where the
-# KV bytes were, and stops the cluster. Any wrong answer or leftover is a failure.
+# asks a question about a long document over TCP and over HTTP, once with a compressed KV cache and
+# once with the full one, checks both answers, shows what each layer kept and where the KV bytes were,
+# and stops the cluster. Any wrong answer or leftover is a failure.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -108,23 +109,24 @@ printf '%s words of public-domain prose; hidden in it: %s\n' "$(wc -w <"$folder/
   "$(grep -o 'Remember this well[^.]*[.]' "$folder/document.txt")"
 printf 'question: %s\n' "$question"
 
-step 'the answer over TCP'
+step 'the answer over TCP, with the KV cache compressed to a tenth after the prompt'
 spindle chat --file "$folder/document.txt" --message "$question" --max-tokens 16 --temperature 0 \
-  --show-usage 2>"$folder/tcp-usage.txt" | tee "$folder/tcp-answer.txt" ||
+  --show-usage --show-kv 2>"$folder/tcp-usage.txt" | tee "$folder/tcp-answer.txt" ||
   fail "spindle chat failed: $(<"$folder/tcp-usage.txt")"
 printf '\n'
 answered_ms=$(now_ms)
 cat "$folder/tcp-usage.txt"
 [[ $(<"$folder/tcp-answer.txt") == "$expected" ]] || fail "over TCP the answer must be $expected"
 
-step 'the answer over HTTP (OpenAI API)'
+step 'the answer over HTTP (OpenAI API), with the full cache'
 python3 - "$folder" >"$folder/request.json" <<'EOF'
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 document, question = ((folder / f"{name}.txt").read_text() for name in ("document", "question"))
 print(json.dumps({
     "model": "spindle-mini", "messages": [{"role": "user", "content": f"{document}\n\n{question}"}],
-    "max_tokens": 16, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}))
+    "max_tokens": 16, "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
+    "kv_policy": {"profile": "full"}}))
 EOF
 curl -sSN --max-time "$answer_seconds" "$url/v1/chat/completions" \
   -H 'Content-Type: application/json' --data-binary "@$folder/request.json" |
@@ -134,6 +136,8 @@ curl -sSN --max-time "$answer_seconds" "$url/v1/chat/completions" \
 prompt_tokens=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["prompt_tokens"])' \
   "$folder/http-usage.json")
 printf 'prompt: %s tokens\n' "$prompt_tokens"
+[[ $(<"$folder/http-answer.txt") == $(<"$folder/tcp-answer.txt") ]] ||
+  fail 'the compressed and the full cache must give the same answer'
 ((prompt_tokens >= min_prompt_tokens)) || fail "the prompt must have $min_prompt_tokens tokens"
 
 step 'where the KV bytes were'
