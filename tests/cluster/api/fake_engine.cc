@@ -245,6 +245,7 @@ void FakeEngine::run() {
     if (!is_over(next->second)) {
       const engine::RequestHandle handle = next->first;
       const std::vector<engine::TokenEvent> events = step(next->second);
+      changed_.notify_all();  // wait_for looks at the counters
       const std::shared_ptr<engine::EventSink> sink = next->second.sink;
       // Nobody else changes the request, and only this thread removes it.
       const engine::EngineRequest& request = next->second.request;
