@@ -108,7 +108,7 @@ def concurrency(build, stages, policy, pool_requests, n_prompt, n_output, n_requ
         most, used = 0, 0
         while any(thread.is_alive() for thread in threads):
             state = json.loads(request(port, "GET", "/v1/spindle/state")[1])
-            most = max(most, state["running"])
+            most = max(most, state["requests"]["running"])
             used = max(used, max(stage["kv_used_bytes"] / stage["kv_capacity_bytes"]
                                  for stage in state["stages"]))
             time.sleep(0.02)
