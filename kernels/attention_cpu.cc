@@ -16,19 +16,6 @@ constexpr std::int64_t kTileRows = 48;
 constexpr std::int64_t kMinStepsPerThread = 64;
 constexpr std::int64_t kMinElementsPerThread = 1 << 14;
 
-ElementFormat page_format(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ElementFormat::kF32;
-    case DType::kF16:
-      return ElementFormat::kF16;
-    case DType::kBF16:
-      return ElementFormat::kBF16;
-  }
-  CHECK(false, "unknown element type");
-  return ElementFormat::kF32;
-}
-
 void check_layout(const KvPageLayout& layout) {
   CHECK(layout.page_tokens == kKvPageTokens, "pages hold kKvPageTokens tokens");
   CHECK(layout.head_dim > 0 && layout.head_dim <= kMaxHeadDim && layout.head_dim % 16 == 0,

@@ -9,11 +9,6 @@
 namespace spindle::kernels {
 namespace {
 
-ElementFormat element_format(DType dtype) {
-  if (dtype == DType::kF32) return ElementFormat::kF32;
-  return dtype == DType::kF16 ? ElementFormat::kF16 : ElementFormat::kBF16;
-}
-
 template <typename Element, typename Round>
 void write_side(KvSide side, ConstRows x, int capacity, std::byte* codes, Round round) {
   auto* out = reinterpret_cast<Element*>(codes);
@@ -38,7 +33,7 @@ void kv_gather(const CpuContext& context, const std::byte* const* pages, std::in
   CHECK(k.n_rows == n && v.n_rows == n && k.width == layout.head_dim && v.width == layout.head_dim,
         "kv_gather shapes");
   const KernelTable& kernels = kernels_for(context);
-  const ElementFormat format = element_format(layout.dtype);
+  const ElementFormat format = page_format(layout.dtype);
   const std::int64_t d = layout.head_dim;
   const std::int64_t page_values = d * layout.page_tokens;
   auto* wide = reinterpret_cast<float*>(

@@ -169,9 +169,6 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
   }
   const std::int64_t n_tokens = extended.n_tokens + n_new;
   const std::int64_t n_pages = pages_to_extend(extended, n_tokens);
-  // The reservation is a projection; where it falls short, pages that nobody reserved help out.
-  const std::int64_t more = n_pages - extended.reserved_pages;
-  if (more > 0 && pool_->reserve(more).ok()) extended.reserved_pages += more;
   if (n_pages > extended.reserved_pages) {
     return resource_exhausted("sequence " + std::to_string(sequence) + " needs " +
                               std::to_string(n_pages) + " KV pages for " + std::to_string(n_new) +

@@ -111,8 +111,7 @@ class KvStore {
               std::int64_t reserve_pages);
 
   // Makes room for more tokens in every layer and head. INVALID_ARGUMENT for an unknown sequence or
-  // beyond its max_tokens; RESOURCE_EXHAUSTED when its reservation falls short and no page is free
-  // beside the reserved ones.
+  // beyond its max_tokens; RESOURCE_EXHAUSTED beyond its reservation.
   Status extend(SequenceId sequence, std::span<const std::int32_t> tokens);
 
   // Carries out a boundary at the sequence's present length: tokens leave the tail, are dropped or

@@ -85,7 +85,8 @@ void Scheduler::add_boundaries(const Request& request, control::OpenSequence& op
   out.set_lazy_window(needs.lazy_window);
   out.set_lazy_decode(policy.lazy_test == kvstore::LazyTest::kDecode);
   out.set_sinks(policy.sinks);
-  out.set_boost_share(kvstore::boost_share(policy, config_.kv_model, request.boundaries.front()));
+  out.set_boost_share(kvstore::boost_share(policy, config_.kv_model, config_.profile_table.get(),
+                                           request.boundaries.front()));
 }
 
 Status Scheduler::on_boundary_scores(const control::BoundaryScores& scores, std::size_t stage,

@@ -27,6 +27,19 @@ const KernelTable& kernels_for(const CpuContext& context) {
   return portable_kernels();
 }
 
+ElementFormat page_format(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return ElementFormat::kF32;
+    case DType::kF16:
+      return ElementFormat::kF16;
+    case DType::kBF16:
+      return ElementFormat::kBF16;
+  }
+  CHECK(false, "unknown element type");
+  return ElementFormat::kF32;
+}
+
 std::size_t linear_scratch_floats(std::int64_t n_rows, std::int64_t n_in) {
   const auto rows = static_cast<std::size_t>(std::min(n_rows, kLinearRowBlock));
   const std::size_t direct = std::min(rows, kDirectRows) * static_cast<std::size_t>(n_in);

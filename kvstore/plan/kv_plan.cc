@@ -137,14 +137,12 @@ BoundaryNeeds boundary_needs(const KvPolicy& policy, const KvModel& model) {
   return needs;
 }
 
-double boost_share(const KvPolicy& policy, const KvModel& model, std::int64_t n_tokens) {
-  const double full = static_cast<double>(full_bytes(model, std::max<std::int64_t>(n_tokens, 1)));
-  double ratio = policy.max_bytes > 0 ? static_cast<double>(policy.max_bytes) / full : policy.ratio;
-  if (ratio <= 0.0) ratio = policy.profile == KvProfile::kSpindle ? 0.10 : 0.25;
+double boost_share(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                   std::int64_t n_tokens) {
+  const double ratio = plan_size(policy, model, table, std::max<std::int64_t>(n_tokens, 1)).ratio;
   // What most heads are stored as.
-  const kernels::KvFormat format = policy.profile == KvProfile::kSpindle
-                                       ? kernels::KvFormat::kLloyd4
-                                       : kernels::KvFormat::kInt4;
+  const kernels::KvFormat format =
+      policy.profile == KvProfile::kSpindle ? kernels::KvFormat::kLloyd4 : kernels::KvFormat::kInt4;
   const auto side = [&](kernels::KvFormat f) {
     return static_cast<double>(
         kernels::kv_side_bytes(f, kernels::KvSide::kKey, model.head_dim, model.dtype).total());

@@ -167,7 +167,8 @@ struct BoundaryNeeds {
 BoundaryNeeds boundary_needs(const KvPolicy& policy, const KvModel& model);
 
 // Share of the tokens that a head may come to keep, which bounds DefensiveKV's boost.
-double boost_share(const KvPolicy& policy, const KvModel& model, std::int64_t n_tokens);
+double boost_share(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                   std::int64_t n_tokens);
 
 // What the stages reported, [n_tables]; empty vectors where boundary_needs did not ask.
 struct BoundaryReport {
@@ -179,8 +180,6 @@ struct BoundaryReport {
   // tail and what came since). Null, or an uncompressed plan: all tokens are new.
   const SequencePlan* earlier = nullptr;
   std::int64_t n_new_tokens = 0;
-  // Inside the answer: a budget out of reach leaves the sequence uncompressed instead of failing.
-  bool generating = false;
 };
 
 // The plan, with bytes at most the budget. INVALID_ARGUMENT when the policy cannot reach its budget

@@ -187,7 +187,6 @@ Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,
     if (sized.bytes < all) return std::move(sized.plan);
     return uncompressed;
   }
-  if (report.generating) return uncompressed;
   return below_floor(policy, model, report.n_tokens,
                      floor_bytes(policy, model, table, report.n_tokens));
 }

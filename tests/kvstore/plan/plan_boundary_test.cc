@@ -212,12 +212,17 @@ TEST(PlanBoundary, OwnSizesGrowForShortPrompts) {
   EXPECT_TRUE(plan_boundary(policy, model, nullptr, report).ok());
 }
 
-TEST(PlanBoundary, InsideAnAnswerABudgetOutOfReachWaits) {
-  auto report = make_report(mini_model(), 4, 150, 1);
-  const KvPolicy policy{.profile = KvProfile::kSnapKv, .ratio = 0.1};
-  EXPECT_FALSE(plan_boundary(policy, mini_model(), nullptr, report).ok());
-  report.generating = true;
-  EXPECT_TRUE(is_uncompressed(plan_of(policy, report)));
+TEST(PlanBoundary, TheBoostCoversWhatTheProfilesOwnSizeKeeps) {
+  const KvModel model = mini_model();
+  const ProfileTable table = mini_table();
+  // A token of one side is 4,096 / 32 bytes raw, (1,024 + 64) / 32 in lloyd4, (1,024 + 128) / 32 in
+  // int4.
+  const KvPolicy spindle{.profile = KvProfile::kSpindle};
+  EXPECT_NEAR(boost_share(spindle, model, &table, 4000), 0.10 * 4096 / 1088, 1e-12);
+  EXPECT_NEAR(boost_share(spindle, model, nullptr, 4000), 0.15 * 4096 / 1088, 1e-12);
+  const KvPolicy defensive{.profile = KvProfile::kDefensive, .ratio = 0.2};
+  EXPECT_NEAR(boost_share(defensive, model, nullptr, 4000), 0.2 * 4096 / 1152, 1e-12);
+  EXPECT_EQ(boost_share({.profile = KvProfile::kDefensive, .ratio = 0.9}, model, nullptr, 4000), 1);
 }
 
 TEST(PlanBoundary, OverridesReplaceWhatTheProfileDecided) {
@@ -271,7 +276,6 @@ TEST(PlanBoundary, LaterBoundariesKeepModesAndSpendTheShareOfNewTokens) {
       report.n_new_tokens = report.n_tokens;
       report.n_tokens = n_tokens;
       report.earlier = &first;
-      report.generating = true;
       const SequencePlan later = plan_of(policy, report, &table);
       EXPECT_EQ(later.recent, first.recent);
       std::uint64_t blocks = 0;
