@@ -32,3 +32,25 @@ function(spindle_test)
   gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
 endfunction()
+
+# spindle_gpu_test(NAME name SRCS a.cc ... [DEPS target ...] [GPUS n] [TIMEOUT seconds])
+# A GoogleTest binary whose cases need n GPUs (label gpu1 or gpu2). It is built wherever CUDA is, and
+# its cases skip themselves, with the reason, where there is no GPU.
+function(spindle_gpu_test)
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT;GPUS" "SRCS;DEPS" ${ARGN})
+  if(NOT SPINDLE_TESTS OR NOT SPINDLE_HAVE_CUDA)
+    return()
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  if(NOT ARG_GPUS)
+    set(ARG_GPUS 1)
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} spindle_kernels_cuda spindle_test_support
+    GTest::gmock GTest::gtest_main)
+  set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "gpu${ARG_GPUS}" RESOURCE_LOCK gpu)
+endfunction()

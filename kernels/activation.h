@@ -4,6 +4,10 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/core/tensor_view.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 // out = silu(gate) * up, with gate the first and up the second half of each row of the fused
@@ -11,5 +15,10 @@ namespace spindle::kernels {
 void swiglu(const CpuContext& context,
             ConstRows gate_up,  // [n_tokens, 2 * inter]
             Rows out);          // [n_tokens, inter]
+
+// CUDA body, on device memory; silu in fp32, rounded once.
+void swiglu(const CudaContext& context,
+            ConstBf16Rows gate_up,  // [n_tokens, 2 * inter]
+            Bf16Rows out);          // [n_tokens, inter]
 
 }  // namespace spindle::kernels

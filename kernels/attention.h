@@ -18,8 +18,13 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/tensor_view.h"
+#include "kernels/cuda/kv_device.h"
 #include "kernels/kv_block.h"
 #include "kernels/rope.h"
+
+namespace spindle {
+class CudaContext;
+}
 
 namespace spindle::kernels {
 
@@ -110,5 +115,85 @@ void kv_append(const CpuContext& context,
                ConstRows v,  // [n_tokens, n_kv_heads * head_dim]
                std::span<const KvAppendSequence> sequences, int n_kv_heads,
                const KvPageLayout& layout);
+
+// ---- CUDA bodies. All pointers below are device memory unless they say host. head_dim is 64 or
+// 128; the group of query heads has at most 8 heads or a multiple of 8.
+
+// The pages a device's tables refer to.
+struct DeviceKvPool {
+  std::byte* base = nullptr;
+  KvPageLayout layout;  // dtype kF16 or kBF16
+
+  std::size_t page_bytes() const { return layout.page_bytes(); }
+};
+
+// For every row of a step: rotates q, writes it as f16, and writes k (after RoPE) and v into the
+// tail pages of its sequence.
+void rope_append(const CudaContext& context, const DeviceRope& rope,
+                 ConstBf16Rows qkv,                 // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
+                 const std::int32_t* row_sequence,  // [n_tokens], index in `sequences`; -1: no row
+                 const std::int32_t* positions,     // [n_tokens]
+                 const DeviceSequence* sequences, int layer, const AttentionShape& shape,
+                 const DeviceKvPool& pool,
+                 F16Rows q);  // [n_tokens, n_heads * head_dim]
+
+// Decode attention: every sequence has one query (n_queries 1, or 0 for padding). Split-KV over a
+// grid that fills the device once: each block takes an equal share of the layer's work (units of 32
+// tokens, weighted by format), so ragged batches and ragged heads cost what their bytes cost.
+//
+// The plan of a step, made once by plan_decode for all layers from the tables alone, on the device,
+// so that the same launches can be replayed in a graph while tables change.
+class DecodeWorkspace {
+ public:
+  // For at most max_sequences sequences and n_layers layers.
+  static Result<DecodeWorkspace> create(const CudaContext& context, int max_sequences, int n_layers,
+                                        const AttentionShape& shape);
+  DecodeWorkspace(DecodeWorkspace&&) noexcept;
+  DecodeWorkspace& operator=(DecodeWorkspace&&) noexcept;
+  ~DecodeWorkspace();
+
+ private:
+  friend class DecodeWorkspaceAccess;
+  struct Body;
+  explicit DecodeWorkspace(std::unique_ptr<Body> body);
+  std::unique_ptr<Body> body_;
+};
+
+void plan_decode(const CudaContext& context, const DeviceSequence* sequences, int n_sequences,
+                 int n_layers, const AttentionShape& shape, DecodeWorkspace& workspace);
+
+// Reads every kind of segment in one pass: coded blocks are decoded in registers. `rope` is needed
+// when any block is pre-RoPE.
+void attention_decode(const CudaContext& context,
+                      ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
+                      const DeviceSequence* sequences, int n_sequences, int layer,
+                      const AttentionShape& shape, const DeviceKvPool& pool, float scale,
+                      const DeviceRope& rope, DecodeWorkspace& workspace,
+                      Bf16Rows out);  // [n_rows, n_heads * head_dim]
+
+// Blocks decoded to raw pages for attention_prefill and for scores: block i of (sequence s, kv head
+// h) becomes page first_page[s * n_kv_heads + h] + i of `pages`; tokens outside [first, end) of a
+// block are zeros.
+struct DeviceExpandedBlocks {
+  std::byte* pages = nullptr;                // of layout.page_bytes() each
+  const std::int64_t* first_page = nullptr;  // [n_sequences * n_kv_heads]
+};
+// Keys are rotated at their own positions, values have their mean and basis back: K after RoPE and
+// V as the attention of the CPU sees them, rounded to the layout's type.
+void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int n_sequences,
+               int layer, const AttentionShape& shape, const DeviceKvPool& pool,
+               const DeviceRope& rope,
+               std::int32_t max_blocks,  // of any head
+               const DeviceExpandedBlocks& out);
+
+// Causal attention of prefill chunks: any number of queries a sequence, over the expanded blocks
+// (all visible) and then the tail.
+void attention_prefill(const CudaContext& context,
+                       ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
+                       std::span<const std::int32_t> n_queries,  // host, [n_sequences]
+                       const DeviceSequence* sequences, int layer, const AttentionShape& shape,
+                       const DeviceKvPool& pool, float scale,
+                       const DeviceExpandedBlocks& expanded,  // pages null: no head has blocks
+                       Bf16Rows out);                         // [n_rows, n_heads * head_dim]
 
 }  // namespace spindle::kernels

@@ -10,7 +10,12 @@
 #include <vector>
 
 #include "kernels/core/cpu_context.h"
+#include "kernels/core/dtype.h"
 #include "kernels/core/tensor_view.h"
+
+namespace spindle {
+class CudaContext;
+}
 
 namespace spindle::kernels {
 
@@ -49,5 +54,23 @@ CodebookMatch codebook_match(const CpuContext& context, Codebook& book, ConstRow
 
 // The oracle: entry * magnitude in fp32.
 void codebook_decode(const Codebook& book, const CodebookRefs& refs, Rows out);
+
+// CUDA body: one side of one KV head and ONE tile of at most kCodebookTileTokens rows, all device
+// memory. The same cover as the CPU body wherever no cosine is within rounding of theta.
+struct DeviceCodebookTile {
+  const F16* rows = nullptr;  // [n_rows][head_dim]
+  std::int32_t n_rows = 0;
+  float theta = 0;
+  F16* entries = nullptr;  // [max_entries][head_dim]: n_entries[0] are there, new ones are appended
+  std::int32_t max_entries = 0;
+  std::int32_t* n_entries = nullptr;  // in: before; out: after, or max_entries + 1 when there would
+                                      // be more than max_entries (then nothing else is valid)
+  std::uint16_t* refs = nullptr;      // [n_rows]
+  std::uint16_t* magnitudes = nullptr;  // f16 [n_rows]
+};
+// `workspace` has codebook_workspace_bytes() for each tile.
+std::size_t codebook_workspace_bytes(int head_dim);
+void codebook_match(const CudaContext& context, int head_dim, const DeviceCodebookTile* tiles,
+                    int n_tiles, std::byte* workspace);
 
 }  // namespace spindle::kernels

@@ -8,6 +8,10 @@
 #include "kernels/core/dtype.h"
 #include "kernels/core/tensor_view.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 // Borrowed; the file's own bytes will do, 16-bit types need 2-byte alignment.
@@ -23,5 +27,14 @@ struct EmbeddingTable {
 void embedding(const CpuContext& context, const EmbeddingTable& table,
                std::span<const std::int32_t> ids,  // [n_tokens]
                Rows out);                          // [n_tokens, hidden]
+
+// CUDA body: the table, ids and out are device memory.
+void embedding(const CudaContext& context, const EmbeddingTable& table,
+               const std::int32_t* ids,  // [out.n_rows]
+               Rows out);                // [n_tokens, hidden]
+
+// out[i] = rows[index[i]], for the rows whose logits are wanted; device memory.
+void gather_rows(const CudaContext& context, ConstRows rows, const std::int32_t* index,
+                 Rows out);  // [n, width]
 
 }  // namespace spindle::kernels

@@ -12,6 +12,10 @@
 #include "kernels/core/tensor_view.h"
 #include "kernels/rope.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 // Rows of the tokens at `positions` (ascending, all inside the tail that begins at tail_origin).
@@ -29,5 +33,14 @@ void kv_unrotate(const RopeTable& rope, std::span<const std::int32_t> positions,
 // [capacity][head_dim], rounded to the layout's type; slots past n are zeros.
 void kv_write_raw(KvSide side, ConstRows x, int capacity, const KvPageLayout& layout,
                   std::byte* codes);
+
+// CUDA: many small copies in one launch; device memory, 16-byte aligned sizes and addresses, no
+// overlap between any source and any target.
+struct DeviceCopy {
+  const std::byte* source = nullptr;  // null: zeros
+  std::byte* target = nullptr;
+  std::uint64_t n_bytes = 0;
+};
+void kv_copy(const CudaContext& context, const DeviceCopy* copies, int n_copies);
 
 }  // namespace spindle::kernels

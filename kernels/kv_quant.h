@@ -14,7 +14,13 @@
 #include <span>
 
 #include "kernels/core/tensor_view.h"
+#include "kernels/cuda/kv_device.h"
 #include "kernels/kv_block.h"
+#include "kernels/rope.h"
+
+namespace spindle {
+class CudaContext;
+}
 
 namespace spindle::kernels {
 
@@ -38,5 +44,46 @@ void kv_encode(KvFormat format, KvSide side, ConstRows x, std::span<const std::u
 // (K of a pre-RoPE format before RoPE).
 void kv_decode(KvFormat format, KvSide side, KvPieces pieces, std::span<const std::uint16_t> mean,
                Rows out);
+
+// ---- CUDA bodies. Everything a boundary of one layer encodes goes in few launches; all pointers
+// are device memory.
+
+// Tokens of one head's tail that are encoded: K rows are gathered from the pages, and also turned
+// back to before RoPE (rounded to f16 as kv_unrotate does), into f16 rows [n_tokens][head_dim].
+struct DeviceGather {
+  const std::uint32_t* pages = nullptr;  // the tail's page numbers
+  std::int32_t tail_origin = 0;
+  std::int32_t n_tokens = 0;
+  const std::int32_t* positions = nullptr;  // [n_tokens], ascending, all in the tail
+  F16* k = nullptr;                         // after RoPE; null: not wanted
+  F16* k_pre = nullptr;                     // before RoPE; null: not wanted
+  F16* v = nullptr;                         // null: not wanted
+};
+void kv_gather(const CudaContext& context, const std::byte* pool, DType dtype, int head_dim,
+               const DeviceRope& rope, const DeviceGather* gathers, int n_gathers,
+               std::int32_t max_tokens);
+
+// The f16 mean of each column of f16 rows, in the order of the CPU body.
+struct DeviceMean {
+  const F16* rows = nullptr;  // [n][head_dim]
+  std::int32_t n = 0;
+  std::uint16_t* mean = nullptr;  // [head_dim]
+};
+void kv_mean(const CudaContext& context, int head_dim, const DeviceMean* means, int n_means);
+
+// One side of one block. `rows` are [n][head_dim] (K before or after RoPE as the format wants).
+struct DeviceEncode {
+  const F16* rows = nullptr;
+  const std::uint16_t* mean = nullptr;  // lloyd
+  std::byte* codes = nullptr;           // 16-byte aligned, order of kv_device.h
+  std::byte* scales = nullptr;
+  KvFormat format = KvFormat::kRaw;  // every format but kCodebook and kToken
+  KvSide side = KvSide::kKey;
+  std::uint8_t n = 0;
+  std::uint8_t capacity = kKvBlockTokens;  // kRaw
+};
+// `raw` is the type of kRaw pieces. Codes and scales equal the CPU body's on the same rows.
+void kv_encode(const CudaContext& context, int head_dim, DType raw, const DeviceEncode* blocks,
+               int n_blocks);
 
 }  // namespace spindle::kernels

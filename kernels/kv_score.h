@@ -15,9 +15,14 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/attention.h"
 #include "kernels/core/cpu_context.h"
 #include "kernels/core/tensor_view.h"
 #include "kernels/linear.h"
+
+namespace spindle {
+class CudaContext;
+}
 
 namespace spindle::kernels {
 
@@ -75,5 +80,58 @@ void defensive_scores(const CpuContext& context, ConstRows p, int group, int win
 // at most max_boosted of them, get the layer's highest score plus 1e-3 of their own. Within a head
 // the boosted tokens keep their order and stand before all others.
 void defensive_boost(std::span<DefensiveHead> heads, std::int64_t max_boosted);
+
+// ---- CUDA bodies: the scores of one layer of one sequence for all its kv heads at once. Device
+// memory unless it says host. Slots are the visible tokens of a head, blocks first, ascending.
+
+struct DeviceScoreLayer {
+  const DeviceSequence* sequence = nullptr;  // one entry, device; heads of the layer at
+                                             // sequence->heads + layer * n_kv_heads
+  int layer = 0;
+  AttentionShape shape;
+  DeviceKvPool pool;
+  DeviceExpandedBlocks expanded;  // pages null: no head has blocks
+  std::int64_t n_tokens = 0;      // of the sequence
+  int n_queries = 0;              // rows of q: the observation window, <= 64
+  const F16* q = nullptr;         // [n_queries][n_heads * head_dim], after RoPE
+  // Host, [n_kv_heads]: what the store's tables say.
+  std::span<const std::int64_t> n_slots;
+  std::span<const std::int64_t> tail_first;
+};
+
+// Row stride of p and of the score arrays: the largest n_slots, rounded up to 32.
+std::int64_t score_stride(std::span<const std::int64_t> n_slots);
+
+// p[(kv_head * group + g) * n_queries + j][slot]: causal softmax of q . k * scale in fp32; 0 where
+// query j does not see. Tail slots are visible up to the query's position.
+void window_probabilities(const CudaContext& context, const DeviceScoreLayer& layer, float scale,
+                          Rows p);  // [n_heads * n_queries, stride]
+
+// mean[head][slot] over the window's rows of every query head.
+void window_mean(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p,
+                 Rows mean);  // [n_heads, stride]
+// Sum over query heads of lazy_mass_decode (decode true) or lazy_mass_prefill, into *mass.
+void lazy_mass(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p, int n_sinks,
+               std::int64_t window, bool decode, float* mass);
+// As the CPU body, for every kv head.
+void snapkv_scores(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows means,
+                   GroupReduce reduce, Rows scores);  // [n_kv_heads, stride]
+// Over the tail's keys [tail_first, n_tokens): scores[h][i] is of position tail_first + i.
+void keydiff_scores(const CudaContext& context, const DeviceScoreLayer& layer,
+                    Rows scores);  // [n_kv_heads, stride]
+// value_output_norms and normalize_value_norms over the tokens [first, n_tokens) of the tails (in
+// every head's tail): norms[h][i] of position first + i. `output` is W_O.
+void value_output_norms(const CudaContext& context, const DeviceScoreLayer& layer,
+                        const DeviceLinear& output, std::int64_t first, std::byte* workspace,
+                        std::size_t workspace_bytes,
+                        Rows norms);  // [n_kv_heads, stride]
+std::size_t value_output_norms_workspace_bytes(const AttentionShape& shape, std::int64_t hidden);
+// defensive_scores of every kv head, then defensive_boost over them. Slots before first_norm's take
+// norm 0 as on the CPU.
+void defensive_scores(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p,
+                      ConstRows norms, std::int64_t first_norm, std::int64_t max_boosted,
+                      std::byte* workspace, std::size_t workspace_bytes,
+                      Rows scores);  // [n_kv_heads, stride]
+std::size_t defensive_workspace_bytes(const AttentionShape& shape, std::int64_t stride);
 
 }  // namespace spindle::kernels

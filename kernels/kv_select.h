@@ -9,6 +9,10 @@
 
 #include "kernels/core/tensor_view.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 // Indices of the k highest scores, best first; all of them when k >= scores.size(), none when
@@ -48,5 +52,24 @@ double spindlekv_layer_ratio(double context_ratio, int layer, int n_layers);
 // n_tokens * ratio - window, beta 20.
 std::int64_t pyramidkv_kept(std::int64_t n_tokens, double ratio, int window, int layer,
                             int n_layers);
+
+// ---- CUDA bodies, device memory.
+
+// select_top_k of each row: the k[r] best of scores[r][0 .. n[r]), ascending, into
+// kept[r][0 .. min(k, n)); ties to the lower position, NaN last.
+struct DeviceSelect {
+  const float* scores = nullptr;
+  std::int32_t n = 0;
+  std::int32_t k = 0;
+  std::int32_t* kept = nullptr;
+  std::int32_t add = 0;  // added to every index written
+};
+void select_top_k(const CudaContext& context, const DeviceSelect* rows, int n_rows);
+
+// score_histogram of each row, dense: counts[r][65536 / 2] by float bits >> 16, positive scores
+// only; zero, negative and NaN scores in bin 0.
+inline constexpr int kHistogramBins = 32768;
+void score_histogram(const CudaContext& context, const DeviceSelect* rows, int n_rows,
+                     std::uint32_t* counts);  // [n_rows][kHistogramBins]
 
 }  // namespace spindle::kernels

@@ -12,6 +12,10 @@
 #include "kernels/core/status.h"
 #include "kernels/core/tensor_view.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 enum class LinearMath : std::uint8_t {
@@ -79,5 +83,52 @@ void linear(const CpuContext& context, const PackedLinear& weights,
 void linear_slice(const CpuContext& context, const PackedLinear& weights, std::int64_t k_begin,
                   ConstRows x,  // [n_tokens, width]
                   Rows y);      // [n_tokens, n_out]
+
+// A weight matrix on a device, bf16 row-major [n_out, n_in]; other types are rounded to bf16 when
+// they are uploaded. Move-only; the context outlives it.
+//
+// Products: cuBLASLt with fp32 accumulation, the algorithm timed once per (shape, bucket of rows)
+// by tune_linear(); few rows take a kernel of our own that reads each weight once (a GEMV).
+class DeviceLinear {
+ public:
+  // Concatenates host sources along n_out (fused q+k+v, gate+up). RESOURCE_EXHAUSTED when the
+  // device has no room, INVALID_ARGUMENT for bad sizes.
+  static Result<DeviceLinear> upload(const CudaContext& context,
+                                     std::span<const WeightSource> sources, std::int64_t n_in);
+  ~DeviceLinear();
+  DeviceLinear(DeviceLinear&&) noexcept;
+  DeviceLinear& operator=(DeviceLinear&&) noexcept;
+
+  std::int64_t n_in() const;
+  std::int64_t n_out() const;
+  std::size_t bytes() const;
+  const Bf16* data() const;  // device
+
+ private:
+  friend class DeviceLinearAccess;
+  struct Body;
+  explicit DeviceLinear(std::unique_ptr<Body> body);
+
+  std::unique_ptr<Body> body_;
+};
+
+// Chooses and times cuBLASLt algorithms for every bucket of rows up to max_rows (1, 2, 4, 8, 16,
+// 32, 64, 128, ...), for each form of output below, and remembers them in the weight. Synchronises;
+// called once at load. Without it the library's first choice is taken.
+Status tune_linear(const CudaContext& context, DeviceLinear& weights, std::int64_t max_rows);
+
+// y = x W^T. All device memory; rows may lie apart. Zero rows are allowed.
+void linear(const CudaContext& context, const DeviceLinear& weights,
+            ConstBf16Rows x,  // [n_tokens, n_in]
+            Bf16Rows y);      // [n_tokens, n_out]
+// y = x W^T in fp32 (logits).
+void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
+// y += x W^T in fp32 (the residual stream).
+void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
+// out = swiglu(x W^T) for a fused gate+up weight; few rows need no intermediate.
+void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up,
+                   ConstBf16Rows x,   // [n_tokens, n_in]
+                   Bf16Rows scratch,  // [n_tokens, 2 * inter]
+                   Bf16Rows out);     // [n_tokens, inter]
 
 }  // namespace spindle::kernels

@@ -58,4 +58,13 @@ void rope(const CpuContext& context, const RopeTable& table,
           Rows q,   // [n_tokens, n_heads * head_dim]
           Rows k);  // [n_tokens, n_kv_heads * head_dim]; width 0 rotates q only
 
+// A RopeTable's cos and sin on a device, f32 [max_positions, rotary_dim / 2] each. Borrowed view.
+struct DeviceRope {
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  std::int64_t max_positions = 0;
+  int rotary_dim = 0;
+  float attention_scale = 1.0F;  // already in cos and sin
+};
+
 }  // namespace spindle::kernels

@@ -15,6 +15,10 @@
 
 #include "kernels/core/cpu_context.h"
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 struct SampleParams {
@@ -114,5 +118,36 @@ void log_softmax_at(const CpuContext& context, std::span<const float> logits,
 // were written: fewer only when the row has fewer tokens that are not NaN.
 std::size_t top_logprobs(const CpuContext& context, std::span<const float> logits,
                          std::span<TokenLogprob> out, SampleWorkspace& workspace);
+
+// ---- CUDA body. One step's rows at once; device memory. Same order of steps, same random numbers.
+
+// One row to sample. Lists lie in common device arrays.
+struct DeviceSampleRow {
+  SampleParams params;
+  double uniform = 0;           // sample_uniform of the row's key
+  std::int32_t logits_row = 0;  // several rows may sample from one row of logits
+  std::int32_t first_adjust = 0;
+  std::int32_t n_adjust = 0;
+};
+// What the lists of a SampleHistory come to for one id: its part in each penalty, its bias. An id
+// appears once in a row's list.
+struct DeviceSampleAdjust {
+  std::int32_t id = 0;
+  std::int32_t n_output = 0;  // occurrences in the output
+  float bias = 0;
+  std::uint8_t seen = 0;  // in prompt or output
+  std::uint8_t banned = 0;
+  std::uint8_t reserved[2] = {};
+};
+struct DeviceSampled {
+  std::int32_t token = 0;  // -1 as in draw
+  std::int32_t reserved = 0;
+};
+std::size_t sample_workspace_bytes(int max_rows, std::int64_t n_vocab);
+// Leaves the logits unchanged.
+void sample(const CudaContext& context, ConstRows logits,  // [n, n_vocab]
+            const DeviceSampleRow* rows, int n_rows, const DeviceSampleAdjust* adjusts,
+            std::byte* workspace, std::size_t workspace_bytes,
+            DeviceSampled* sampled);  // [n_rows]
 
 }  // namespace spindle::kernels

@@ -11,6 +11,14 @@ namespace spindle {
 
 enum class DType : std::uint8_t { kF32, kF16, kBF16 };
 
+// Storage of one 16-bit value, so that views say what they hold.
+struct F16 {
+  std::uint16_t bits = 0;
+};
+struct Bf16 {
+  std::uint16_t bits = 0;
+};
+
 constexpr std::size_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 constexpr std::string_view dtype_name(DType dtype) {

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/core/check.h"
+#include "kernels/core/dtype.h"
 
 namespace spindle {
 
@@ -46,5 +47,9 @@ struct RowsView {
 
 using Rows = RowsView<float>;
 using ConstRows = RowsView<const float>;
+using F16Rows = RowsView<F16>;
+using ConstF16Rows = RowsView<const F16>;
+using Bf16Rows = RowsView<Bf16>;
+using ConstBf16Rows = RowsView<const Bf16>;
 
 }  // namespace spindle
