@@ -115,6 +115,7 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   config.is_first = host.rank() == 0;
   config.is_last = host.rank() == host.size() - 1;
   config.max_batched_tokens = settings.max_num_batched_tokens;
+  config.max_num_seqs = settings.max_num_seqs;
   config.max_model_len = *max_model_len;
   config.linear_math = settings.linear_math;
   config.token_table_bytes = settings.token_table_bytes;
