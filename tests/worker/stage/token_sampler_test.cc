@@ -33,7 +33,7 @@ class TokenSamplerTest : public testing::Test {
   control::Sampled sample(std::uint64_t sequence, std::span<const float> logits) {
     return drawn(sampler_.request(sequence, 0), logits);
   }
-  control::Sampled first(std::uint64_t parent, const control::OpenSequence& choice,
+  control::Sampled sample_first(std::uint64_t parent, const control::OpenSequence& choice,
                          std::span<const float> logits) {
     return drawn(sampler_.first_request(parent, choice, 0), logits);
   }
@@ -84,7 +84,7 @@ TEST_F(TokenSamplerTest, AForkRemembersTheParentsPrompt) {
   sampler_.saw(1, std::vector<std::int32_t>{2});
   control::OpenSequence child = open;
   child.set_sequence(2);
-  EXPECT_EQ(first(1, child, logits_).token(), 1);
+  EXPECT_EQ(sample_first(1, child, logits_).token(), 1);
   sampler_.fork(1, child);
   sampler_.free(1);
   sampler_.saw(2, std::vector<std::int32_t>{1});  // 3 / 2 < 2.5
@@ -103,7 +103,7 @@ TEST_F(TokenSamplerTest, ChoicesDrawDifferentNumbers) {
   control::OpenSequence other = open;
   other.set_sequence(2);
   other.mutable_sampling()->set_choice(1);
-  EXPECT_NE(first(1, other, flat).token(), first);
+  EXPECT_NE(sample_first(1, other, flat).token(), first);
 }
 
 TEST_F(TokenSamplerTest, NoFiniteLogitGivesNoToken) {
