@@ -43,6 +43,7 @@ class CudaStage final : public Stage {
                                                    const CudaContext& context);
   ~CudaStage() override;
 
+  const kernels::DeviceRope& rope() const { return weights_.rope; }
   // Device memory for scores and expanded blocks, taken by use_store(): what must be left free when
   // the pool is sized.
   std::uint64_t reserved_bytes() const;
