@@ -50,6 +50,11 @@ if(NOT SPINDLE_CUDA STREQUAL "OFF")
       set(CMAKE_CUDA_ARCHITECTURES 80 90a)
     endif()
     enable_language(CUDA)
+    find_path(SPINDLE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    if(NOT SPINDLE_NCCL_INCLUDE_DIR)
+      message(FATAL_ERROR "The CUDA build needs nccl.h (NVIDIA's libnccl-dev); without it set "
+                          "SPINDLE_CUDA=OFF.")
+    endif()
     if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/core/cpu_context.h"
+#include "kernels/core/tensor_view.h"
 
 namespace spindle {
 class CudaContext;
