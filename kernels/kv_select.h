@@ -69,10 +69,12 @@ void select_top_k(const CudaContext& context,
                   const DeviceSelect* rows,  // device, [n_rows]
                   int n_rows);
 
+inline constexpr int kScoreHistogramBins = 32768;  // of positive scores, and bin 0
+
 // The score_histogram of each row as the sparse form's (bin, count) pairs: those of row r are
 // entries[begin[r]] .. entries[begin[r] + size[r] - 1], ascending bins. Rows lie in any order; a
-// row takes at most min(n, 32768) entries. *n_entries is their number, and what would go past
-// `capacity` is left out: the caller gives the sum of the bounds, or less and asks again.
+// row takes at most min(n, kScoreHistogramBins) entries. *n_entries is their number, and what would
+// go past `capacity` is left out: the caller gives the sum of the bounds, or less and asks again.
 struct DeviceHistogramEntry {
   std::uint32_t bin = 0;
   std::uint32_t count = 0;

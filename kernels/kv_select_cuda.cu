@@ -69,8 +69,6 @@ __global__ void __launch_bounds__(kThreads) select_rows(const DeviceSelect* rows
       [&](int t, int place) { row.kept[place] = t + row.add; });
 }
 
-constexpr int kScoreBins = 32768;
-
 // The dense histogram lies in shared memory; its non-empty bins leave in order.
 __global__ void __launch_bounds__(kThreads)
     histogram_rows(const DeviceSelect* rows, DeviceHistograms out) {
@@ -78,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ std::uint32_t shared[kWarps];
   __shared__ std::uint32_t first_entry;
   const DeviceSelect row = rows[blockIdx.x];
-  for (int bin = threadIdx.x; bin < kScoreBins; bin += kThreads) counts[bin] = 0;
+  for (int bin = threadIdx.x; bin < kScoreHistogramBins; bin += kThreads) counts[bin] = 0;
   __syncthreads();
 #pragma unroll 4
   for (int t = threadIdx.x; t < row.n; t += kThreads) {
@@ -86,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     atomicAdd(&counts[score > 0.0F ? __float_as_uint(score) >> 16 : 0], 1U);
   }
   __syncthreads();
-  constexpr int kPerThread = kScoreBins / kThreads;
+  constexpr int kPerThread = kScoreHistogramBins / kThreads;
   // Thread i has the bins 32 i .. 32 i + 31, taken in turns so that lanes meet different banks.
   const int first_bin = static_cast<int>(threadIdx.x) * kPerThread;
   std::uint32_t present = 0;
@@ -125,7 +123,7 @@ void score_histogram(const CudaContext& context, const DeviceSelect* rows, int n
   context.fill(out.n_entries, 0, sizeof(std::uint32_t));
   if (n_rows == 0) return;
   CHECK(n_rows > 0 && rows != nullptr && out.capacity >= 0, "score_histogram rows");
-  constexpr int kBytes = kScoreBins * static_cast<int>(sizeof(std::uint32_t));
+  constexpr int kBytes = kScoreHistogramBins * static_cast<int>(sizeof(std::uint32_t));
   cuda_check(
       cudaFuncSetAttribute(histogram_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   histogram_rows<<<static_cast<unsigned>(n_rows), kThreads, kBytes, context.stream()>>>(rows, out);
