@@ -120,6 +120,9 @@ class CudaBoundaryScorer {
     std::vector<std::int64_t> n_pages;     // [n_layers], expanded
   };
 
+  // Copies to the host go through page-locked memory of this size.
+  static constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
+
   CudaBoundaryScorer(const CudaContext& context, const LlamaStageConfig& config,
                      const kernels::AttentionShape& shape);
   static Layout layout_of(const LlamaStageConfig& config, const kernels::AttentionShape& shape);
