@@ -125,8 +125,9 @@ class AttentionDecodeTest : public testing::GpuTest {
     EXPECT_LE(testing::relative_error(actual, expected), t.of_norm);
   }
 
-  void expect_same(const Problem& p, const std::vector<KvCodec>& codecs, std::int64_t n_tail,
-                   std::int64_t max_gap = 3) {
+  // One sequence whose heads all have these blocks.
+  void expect_same_one(const Problem& p, const std::vector<KvCodec>& codecs, std::int64_t n_tail,
+                       std::int64_t max_gap = 3) {
     std::vector<std::unique_ptr<Sequence>> sequences;
     sequences.push_back(std::make_unique<Sequence>(
         cpu_random, p, std::vector<std::vector<KvCodec>>{codecs}, n_tail, max_gap));
@@ -145,7 +146,7 @@ TEST_F(AttentionDecodeTest, PagesOfEveryLength) {
       const Problem p(2, 4, head_dim, dtype);
       for (const std::int64_t n : {1, 2, 31, 32, 33, 64, 300, 2000}) {
         SCOPED_TRACE("head_dim " + std::to_string(head_dim) + " tokens " + std::to_string(n));
-        expect_same(p, {}, n);
+        expect_same_one(p, {}, n);
       }
     }
   }
@@ -156,14 +157,14 @@ TEST_F(AttentionDecodeTest, EveryGroup) {
     for (const int group : {1, 2, 3, 5, 7, 8, 16, 32}) {
       SCOPED_TRACE("head_dim " + std::to_string(head_dim) + " group " + std::to_string(group));
       const Problem p(group > 8 ? 1 : 3, group, head_dim, DType::kF16);
-      expect_same(p, {{kInt4, kInt4}}, 70);
+      expect_same_one(p, {{kInt4, kInt4}}, 70);
     }
   }
 }
 
 TEST_F(AttentionDecodeTest, LongContext) {
   const Problem p(1, 4, 128, DType::kF16);
-  expect_same(p, {}, 17000);
+  expect_same_one(p, {}, 17000);
 }
 
 class CodecTest : public AttentionDecodeTest, public ::testing::WithParamInterface<KvCodec> {};
@@ -176,8 +177,8 @@ TEST_P(CodecTest, AgainstTheCpu) {
         const Problem p(2, 4, head_dim, dtype, max_gap == 3 ? 0.9F : 1.0F);
         SCOPED_TRACE(codec_name(codec) + " head_dim " + std::to_string(head_dim) + " gap " +
                      std::to_string(max_gap));
-        expect_same(p, {codec}, 1, max_gap);
-        expect_same(p, std::vector<KvCodec>(19, codec), 40, max_gap);
+        expect_same_one(p, {codec}, 1, max_gap);
+        expect_same_one(p, std::vector<KvCodec>(19, codec), 40, max_gap);
       }
     }
   }
