@@ -35,7 +35,8 @@ TEST(HostMemory, HasNoTablesOfItsOwn) {
   auto memory = std::move(*HostMemory::create(4096));
   const std::vector<HeadCache> caches(2);
   EXPECT_TRUE(memory->open_tables(1, caches, 100, {}).ok());
-  EXPECT_TRUE(memory->grow_tables(1, {10, 10}).ok());
+  const std::vector<TableRoom> room = {{10, 10}, {10, 10}};
+  EXPECT_TRUE(memory->grow_tables(1, room).ok());
   memory->tables_changed(1, TableChange::kAll);
   memory->flush_tables();
   EXPECT_EQ(memory->device_heads(1), nullptr);
