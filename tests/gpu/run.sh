@@ -15,6 +15,7 @@ usage: tests/gpu/run.sh [options]
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
   --arch LIST      CUDA architectures (default: 90a)
   --out DIR        results (default: BUILD/gpu-results)
+  --limit N        seconds a program may take (default: 300)
   --jobs N         compile N files at a time (default: one per core)
   --help           this text
 EOT
@@ -27,6 +28,7 @@ prefix=
 arch=90a
 out=
 jobs=$(nproc)
+limit=300
 while (($#)); do
   case $1 in
     --steps) steps=${2:?--steps needs a list}; shift ;;
@@ -35,6 +37,7 @@ while (($#)); do
     --prefix) prefix=${2:?--prefix needs a folder}; shift ;;
     --arch) arch=${2:?--arch needs a list}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
+    --limit) limit=${2:?--limit needs a number}; shift ;;
     --jobs) jobs=${2:?--jobs needs a number}; shift ;;
     --help | -h) usage; exit 0 ;;
     *) printf 'run.sh: unknown option %s\n\n' "$1" >&2; usage >&2; exit 2 ;;
@@ -70,7 +73,8 @@ if wants build; then
   options=()
   if [[ -n $prefix ]]; then
     options+=("-DCMAKE_PREFIX_PATH=$prefix/usr")
-    export PKG_CONFIG_PATH=$prefix/usr/lib/$(uname -m)-linux-gnu/pkgconfig
+    machine=$(uname -m)
+    export PKG_CONFIG_PATH=$prefix/usr/lib/$machine-linux-gnu/pkgconfig
     export PKG_CONFIG_SYSROOT_DIR=$prefix
   fi
   cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPINDLE_CUDA=ON \
@@ -93,7 +97,7 @@ if wants test; then
   for test in "${tests[@]}"; do
     name=$(basename "$test")
     say "$name"
-    timeout 300 "$test" --gtest_brief=1 >"$out/$name.log" 2>&1
+    timeout "$limit" "$test" --gtest_brief=1 >"$out/$name.log" 2>&1
     code=$?
     tail -n 60 "$out/$name.log"
     note "$code" "$name"
@@ -106,7 +110,7 @@ if wants sanitize; then
     for test in "${tests[@]}"; do
       name=$(basename "$test")
       say "$tool $name"
-      timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 77 "$test" --gtest_brief=1 \
+      timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 77 "$test" --gtest_brief=1 \
         >"$out/$tool-$name.log" 2>&1
       code=$?
       tail -n 4 "$out/$tool-$name.log"
@@ -124,7 +128,7 @@ if wants bench; then
     grep -E "$filter"); do
     name=$(basename "$bench")
     say "$name"
-    timeout 300 "$bench" >>"$out/bench.jsonl" 2>"$out/$name.log"
+    timeout "$limit" "$bench" >>"$out/bench.jsonl" 2>"$out/$name.log"
     code=$?
     tail -n 80 "$out/$name.log"
     note "$code" "$name"
