@@ -70,9 +70,9 @@ class Twins {
     config.store.keeps_token_ids = true;
     config.max_model_len = kMaxModelLen;
     config.rope = rope();
-    host_ = std::move(*KvStore::create(config.store));
+    host_ = *KvStore::create(config.store);
     device_ =
-        std::move(*KvStore::create(config.store, std::move(*DeviceMemory::create(gpu, config))));
+        *KvStore::create(config.store, *DeviceMemory::create(gpu, config));
     host_->set_token_table(model_.k_tokens(), model_.v_tokens());
     device_->set_token_table(k_tokens_.data(), v_tokens_.data());
   }
