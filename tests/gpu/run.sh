@@ -84,7 +84,7 @@ if wants build; then
     exit 1
   }
   # What does not compile must not keep the rest from being tested.
-  ninja -C "$build" -j "$jobs" -k 0 >"$out/build.log" 2>&1
+  ninja -C "$build" -j "$jobs" -k 0 spindle_gpu >"$out/build.log" 2>&1
   code=$?
   note "$code" 'the build'
   if ((code != 0)); then grep -E 'error|FAILED' "$out/build.log" | head -n 40; fi
