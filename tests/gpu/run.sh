@@ -15,6 +15,7 @@ usage: tests/gpu/run.sh [options]
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
   --arch LIST      CUDA architectures (default: 90a)
   --out DIR        results (default: BUILD/gpu-results)
+  --commit HASH    what is measured (default: the checkout's HEAD)
   --limit N        seconds a program may take (default: 300)
   --jobs N         compile N files at a time (default: one per core)
   --help           this text
@@ -29,6 +30,7 @@ arch=90a
 out=
 jobs=$(nproc)
 limit=300
+commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
 while (($#)); do
   case $1 in
     --steps) steps=${2:?--steps needs a list}; shift ;;
@@ -37,6 +39,7 @@ while (($#)); do
     --prefix) prefix=${2:?--prefix needs a folder}; shift ;;
     --arch) arch=${2:?--arch needs a list}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
+    --commit) commit=${2:?--commit needs a hash}; shift ;;
     --limit) limit=${2:?--limit needs a number}; shift ;;
     --jobs) jobs=${2:?--jobs needs a number}; shift ;;
     --help | -h) usage; exit 0 ;;
@@ -122,8 +125,7 @@ fi
 if wants bench; then
   : >"$out/bench.jsonl"
   printf '{"name": "run", "commit": "%s", "gpu": "%s"}\n' \
-    "$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
-    "$(head -n 1 "$out/gpus.txt")" >>"$out/bench.jsonl"
+    "$commit" "$(head -n 1 "$out/gpus.txt")" >>"$out/bench.jsonl"
   for bench in $(find "$build/bin" -maxdepth 1 -type f -executable -name 'cuda_*_bench' | sort |
     grep -E "$filter"); do
     name=$(basename "$bench")
