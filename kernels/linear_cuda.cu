@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/core/check.h"
 #include "kernels/cuda/chained_launch.cuh"
@@ -281,44 +282,47 @@ struct Shape {
   int row_tiles;
   int token_tiles;
   int stages;
+  int blocks;  // per multiprocessor and product
 };
-constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 6}, {2, 1, 4}, {1, 2, 5}, {2, 2, 4}};
+constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 12, 1}, {1, 1, 9, 1}, {1, 1, 9, 2},
+                                            {1, 1, 6, 2},  {2, 1, 5, 1}, {2, 1, 5, 2},
+                                            {1, 2, 6, 2},  {2, 2, 4, 1}, {2, 2, 4, 2}};
 
 using Kernel = void (*)(Arguments);
 
-template <LinearOutput kOutput>
-Kernel kernel_of_variant(int variant) {
-  switch (variant) {
-    case 0:
-      return skinny_kernel<kOutput, kShapes[0].row_tiles, kShapes[0].token_tiles,
-                           kShapes[0].stages>;
-    case 1:
-      return skinny_kernel<kOutput, kShapes[1].row_tiles, kShapes[1].token_tiles,
-                           kShapes[1].stages>;
-    case 2:
-      return skinny_kernel<kOutput, kShapes[2].row_tiles, kShapes[2].token_tiles,
-                           kShapes[2].stages>;
-    default:
-      return skinny_kernel<kOutput, kShapes[3].row_tiles, kShapes[3].token_tiles,
-                           kShapes[3].stages>;
-  }
+template <LinearOutput kOutput, int kVariant>
+constexpr Kernel kKernel = skinny_kernel<kOutput, kShapes[kVariant].row_tiles,
+                                         kShapes[kVariant].token_tiles, kShapes[kVariant].stages>;
+
+template <LinearOutput kOutput, int... kVariants>
+Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) {
+  constexpr Kernel kKernels[] = {kKernel<kOutput, kVariants>...};
+  return kKernels[variant];
 }
 
 Kernel kernel_of(LinearOutput output, int variant) {
+  constexpr auto kAll = std::make_integer_sequence<int, kSkinnyVariants>();
   switch (output) {
     case LinearOutput::kBf16:
-      return kernel_of_variant<LinearOutput::kBf16>(variant);
+      return kernel_of_variant<LinearOutput::kBf16>(variant, kAll);
     case LinearOutput::kF32:
-      return kernel_of_variant<LinearOutput::kF32>(variant);
+      return kernel_of_variant<LinearOutput::kF32>(variant, kAll);
     case LinearOutput::kAddF32:
-      return kernel_of_variant<LinearOutput::kAddF32>(variant);
+      return kernel_of_variant<LinearOutput::kAddF32>(variant, kAll);
     case LinearOutput::kSwiglu:
       break;
   }
-  return kernel_of_variant<LinearOutput::kSwiglu>(variant);
+  return kernel_of_variant<LinearOutput::kSwiglu>(variant, kAll);
 }
 
-int shared_bytes(int variant, int n_tokens) {
+// A multiprocessor has 1 KiB more than a block may ask for, and every block takes 1 KiB beside.
+constexpr int kReservedBytes = 1024;
+
+int bytes_for_blocks(const CudaContext& context, int n_blocks) {
+  return (context.shared_bytes_per_block() + kReservedBytes) / n_blocks - kReservedBytes;
+}
+
+int needed_bytes(int variant, int n_tokens) {
   const Shape shape = kShapes[variant];
   const int stage = 2 * shape.row_tiles * kHalfTileBytes + n_tokens * kTokenStepBytes;
   const int meeting = kWarps * shape.row_tiles * shape.token_tiles * 128 * 4;
@@ -364,25 +368,32 @@ unsigned element_blocks(const CudaContext& context, std::int64_t n) {
 void prepare_skinny_linear(const CudaContext& context) {
   for (int output = 0; output < kLinearOutputs; ++output) {
     for (int variant = 0; variant < kSkinnyVariants; ++variant) {
-      const int wanted = shared_bytes(variant, 8 * kShapes[variant].token_tiles);
-      cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(
-                                          kernel_of(static_cast<LinearOutput>(output), variant)),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      std::min(wanted, context.shared_bytes_per_block())),
-                 "shared memory of the skinny product");
+      cuda_check(
+          cudaFuncSetAttribute(
+              reinterpret_cast<const void*>(kernel_of(static_cast<LinearOutput>(output), variant)),
+              cudaFuncAttributeMaxDynamicSharedMemorySize, context.shared_bytes_per_block()),
+          "shared memory of the skinny product");
     }
   }
 }
 
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
   return n_tokens <= 8 * kShapes[variant].token_tiles &&
-         shared_bytes(variant, n_tokens) <= context.shared_bytes_per_block();
+         needed_bytes(variant, n_tokens) <= bytes_for_blocks(context, 2);
+}
+
+int skinny_default(const CudaContext& context, int n_tokens) {
+  for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+    if (n_tokens <= kSkinnyDefaultTokens && skinny_fits(context, variant, n_tokens)) return variant;
+  }
+  return -1;
 }
 
 std::string skinny_name(int variant) {
   const Shape shape = kShapes[variant];
   return "own " + std::to_string(16 * shape.row_tiles) + "x" +
-         std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages";
+         std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages, " +
+         std::to_string(shape.blocks) + (shape.blocks == 1 ? " block" : " blocks");
 }
 
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
@@ -405,10 +416,11 @@ void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
   const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
   a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
   a.n_tokens = product.n_tokens;
-  const int bytes = shared_bytes(variant, product.n_tokens);
-  // A multiprocessor has 1 KiB more than a block may ask for, and every block takes 1 KiB beside.
-  const int resident = std::clamp((context.shared_bytes_per_block() + 1024) / (bytes + 1024), 1, 2);
-  const int blocks = std::min(a.n_tiles, resident * context.n_multiprocessors());
+  // Exactly two blocks fit on a multiprocessor, of this product or of the next one that starts
+  // early: with room for three, blocks of the next product spread unevenly and so does its work.
+  const int bytes =
+      std::max(needed_bytes(variant, product.n_tokens), bytes_for_blocks(context, 3) + 1);
+  const int blocks = std::min(a.n_tiles, kShapes[variant].blocks * context.n_multiprocessors());
   launch_chained(context, "skinny product", kernel_of(output, variant),
                  dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
                  static_cast<std::size_t>(bytes), a);

@@ -25,16 +25,17 @@ struct SkinnyProduct {
   std::int64_t y_stride = 0;
 };
 
-// Shapes of the kernel that tune_linear() lets compete; smaller indices first where two are equal.
-inline constexpr int kSkinnyVariants = 4;
-// What runs without tuning.
+// Shapes of the kernel that tune_linear() lets compete.
+inline constexpr int kSkinnyVariants = 9;
+// Without tuning, up to so many tokens.
 inline constexpr int kSkinnyDefaultTokens = 8;
-inline constexpr int kSkinnyDefaultVariant = 0;
 
 // Lets the kernels use the shared memory they need; once per device before the first call.
 void prepare_skinny_linear(const CudaContext& context);
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens);
-// "own 16x8, 6 stages": rows of W and tokens of a tile.
+// What runs without tuning; -1 for too many tokens.
+int skinny_default(const CudaContext& context, int n_tokens);
+// "own 16x8, 6 stages, 2 blocks": rows of W and tokens of a tile.
 std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);

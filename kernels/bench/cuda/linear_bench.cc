@@ -132,7 +132,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
                            static_cast<double>(shape.n_in),
                   .yardstick = read_bound ? "copy" : "gemm",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
-                  .note = weights[0].choice(shape.form, n_rows)});
+                  .note = weights[0].choice(bench.context(), shape.form, n_rows)});
     if (n_rows > 16) continue;
     for (int variant = 0; variant < kernels::kSkinnyVariants; ++variant) {
       if (!kernels::skinny_fits(bench.context(), variant, static_cast<int>(n_rows))) continue;
