@@ -19,7 +19,7 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 // Chunks of a head's units that blocks share; at least kMinUnits units each.
 constexpr int kMaxChunks = 64;
-constexpr int kMinUnits = 8;
+constexpr int kMinUnits = 2;
 constexpr float kLog2E = 1.4426950408889634F;
 
 __device__ inline void mma_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
