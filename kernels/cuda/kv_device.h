@@ -51,7 +51,7 @@ static_assert(sizeof(DeviceKvBlock) == 32);
 // positions [tail_origin + 32 i, tail_origin + 32 (i + 1)); those below tail_first are not visible.
 struct DeviceKvHead {
   const std::uint32_t* pages = nullptr;  // page numbers of the tail
-  const DeviceKvBlock* blocks = nullptr;
+  const DeviceKvBlock* blocks = nullptr;  // aligned to 8 bytes
   std::int32_t n_blocks = 0;
   std::int32_t tail_origin = 0;
   std::int32_t tail_first = 0;
