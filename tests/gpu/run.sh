@@ -100,9 +100,9 @@ if wants test; then
   for test in "${tests[@]}"; do
     name=$(basename "$test")
     say "$name"
-    timeout "$limit" "$test" --gtest_brief=1 >"$out/$name.log" 2>&1
+    timeout "$limit" "$test" >"$out/$name.log" 2>&1
     code=$?
-    tail -n 60 "$out/$name.log"
+    grep -vE '^\[ RUN|^\[       OK|^\[---|^$' "$out/$name.log" | tail -n 60
     note "$code" "$name"
     skipped=$((skipped + $(grep -cE '^\[  SKIPPED \] [A-Za-z]' "$out/$name.log")))
   done
