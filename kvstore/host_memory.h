@@ -24,10 +24,10 @@ class HostMemory final : public KvMemory {
                                   const LayerTask& layer) override;
 
   Status open_tables(SequenceId, std::span<const HeadCache>, std::int64_t,
-                     const TableRoom&) override {
+                     std::span<const TableRoom>) override {
     return ok_status();
   }
-  Status grow_tables(SequenceId, const TableRoom&) override { return ok_status(); }
+  Status grow_tables(SequenceId, std::span<const TableRoom>) override { return ok_status(); }
   void tables_changed(SequenceId, TableChange) override {}
   void close_tables(SequenceId) override {}
   void flush_tables() override {}

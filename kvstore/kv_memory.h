@@ -50,7 +50,7 @@ struct KvCopy {
   std::uint64_t n_bytes = 0;
 };
 
-// What the tables of a sequence have room for beside its tail.
+// What a head's table has room for beside its tail.
 struct TableRoom {
   std::int64_t n_blocks = 0;
   std::int64_t n_chunks = 0;  // of codebooks
@@ -87,8 +87,9 @@ class KvMemory {
   // n_kv_heads] stay where they are until close_tables(). RESOURCE_EXHAUSTED, with nothing changed,
   // without room for them; with it every later change up to max_tokens and `room` succeeds.
   virtual Status open_tables(SequenceId sequence, std::span<const HeadCache> caches,
-                             std::int64_t max_tokens, const TableRoom& room) = 0;
-  virtual Status grow_tables(SequenceId sequence, const TableRoom& room) = 0;
+                             std::int64_t max_tokens,
+                             std::span<const TableRoom> room) = 0;  // as caches, or empty
+  virtual Status grow_tables(SequenceId sequence, std::span<const TableRoom> room) = 0;
   virtual void tables_changed(SequenceId sequence, TableChange change) = 0;
   virtual void close_tables(SequenceId sequence) = 0;
   // Makes all changes since the last call visible to kernels.

@@ -66,12 +66,12 @@ KvStore::Sequence KvStore::make_sequence(std::int64_t max_tokens) const {
   return sequence;
 }
 
-TableRoom KvStore::table_room(const Sequence& sequence) {
-  TableRoom room;
+std::vector<TableRoom> KvStore::table_room(const Sequence& sequence) {
+  std::vector<TableRoom> room;
   for (const HeadCache& cache : sequence.caches) {
-    room.n_blocks += static_cast<std::int64_t>(cache.blocks.size());
-    room.n_chunks +=
-        static_cast<std::int64_t>(cache.k_book.chunks.size() + cache.v_book.chunks.size());
+    room.push_back(
+        {static_cast<std::int64_t>(cache.blocks.size()),
+         static_cast<std::int64_t>(cache.k_book.chunks.size() + cache.v_book.chunks.size())});
   }
   return room;
 }

@@ -197,8 +197,9 @@ class KvStore {
   Status check_boundary(const Sequence& sequence, const HostEncoding& host,
                         const StageBoundary& boundary) const;
   // That the pieces fit the reservation; answers what the tables then need room for, at most.
-  Result<TableRoom> check_room(const Sequence& sequence, const StageBoundary& boundary) const;
-  static TableRoom table_room(const Sequence& sequence);
+  Result<std::vector<TableRoom>> check_room(const Sequence& sequence,
+                                            const StageBoundary& boundary) const;
+  static std::vector<TableRoom> table_room(const Sequence& sequence);
   HeadTask head_task(const Sequence& sequence, const StageBoundary& boundary,
                      std::size_t table) const;
   std::int64_t pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const;

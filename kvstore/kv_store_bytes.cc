@@ -56,12 +56,12 @@ std::int64_t KvStore::own_tail_pages(const HeadCache& cache, std::size_t n_pages
 
 // Layer by layer, as compress() goes: the pages that a layer's tails give back, then those that its
 // pieces take.
-Result<TableRoom> KvStore::check_room(const Sequence& sequence,
-                                      const StageBoundary& boundary) const {
+Result<std::vector<TableRoom>> KvStore::check_room(const Sequence& sequence,
+                                                   const StageBoundary& boundary) const {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   SequenceArena::Trial arena = sequence.arena.trial();
   std::int64_t n_pages = sequence.reserved_pages;
-  TableRoom room = table_room(sequence);
+  std::vector<TableRoom> room = table_room(sequence);
   std::vector<std::uint64_t> sizes;
   for (std::size_t first = 0; first < n_tables(); first += n_heads) {
     sizes.clear();
@@ -70,8 +70,8 @@ Result<TableRoom> KvStore::check_room(const Sequence& sequence,
       const HeadTask task = head_task(sequence, boundary, table);
       const HeadMove move = move_head(cache, task);
       if (!move.changes) continue;
-      room.n_blocks += n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
-      room.n_chunks += max_chunks(task.plan, move);
+      room[table].n_blocks += n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
+      room[table].n_chunks += max_chunks(task.plan, move);
       append_piece_sizes(cache, task, move, page_layout(), sizes);
       n_pages += own_tail_pages(cache, n_tail_pages_freed(cache, move.tail_origin));
     }

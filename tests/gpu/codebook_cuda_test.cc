@@ -95,7 +95,7 @@ class CodebookCudaTest : public testing::GpuTest {
 };
 
 void CodebookCudaTest::check(const std::vector<Book>& books, int dim, std::int32_t max_entries) {
-  const auto cpu = std::move(*CpuContext::create({.n_threads = 1}));
+  const auto cpu = *CpuContext::create({.n_threads = 1});
   const auto d = static_cast<std::size_t>(dim);
   std::size_t n_rounds = 0;
   for (const Book& book : books) n_rounds = std::max(n_rounds, book.tiles.size());

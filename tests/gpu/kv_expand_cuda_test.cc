@@ -161,7 +161,7 @@ BlockData KvExpandCudaTest::make_block(const Case& c, KvFormat k, KvFormat v, co
   data.rows[0] = make_side(c, k, KvSide::kKey, head, ids, capacity, n, pool, block);
   data.rows[1] = make_side(c, v, KvSide::kValue, head, ids, capacity, n, pool, block);
   if (is_pre_rope(k)) {
-    const auto cpu = std::move(*CpuContext::create({.n_threads = 1}));
+    const auto cpu = *CpuContext::create({.n_threads = 1});
     rope(*cpu, table, positions, c.dim, {data.rows[0].data(), 32, c.dim},
          {data.rows[0].data(), 32, 0, c.dim});
   }

@@ -39,7 +39,7 @@ void RopeAppendCudaTest::check(const Case& c, const std::vector<Chunk>& chunks, 
   const int d = c.head_dim;
   const RopeTable table = testing::make_rope(c.rotary_dim, kMaxPositions, attention_scale);
   const testing::RopeOnDevice rope_on_device(gpu(), table);
-  const auto cpu = std::move(*CpuContext::create({.n_threads = 1}));
+  const auto cpu = *CpuContext::create({.n_threads = 1});
 
   // Rows of all chunks with padding rows in front and between.
   std::vector<std::int32_t> row_sequence;

@@ -17,7 +17,7 @@ TEST(HostMemory, RefusesMoreAddressSpaceThanThereIs) {
 }
 
 TEST(HostMemory, CopiesInTheOrderOfTheCalls) {
-  auto memory = std::move(*HostMemory::create(4096));
+  auto memory = *HostMemory::create(4096);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % 64, 0u);
   const std::vector<std::byte> piece(128, std::byte{7});
   const KvCopy first[] = {{piece.data(), memory->base(), 128}};
@@ -32,10 +32,11 @@ TEST(HostMemory, CopiesInTheOrderOfTheCalls) {
 }
 
 TEST(HostMemory, HasNoTablesOfItsOwn) {
-  auto memory = std::move(*HostMemory::create(4096));
+  auto memory = *HostMemory::create(4096);
   const std::vector<HeadCache> caches(2);
   EXPECT_TRUE(memory->open_tables(1, caches, 100, {}).ok());
-  EXPECT_TRUE(memory->grow_tables(1, {10, 10}).ok());
+  const std::vector<TableRoom> room = {{10, 10}, {10, 10}};
+  EXPECT_TRUE(memory->grow_tables(1, room).ok());
   memory->tables_changed(1, TableChange::kAll);
   memory->flush_tables();
   EXPECT_EQ(memory->device_heads(1), nullptr);

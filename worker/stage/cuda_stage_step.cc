@@ -282,6 +282,25 @@ bool CudaStage::is_boundary(kvstore::SequenceId sequence) const {
   return scorer_->is_boundary(sequence, store_->length(sequence));
 }
 
+BoundarySummary CudaStage::score_boundary(kvstore::SequenceId sequence) {
+  std::vector<const kernels::DeviceLinear*> outputs;
+  for (const CudaLayer& layer : weights_.layers) outputs.push_back(&layer.output);
+  store_->flush_tables();
+  return scorer_->score(
+      sequence, *store_,
+      {pool_, weights_.rope, outputs, expanded_pages_.data(), expanded_pages_.n_bytes()});
+}
+
+Result<kvstore::BoundaryKept> CudaStage::compress(kvstore::SequenceId sequence,
+                                                  kvstore::StageBoundary boundary, bool selects) {
+  std::vector<std::vector<std::int32_t>> kept;
+  if (selects) {
+    kept = scorer_->select(sequence, *store_, boundary.recent, boundary.heads);
+    boundary.kept = kept;
+  }
+  return store_->compress(sequence, boundary);
+}
+
 void CudaStage::close_boundaries(kvstore::SequenceId sequence) { scorer_->free(sequence); }
 
 }  // namespace spindle::worker

@@ -39,7 +39,7 @@ class TokenSamplerTest : public testing::Test {
   }
 
   kernels::SampleWorkspace workspace_;
-  std::unique_ptr<CpuContext> context_ = std::move(*CpuContext::create({1, CpuIsa::kAvx512}));
+  std::unique_ptr<CpuContext> context_ = *CpuContext::create({1, CpuIsa::kAvx512});
   TokenSampler sampler_{*context_};
   // Token 2 is best, then 1, then 3.
   const std::vector<float> logits_ = {0.0F, 3.0F, 4.0F, 2.5F};
