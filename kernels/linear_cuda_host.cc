@@ -333,6 +333,7 @@ struct DeviceLinear::Body {
   std::int64_t n_in = 0;
   std::int64_t n_out = 0;
   DeviceBuffer weights;
+  DeviceBuffer arrived;  // SkinnyProduct::arrived
   std::shared_ptr<const Tuning> tuning;
 };
 
@@ -378,9 +379,10 @@ class DeviceLinearAccess {
       const bool swiglu = output == LinearOutput::kSwiglu;
       const int n_tokens = static_cast<int>(call.n_rows);
       if (!skinny_fits(context, choice.variant, n_tokens)) return false;
-      skinny_linear(context, output, choice.variant,
-                    {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens,
-                     swiglu ? call.swiglu : call.y, swiglu ? call.swiglu_stride : call.y_stride});
+      skinny_linear(
+          context, output, choice.variant,
+          {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens, swiglu ? call.swiglu : call.y,
+           swiglu ? call.swiglu_stride : call.y_stride, b.arrived.as<int>()});
       return true;
     }
     const Product product(output, b.n_out, b.n_in, call);
@@ -410,7 +412,7 @@ using Access = DeviceLinearAccess;
 class Tuner {
  public:
   static Result<Tuner> create(const CudaContext& context, const Access::Body& body,
-                              std::int64_t max_rows) {
+                              std::int64_t max_rows, unsigned forms) {
     Tuner out(context, body);
     int l2_bytes = 0;
     cuda_check(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, context.device()),
@@ -419,12 +421,15 @@ class Tuner {
     const auto n_in = static_cast<std::size_t>(body.n_in);
     const auto n_out = static_cast<std::size_t>(body.n_out);
     const std::size_t n_bytes = body.weights.n_bytes();
+    const bool wide = (forms & (kLinearF32 | kLinearAdd)) != 0;
+    const std::size_t y_bytes = wide ? sizeof(float) : sizeof(Bf16);
     out.n_weights_ = std::clamp<std::size_t>(
         kCacheTurns * static_cast<std::size_t>(l2_bytes) / n_bytes + 1, 1, kMaxCopies);
-    for (const auto& [buffer, size] : {std::pair{&out.x_, rows * n_in * sizeof(Bf16)},
-                                       std::pair{&out.y_, rows * n_out * sizeof(float)},
-                                       std::pair{&out.swiglu_, rows * n_out * sizeof(Bf16)},
-                                       std::pair{&out.copies_, (out.n_weights_ - 1) * n_bytes}}) {
+    for (const auto& [buffer, size] :
+         {std::pair{&out.x_, rows * n_in * sizeof(Bf16)},
+          std::pair{&out.y_, rows * n_out * y_bytes},
+          std::pair{&out.swiglu_, (forms & kLinearSwiglu) != 0 ? rows * n_out : 0},
+          std::pair{&out.copies_, (out.n_weights_ - 1) * n_bytes}}) {
       auto allocated = context.allocate(size, "tuning a matrix product");
       if (!allocated.ok()) return allocated.status();
       *buffer = std::move(*allocated);
@@ -554,6 +559,11 @@ Result<DeviceLinear> DeviceLinear::upload(const CudaContext& context,
   auto weights = context.allocate(n_elements * sizeof(Bf16), "weights");
   if (!weights.ok()) return weights.status();
   body->weights = std::move(*weights);
+  auto arrived = context.allocate(
+      static_cast<std::size_t>(body->n_out / kCountedOutputs + 1) * sizeof(int), "weights");
+  if (!arrived.ok()) return arrived.status();
+  body->arrived = std::move(*arrived);
+  context.fill(body->arrived.data(), 0, body->arrived.n_bytes());
   const bool converts = std::any_of(sources.begin(), sources.end(), [](const WeightSource& source) {
     return source.dtype != DType::kBF16;
   });
@@ -594,7 +604,7 @@ Status tune_linear(const CudaContext& context, DeviceLinear& weights, std::int64
                    unsigned forms) {
   CHECK(max_rows >= 1, "rows to tune for");
   Access::Body& body = Access::body(weights);
-  auto tuner = Tuner::create(context, body, max_rows);
+  auto tuner = Tuner::create(context, body, max_rows, forms);
   if (!tuner.ok()) return tuner.status();
   auto tuning = std::make_shared<Tuning>();
   for (std::int64_t rows = 1;; rows *= 2) {
