@@ -189,19 +189,32 @@ __device__ std::int64_t position_of(const std::byte* pool, const DeviceKvHead& h
   return reinterpret_cast<const std::uint16_t*>(positions)[token];
 }
 
-// Channel and the one it is rotated with at the token's angles. Products are rounded before they
-// are added, as in rope.h.
+__device__ __forceinline__ void load_floats(const float* from, float (&to)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[0];
+  const float4 b = reinterpret_cast<const float4*>(from)[1];
+  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+  to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
+
+// RoPE of the channels [channel, channel + 8) of a token, all rotated the same way or not at all.
+// Products are rounded before they are added, as in rope.h.
 template <int kDim>
-__device__ float rotated(RowTile<kDim>& rows, const Expand& a, int token, int channel,
-                         const float* cos, const float* sin) {
-  const float own = rows.at(token, channel);
-  if (channel >= 2 * a.half) return own;
+__device__ void rotate(const Expand& a, RowTile<kDim>& rows, std::int64_t position, int token,
+                       int channel, float (&x)[8]) {
+  if (channel >= 2 * a.half) return;
   const bool low = channel < a.half;
   const int angle = low ? channel : channel - a.half;
-  const float other = rows.at(token, low ? channel + a.half : angle);
-  const float by_cos = __fmul_rn(own, cos[angle]);
-  const float by_sin = __fmul_rn(other, sin[angle]);
-  return low ? __fsub_rn(by_cos, by_sin) : __fadd_rn(by_cos, by_sin);
+  const int other = low ? channel + a.half : angle;
+  float cos[8];
+  float sin[8];
+  load_floats(a.cos + position * a.half + angle, cos);
+  load_floats(a.sin + position * a.half + angle, sin);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float by_cos = __fmul_rn(x[i], cos[i]);
+    const float by_sin = __fmul_rn(rows.at(token, other + i), sin[i]);
+    x[i] = low ? __fsub_rn(by_cos, by_sin) : __fadd_rn(by_cos, by_sin);
+  }
 }
 
 template <bool kIsBf16>
@@ -211,21 +224,20 @@ __device__ __forceinline__ std::uint16_t page_element(float value) {
 
 template <int kDim, bool kIsBf16>
 __device__ void write_keys(const Expand& a, const DeviceKvHead& head, const DeviceKvBlock& block,
-                           bool rotate, ExpandShared<kDim>& shared, std::byte* page) {
+                           bool pre_rope, ExpandShared<kDim>& shared, std::byte* page) {
   for (int item = static_cast<int>(threadIdx.x); item < kDim * 4; item += kDim) {
     const int token = item / 4 % kKvBlockTokens;
     const int channel = item / (4 * kKvBlockTokens) * 32 + item % 4 * 8;
     Eight out{};
     if (token >= block.first && token < block.end) {
-      const std::int64_t angles =
-          rotate ? position_of(a.pool, head, block, token) * a.half : std::int64_t{0};
+      float x[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float value =
-            rotate ? rotated(shared.rows, a, token, channel + i, a.cos + angles, a.sin + angles)
-                   : shared.rows.at(token, channel + i);
-        out.at[i] = page_element<kIsBf16>(value);
+      for (int i = 0; i < 8; ++i) x[i] = shared.rows.at(token, channel + i);
+      if (pre_rope) {
+        rotate(a, shared.rows, position_of(a.pool, head, block, token), token, channel, x);
       }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out.at[i] = page_element<kIsBf16>(x[i]);
     }
     codec::store_eight(page + item * 16, out);
   }
@@ -323,7 +335,7 @@ void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int 
             pool.layout.page_tokens == kKvPageTokens,
         "kv_expand head_dim");
   CHECK(pool.layout.dtype != DType::kF32, "pages of 16-bit elements");
-  CHECK(rope.rotary_dim <= d && rope.rotary_dim % 2 == 0, "rotary_dim");
+  CHECK(rope.rotary_dim <= d && rope.rotary_dim % 16 == 0, "rotary_dim is a multiple of 16");
   const std::int64_t n_pairs = std::int64_t{n_sequences} * shape.n_kv_heads;
   CHECK(n_sequences >= 0 && shape.n_kv_heads > 0 && n_pairs < 65536 && max_blocks >= 0,
         "kv_expand counts");

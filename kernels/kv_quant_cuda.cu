@@ -225,9 +225,18 @@ LloydTable lloyd_table() {
   return table;
 }
 
+// a / divisor for divisors with a correctly rounded reciprocal: nearest after one correction when
+// the divisor has the 11 bits of an f16 (quotients keep 2^-12 of a step from every tie), after two
+// (Markstein) for any.
+__device__ __forceinline__ float corrected(float quotient, float a, float divisor,
+                                           float reciprocal) {
+  return __fmaf_rn(__fmaf_rn(-quotient, divisor, a), reciprocal, quotient);
+}
+
 // What the codes of a group of even steps are computed with.
 struct Steps {
   float divisor;
+  float reciprocal;  // 0 for scale 0, which makes all codes 0
   float minimum;
   std::uint16_t scale_bits;
   std::uint16_t minimum_bits;
@@ -238,14 +247,18 @@ __device__ __forceinline__ Steps steps_of(float low, float high, float top) {
   steps.scale_bits = codec::saturated_f16(__fdiv_rn(__fsub_rn(high, low), top));
   steps.minimum_bits = codec::saturated_f16(low);
   const float scale = codec::f16_value(steps.scale_bits);
-  steps.divisor = scale == 0.0F ? __int_as_float(0x7f800000) : scale;
+  steps.divisor = scale == 0.0F ? 1.0F : scale;
+  steps.reciprocal = scale == 0.0F ? 0.0F : __frcp_rn(scale);
   steps.minimum = codec::f16_value(steps.minimum_bits);
   return steps;
 }
 
+// The code in the low bits of a float's mantissa.
 __device__ __forceinline__ unsigned step_code(float y, const Steps& steps, float top) {
-  int bits = __float_as_int(__fdiv_rn(__fsub_rn(y, steps.minimum), steps.divisor));
-  bits = min(max(bits, 0), __float_as_int(top));
+  const float a = __fsub_rn(y, steps.minimum);
+  const float quotient =
+      corrected(__fmul_rn(a, steps.reciprocal), a, steps.divisor, steps.reciprocal);
+  const int bits = min(max(__float_as_int(quotient), 0), __float_as_int(top));
   return __float_as_uint(__fadd_rn(__int_as_float(bits), 0x1p23F)) & 0xffU;
 }
 
@@ -256,6 +269,14 @@ __device__ __forceinline__ void widen_range(float value, float& low, float& high
 }
 
 __device__ __forceinline__ void range_of(const float (&y)[kGroup], float& low, float& high) {
+  low = y[0];
+  high = y[0];
+#pragma unroll
+  for (int i = 1; i < kGroup; ++i) {
+    low = fminf(low, y[i]);
+    high = fmaxf(high, y[i]);
+  }
+  if (low != 0.0F && high != 0.0F) return;
   low = y[0];
   high = y[0];
 #pragma unroll
@@ -386,7 +407,8 @@ __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table,
   }
   const float norm = __fsqrt_rn(square);
   const float root = __fsqrt_rn(static_cast<float>(kDim));
-  const float divisor = norm > 0.0F ? __fdiv_rn(norm, root) : __int_as_float(0x7f800000);
+  const float divisor = norm > 0.0F ? __fdiv_rn(norm, root) : 1.0F;
+  const float reciprocal = norm > 0.0F ? __frcp_rn(divisor) : 0.0F;
 
   // Codes, and how often each class occurs among these channels, in bytes.
   std::uint32_t counts[2] = {0, 0};
@@ -394,7 +416,8 @@ __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table,
   for (int i = 0; i < kGroup / 4; ++i) codes[i] = 0;
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    const float z = __fdiv_rn(y[i], divisor);
+    float z = corrected(__fmul_rn(y[i], reciprocal), y[i], divisor, reciprocal);
+    z = corrected(z, y[i], divisor, reciprocal);
     const unsigned bits = __float_as_uint(z);
     const int key = static_cast<int>((bits & 0x7fffffffU) + (bits >> 31));
     unsigned magnitude = 0;

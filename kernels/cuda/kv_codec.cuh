@@ -85,11 +85,11 @@ __device__ __forceinline__ void hadamard(float (&y)[kGroup]) {
   }
 #pragma unroll
   for (int lanes = 1; lanes < kDim / kGroup; lanes *= 2) {
-    const bool upper = (threadIdx.x & static_cast<unsigned>(lanes)) != 0;
+    // other + y in the lower lane, other - y in the upper one; the product is exact.
+    const float sign = (threadIdx.x & static_cast<unsigned>(lanes)) != 0 ? -1.0F : 1.0F;
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      const float other = __shfl_xor_sync(kAllLanes, y[i], lanes);
-      y[i] = upper ? __fsub_rn(other, y[i]) : __fadd_rn(y[i], other);
+      y[i] = __fmaf_rn(sign, y[i], __shfl_xor_sync(kAllLanes, y[i], lanes));
     }
   }
   const float scale = __fdiv_rn(1.0F, __fsqrt_rn(static_cast<float>(kDim)));

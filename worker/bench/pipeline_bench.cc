@@ -51,12 +51,11 @@ struct Options {
   int decode_tokens = 96;
   std::vector<int> prefill_batches = {1, 8};
   std::vector<int> decode_batches = {1, 8, 32};
+  int repeats = 3;  // of which the best counts
   std::vector<int> layers_per_stage;
   kvstore::KvProfile kv_profile = kvstore::KvProfile::kFull;
   double kv_ratio = 0;
 };
-
-constexpr int kRepeats = 3;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -153,9 +152,9 @@ class Bench {
 };
 
 template <typename Measure>
-double best_of(Measure&& measure) {
+double best_of(int repeats, Measure&& measure) {
   double best = 0;
-  for (int i = 0; i < kRepeats; ++i) best = std::max(best, measure());
+  for (int i = 0; i < repeats; ++i) best = std::max(best, measure());
   return best;
 }
 
@@ -216,6 +215,13 @@ struct Limits {
   double bytes_per_second = 0;
 };
 
+// Computing time of all stages so far.
+double busy_seconds(const PipelineEngine& engine) {
+  double sum = 0;
+  for (const engine::StageState& stage : engine.stats().stages) sum += stage.busy_seconds;
+  return sum;
+}
+
 boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                             const std::vector<control::StageInfo>& stages, const Limits& limits,
                             const Options& options) {
@@ -242,7 +248,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   boost::json::array rows;
   const double n_ranks = static_cast<double>(stages.size());
   for (const int batch : options.prefill_batches) {
-    const double rate = best_of([&] { return bench.prefill_rate(batch); });
+    const double rate = best_of(options.repeats, [&] { return bench.prefill_rate(batch); });
     const double flops = rate * prefill_flops_per_token(m, options.prefill_tokens);
     std::printf("prefill  batch %2d of %d  %8.0f tokens/s  %9.1f GFLOP/s", batch,
                 options.prefill_tokens, rate, flops / 1e9);
@@ -258,7 +264,9 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   }
   const double n_context = options.decode_prompt + options.decode_tokens / 2.0;
   for (const int batch : options.decode_batches) {
-    const double rate = best_of([&] { return bench.decode_rate(batch); });
+    const double busy_before = busy_seconds(engine);
+    const Clock::time_point row_began = Clock::now();
+    const double rate = best_of(options.repeats, [&] { return bench.decode_rate(batch); });
     // Weights are read once for each micro-batch; all stages' micro-batches together make a round.
     const double rounds = rate / batch * std::min<double>(batch, n_ranks);
     const double weight_rate = rounds * step_weight_bytes;
@@ -267,12 +275,15 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     const bool is_full = options.kv_profile == kvstore::KvProfile::kFull;
     const double share = (weight_rate + (is_full ? kv_rate : 0)) / limits.bytes_per_second;
     const double flops = rate * decode_flops_per_token(m, n_context);
+    // Prefill of the prompts included.
+    const double busy =
+        (busy_seconds(engine) - busy_before) / (seconds_between(row_began, Clock::now()) * n_ranks);
     std::printf(
         "decode   batch %2d at %.0f tokens, %s  %8.1f tokens/s, %7.3f ms a round  %5.1f GB/s of "
-        "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s\n",
+        "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s, stages busy %.1f %%\n",
         batch, n_context, std::string(kvstore::profile_name(options.kv_profile)).c_str(), rate,
         1e3 * batch / rate, weight_rate / 1e9, kv_rate / 1e9, 100 * share,
-        options.on_gpu ? "copy rate" : "read rate");
+        options.on_gpu ? "copy rate" : "read rate", 100 * busy);
     rows.push_back({{"phase", "decode"},
                     {"batch", batch},
                     {"context", n_context},
@@ -281,7 +292,8 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                     {"gflops", flops / 1e9},
                     {"weight_gb_per_s", weight_rate / 1e9},
                     {"full_kv_gb_per_s", kv_rate / 1e9},
-                    {"share_of_read", share}});
+                    {"share_of_read", share},
+                    {"busy_share", busy}});
     std::fflush(stdout);
   }
   report["rows"] = rows;
@@ -304,6 +316,8 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
   app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows");
   app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
+  app.add_option("--repeats", options.repeats, "runs of a row, of which the best counts")
+      ->check(CLI::PositiveNumber);
   app.add_option("--layers-per-stage", options.layers_per_stage, "one for each rank")
       ->delimiter(',');
   std::string profile = "full";
