@@ -2,7 +2,6 @@
 // kv_store.cc.
 
 #include <algorithm>
-#include <functional>
 #include <string>
 
 #include "kvstore/kv_store.h"
@@ -56,34 +55,36 @@ std::int64_t KvStore::own_tail_pages(const HeadCache& cache, std::size_t n_pages
 
 // Layer by layer, as compress() goes: the pages that a layer's tails give back, then those that its
 // pieces take.
-Result<std::vector<TableRoom>> KvStore::check_room(const Sequence& sequence,
-                                                   const StageBoundary& boundary) const {
+Result<KvStore::BoundaryWork> KvStore::check_room(const Sequence& sequence,
+                                                  const StageBoundary& boundary) const {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   SequenceArena::Trial arena = sequence.arena.trial();
   std::int64_t n_pages = sequence.reserved_pages;
-  std::vector<TableRoom> room = table_room(sequence);
-  std::vector<std::uint64_t> sizes;
+  BoundaryWork work;
+  work.moves.resize(n_tables());
+  work.room = table_room(sequence);
   for (std::size_t first = 0; first < n_tables(); first += n_heads) {
-    sizes.clear();
+    PieceSizes sizes;
     for (std::size_t table = first; table < first + n_heads; ++table) {
       const HeadCache& cache = sequence.caches[table];
       const HeadTask task = head_task(sequence, boundary, table);
-      const HeadMove move = move_head(cache, task);
+      HeadMove& move = work.moves[table];
+      move = move_head(cache, task);
       if (!move.changes) continue;
-      room[table].n_blocks += n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
-      room[table].n_chunks += max_chunks(task.plan, move);
+      work.room[table].n_blocks +=
+          n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
+      work.room[table].n_chunks += max_chunks(task.plan, move);
       append_piece_sizes(cache, task, move, page_layout(), sizes);
       n_pages += own_tail_pages(cache, n_tail_pages_freed(cache, move.tail_origin));
     }
-    std::stable_sort(sizes.begin(), sizes.end(), std::greater<>());
     std::int64_t n_taken = 0;
-    for (const std::uint64_t size : sizes) n_taken = arena.allocate(size);
+    for (const auto& [size, n] : sizes) n_taken = arena.allocate(size, n);
     if (n_taken > n_pages) {
       return resource_exhausted("compressed KV needs " + std::to_string(n_taken) +
                                 " pages, the sequence may take " + std::to_string(n_pages));
     }
   }
-  return room;
+  return work;
 }
 
 // Pages that the sequence may still take until it holds max_tokens, when generated tokens leave the

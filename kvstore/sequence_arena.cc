@@ -117,17 +117,23 @@ SequenceArena::Trial SequenceArena::trial() const {
   return trial;
 }
 
-std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes) {
+std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes, std::int64_t n) {
   const std::uint64_t size = rounded(bytes);
-  auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
-  std::uint64_t left = page_bytes_ - size;
-  if (gap == gaps_.end()) {
-    ++n_pages_;
-  } else {
-    left = *gap - size;
-    gaps_.erase(gap);
+  while (n > 0) {
+    const auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
+    std::uint64_t room = page_bytes_;
+    if (gap == gaps_.end()) {
+      ++n_pages_;
+    } else {
+      room = *gap;
+      gaps_.erase(gap);
+    }
+    // What is left of the best gap is the best one for the next piece, while it fits.
+    const std::int64_t n_here = std::min(n, static_cast<std::int64_t>(room / size));
+    n -= n_here;
+    room -= static_cast<std::uint64_t>(n_here) * size;
+    if (room > 0) gaps_.insert(std::lower_bound(gaps_.begin(), gaps_.end(), room), room);
   }
-  if (left > 0) gaps_.insert(std::lower_bound(gaps_.begin(), gaps_.end(), left), left);
   return n_pages_;
 }
 

@@ -41,8 +41,8 @@ class SequenceArena {
   // Allocates on paper: how many pages a series of allocations would take, in that order.
   class Trial {
    public:
-    // Answers the pages taken so far.
-    std::int64_t allocate(std::uint64_t bytes);
+    // n pieces of one size. Answers the pages taken so far.
+    std::int64_t allocate(std::uint64_t bytes, std::int64_t n = 1);
 
    private:
     friend class SequenceArena;
