@@ -226,6 +226,11 @@ class KvStore {
                         const StageBoundary& boundary, std::span<HeadMove> moves);
   void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
+  std::uint64_t head_bytes(const HeadCache& cache) const {
+    return cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
+  }
+  void count_bytes(const Sequence& sequence, int sign);
+  // Walks the blocks.
   std::uint64_t piece_bytes(const HeadCache& cache) const;
   HeadKept head_kept(const HeadCache& cache, std::int64_t n_tokens) const;
 
@@ -235,6 +240,7 @@ class KvStore {
   const std::uint16_t* token_k_ = nullptr;
   const std::uint16_t* token_v_ = nullptr;
   std::unordered_map<SequenceId, Sequence> sequences_;
+  std::vector<std::uint64_t> layer_used_bytes_;  // KvStats
 };
 
 }  // namespace spindle::kvstore

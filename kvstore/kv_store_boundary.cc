@@ -104,6 +104,7 @@ void KvStore::free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_
 void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move) {
   const auto release = [&](const std::byte* piece, std::uint64_t bytes) {
     if (piece == nullptr || bytes == 0) return;
+    cache.piece_bytes -= arena_bytes(bytes);
     const std::int64_t n_free = sequence.arena.release(piece, bytes);
     CHECK(pool_->reserve(n_free).ok(), "pages were just freed");
     sequence.reserved_pages += n_free;
@@ -121,11 +122,14 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
     release(block->v.codes, v.codes);
     release(block->v.scales, v.scales);
     release(block->positions, config_.wide_positions ? 128 : 64);
+    cache.block_tokens.count(*block, -1);
   }
   cache.blocks.erase(first, end);
   if (move.first_of_next_block > 0) {
-    cache.blocks[move.first_expired_block].first =
-        static_cast<std::uint8_t>(move.first_of_next_block);
+    kernels::KvBlock& next = cache.blocks[move.first_expired_block];
+    cache.block_tokens.count(next, -1);
+    next.first = static_cast<std::uint8_t>(move.first_of_next_block);
+    cache.block_tokens.count(next, 1);
   }
 }
 
@@ -133,8 +137,11 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
                             std::vector<EncodedHead>& encoded) {
   // Largest first: sizes divide each other, so nothing is left between them.
   std::map<std::size_t, std::vector<Waiting>, std::greater<>> waiting;
+  HeadCache* owner = nullptr;
   const auto add = [&](Piece piece, const std::byte** place) {
-    if (!piece.empty()) waiting[piece.size()].push_back({piece, place});
+    if (piece.empty()) return;
+    owner->piece_bytes += arena_bytes(piece.size());
+    waiting[piece.size()].push_back({piece, place});
   };
   const std::uint64_t chunk_bytes = codebook_chunk_bytes(config_.shape.head_dim);
   const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries) {
@@ -149,9 +156,11 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   std::vector<const std::byte*> means(2 * encoded.size());
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     HeadCache& cache = sequence.caches[first_table + h];
+    owner = &cache;
     cache.blocks.reserve(cache.blocks.size() + encoded[h].blocks.size());
     for (EncodedBlock& block : encoded[h].blocks) {
       cache.blocks.push_back(block.view);
+      cache.block_tokens.count(block.view, 1);
       kernels::KvBlock& placed = cache.blocks.back();
       add(block.k.codes, &placed.k.codes);
       add(block.k.scales, &placed.k.scales);
@@ -203,6 +212,8 @@ Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   const std::size_t first = static_cast<std::size_t>(layer) * n_heads;
   const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, n_heads);
+  std::uint64_t& used_bytes = layer_used_bytes_[static_cast<std::size_t>(layer)];
+  for (const HeadCache& cache : caches) used_bytes -= head_bytes(cache);
   std::vector<HeadTask> tasks;
   for (std::size_t h = 0; h < n_heads; ++h) {
     tasks.push_back(head_task(sequence, boundary, first + h));
@@ -217,9 +228,9 @@ Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence
     free_tail(sequence, caches[h], move.tail_origin);
     caches[h].tail_first = move.tail_first;
   }
-  if (Status status = place_layer(sequence, first, encoded); !status.ok()) return status;
-  for (HeadCache& cache : caches) cache.piece_bytes = piece_bytes(cache);
-  return ok_status();
+  Status status = place_layer(sequence, first, encoded);
+  for (const HeadCache& cache : caches) used_bytes += head_bytes(cache);
+  return status;
 }
 
 void KvStore::forget_token_ids(Sequence& sequence) const {

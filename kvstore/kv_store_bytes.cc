@@ -13,8 +13,6 @@ using kernels::KvFormat;
 using kernels::KvSide;
 constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
 
-std::uint64_t rounded(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 bool is_raw(const HeadPlan& plan) { return plan.codec == kernels::KvCodec{}; }
 bool is_kivi(KvFormat format) { return format == KvFormat::kKivi4 || format == KvFormat::kKivi2; }
 
@@ -35,7 +33,7 @@ std::int64_t max_chunks(const HeadPlan& plan, const HeadMove& move) {
 // What a piece takes of its page when only pieces of its size lie there.
 std::uint64_t packed_bytes(std::uint64_t bytes, std::uint64_t page_bytes) {
   if (bytes == 0) return 0;
-  const std::uint64_t per_page = page_bytes / rounded(bytes);
+  const std::uint64_t per_page = page_bytes / arena_bytes(bytes);
   return (page_bytes + per_page - 1) / per_page;
 }
 
@@ -184,6 +182,15 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
   return bytes;
 }
 
+void KvStore::count_bytes(const Sequence& sequence, int sign) {
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    std::uint64_t& used = layer_used_bytes_[table / n_heads];
+    const std::uint64_t bytes = head_bytes(sequence.caches[table]);
+    used = sign > 0 ? used + bytes : used - bytes;
+  }
+}
+
 std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
   std::uint64_t bytes = 0;
   const int d = config_.shape.head_dim;
@@ -192,27 +199,24 @@ std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
                                           block.capacity, config_.wide_ids);
     const auto v = kernels::kv_side_bytes(block.codec.v, KvSide::kValue, d, config_.shape.dtype,
                                           block.capacity, config_.wide_ids);
-    bytes += rounded(k.codes) + rounded(k.scales) + rounded(v.codes) + rounded(v.scales);
+    bytes +=
+        arena_bytes(k.codes) + arena_bytes(k.scales) + arena_bytes(v.codes) + arena_bytes(v.scales);
     if (block.positions != nullptr) bytes += config_.wide_positions ? 128 : 64;
   }
-  const std::uint64_t mean_bytes = rounded(2ULL * static_cast<std::uint64_t>(d));
+  const std::uint64_t mean_bytes = arena_bytes(2ULL * static_cast<std::uint64_t>(d));
   if (cache.context.k_mean != nullptr) bytes += mean_bytes;
   if (cache.context.v_mean != nullptr) bytes += mean_bytes;
-  bytes +=
-      (cache.k_book.chunks.size() + cache.v_book.chunks.size()) * rounded(codebook_chunk_bytes(d));
+  bytes += (cache.k_book.chunks.size() + cache.v_book.chunks.size()) *
+           arena_bytes(codebook_chunk_bytes(d));
   return bytes;
 }
 
 HeadKept KvStore::head_kept(const HeadCache& cache, std::int64_t n_tokens) const {
   HeadKept kept;
   kept.n_tokens = cache.n_block_tokens() + n_tokens - cache.tail_first;
-  kept.bytes = cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
-  std::int64_t k_tokens = 0;
-  std::int64_t v_tokens = 0;
-  for (const kernels::KvBlock& block : cache.blocks) {
-    if (block.codec.k == KvFormat::kCodebook) k_tokens += block.end;
-    if (block.codec.v == KvFormat::kCodebook) v_tokens += block.end;
-  }
+  kept.bytes = head_bytes(cache);
+  const std::int64_t k_tokens = cache.block_tokens.n_in_k_book;
+  const std::int64_t v_tokens = cache.block_tokens.n_in_v_book;
   if (k_tokens > 0) {
     kept.k_entries_per_token =
         static_cast<double>(cache.k_book.n_filled) / static_cast<double>(k_tokens);

@@ -6,18 +6,8 @@
 #include "kernels/core/check.h"
 
 namespace spindle::kvstore {
-namespace {
-
-constexpr std::uint64_t kAlignment = 64;
-
-std::uint64_t rounded(std::uint64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-}  // namespace
-
 std::byte* SequenceArena::allocate(std::uint64_t bytes, std::int64_t* n_reserved) {
-  const std::uint64_t size = rounded(bytes);
+  const std::uint64_t size = arena_bytes(bytes);
   CHECK(bytes > 0 && size <= pool_->page_bytes(), "a piece fits a page");
   auto gap = std::find_if(gaps_.begin(), gaps_.end(),
                           [size](const Gap& candidate) { return candidate.bytes >= size; });
@@ -71,7 +61,7 @@ void SequenceArena::remove_page(std::size_t index) {
 }
 
 std::int64_t SequenceArena::release(const std::byte* piece, std::uint64_t bytes) {
-  const std::uint64_t size = rounded(bytes);
+  const std::uint64_t size = arena_bytes(bytes);
   const std::size_t index = page_of(piece);
   Page& page = pages_[index];
   CHECK(page.live_bytes >= size && live_bytes_ >= size, "a piece is released once");
@@ -118,7 +108,7 @@ SequenceArena::Trial SequenceArena::trial() const {
 }
 
 std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes, std::int64_t n) {
-  const std::uint64_t size = rounded(bytes);
+  const std::uint64_t size = arena_bytes(bytes);
   while (n > 0) {
     const auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
     std::uint64_t room = page_bytes_;

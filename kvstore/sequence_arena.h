@@ -16,6 +16,11 @@
 
 namespace spindle::kvstore {
 
+// What a piece takes of its page.
+constexpr std::uint64_t arena_bytes(std::uint64_t piece_bytes) {
+  return (piece_bytes + 63) / 64 * 64;
+}
+
 class SequenceArena {
  public:
   explicit SequenceArena(PagePool& pool) : pool_(&pool) {}
