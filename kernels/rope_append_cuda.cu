@@ -6,7 +6,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 
@@ -144,6 +144,8 @@ __device__ void append_rotated(const Append& a, int item) {
 
 template <int kDim, bool kIsBf16>
 __global__ void __launch_bounds__(kThreads) rope_append_kernel(const Append a) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int block = static_cast<int>(blockIdx.x);
   const int thread = static_cast<int>(threadIdx.x);
   if (block < a.n_value_blocks) {
@@ -195,15 +197,16 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
   a.q = reinterpret_cast<std::uint16_t*>(q.data);
   a.q_stride = q.stride;
   a.n_value_blocks = static_cast<int>((value_warps + kWarps - 1) / kWarps);
-  const auto n_blocks = static_cast<unsigned>(a.n_value_blocks + (items + kThreads - 1) / kThreads);
+  const dim3 grid(static_cast<unsigned>(a.n_value_blocks + (items + kThreads - 1) / kThreads));
   const bool is_bf16 = pool.layout.dtype == DType::kBF16;
-  const auto launch = [&](auto kernel) { kernel<<<n_blocks, kThreads, 0, context.stream()>>>(a); };
+  const auto launch = [&](auto kernel) {
+    launch_chained(context, "rope_append", kernel, grid, dim3(kThreads), 0, a);
+  };
   if (d == 64) {
     is_bf16 ? launch(rope_append_kernel<64, true>) : launch(rope_append_kernel<64, false>);
   } else {
     is_bf16 ? launch(rope_append_kernel<128, true>) : launch(rope_append_kernel<128, false>);
   }
-  check_launch("rope_append");
 }
 
 }  // namespace spindle::kernels

@@ -80,6 +80,7 @@ class KvCodecBench {
           std::pair{"raw", KvFormat::kRaw}}) {
       encode_and_expand(name, format);
     }
+    codebook(1, 0, 0);
     codebook(1, 0);
     codebook(1, 2048);
     codebook(16, 0);
@@ -127,7 +128,7 @@ class KvCodecBench {
     }
     const DeviceBuffer rows = upload(bench_, row_sequence);
     const DeviceBuffer at = upload(bench_, positions);
-    const double us = bench_.median_us([&](int run) {
+    const auto append_once = [&](int run) {
       const int input = run % kInputs;
       const ConstBf16Rows in(qkv.as<Bf16>() + std::int64_t{input} * kBatch * kWidth, kBatch,
                              kWidth);
@@ -135,8 +136,15 @@ class KvCodecBench {
                   at.as<std::int32_t>() + std::int64_t{input} * kBatch,
                   sequences_.as<DeviceSequence>(), 0, {kHeads, kKvHeads, kDim},
                   {pool_.data(), layout_}, F16Rows(q.as<F16>(), kBatch, kHeads * kDim));
-    });
-    report("rope_append", {{"rows", kBatch}}, us, kBatch * (4.0 * kWidth + 4.0 * kDim));
+    };
+    const double bytes = kBatch * (4.0 * kWidth + 4.0 * kDim);
+    const double us = bench_.median_us(append_once);
+    report("rope_append", {{"rows", kBatch}}, us, bytes);
+    // As behind another kernel of a step, without what an empty stream and two events cost.
+    const double chained_us = bench_.median_us([&](int run) {
+      for (int i = 0; i < kLayers; ++i) append_once(run * kLayers + i);
+    }) / kLayers;
+    report("rope_append_in_a_row", {{"rows", kBatch}}, chained_us, bytes);
     return us;
   }
 
@@ -303,20 +311,22 @@ class KvCodecBench {
     report("kv_expand_" + name, {{"tokens", kTokens}, {"kv_heads", kKvHeads}}, expand_us, moved);
   }
 
-  // Tiles of 1,024 rows in 300 clusters of which about half the rows become entries.
-  void codebook(int n_tiles, int n_entries) {
+  // Tiles of 1,024 rows in 300 clusters, of which about half the rows become entries, or in none:
+  // then the cover is one step, and the time is that of the products.
+  void codebook(int n_tiles, int n_entries, int n_clusters = 300) {
     constexpr int kRows = static_cast<int>(kCodebookTileTokens);
-    constexpr int kClusters = 300;
     constexpr int kRuns = 35;
     std::normal_distribution<float> normal;
-    std::vector<float> centres(std::size_t{kClusters} * kDim);
+    std::vector<float> centres(static_cast<std::size_t>(std::max(n_clusters, 1)) * kDim);
     for (float& value : centres) value = normal(random_);
     std::vector<F16> rows;
     for (int r = 0; r < n_tiles * kRows; ++r) {
-      const int cluster = std::uniform_int_distribution<int>(0, kClusters - 1)(random_);
+      const int cluster =
+          std::uniform_int_distribution<int>(0, std::max(n_clusters, 1) - 1)(random_);
       const float noise = std::uniform_real_distribution<float>(0.05F, 0.35F)(random_);
       for (int i = 0; i < kDim; ++i) {
-        const float centre = centres[static_cast<std::size_t>(cluster * kDim + i)];
+        const float centre =
+            n_clusters == 0 ? 0.0F : centres[static_cast<std::size_t>(cluster * kDim + i)];
         rows.push_back({f32_to_f16(centre + noise * normal(random_))});
       }
     }
@@ -362,6 +372,7 @@ class KvCodecBench {
     Result result;
     result.name = "codebook_match";
     result.parameters = {{"tiles", static_cast<double>(n_tiles)},
+                         {"clusters", static_cast<double>(n_clusters)},
                          {"rows", kRows},
                          {"earlier_entries", static_cast<double>(n_entries)}};
     result.median_us = us;
