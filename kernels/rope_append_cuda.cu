@@ -17,6 +17,12 @@ using codec::Eight;
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+// Of one lane. Each is a sector of its own in a decode step: few, so that they spread over the SMs.
+constexpr int kValueChannels = 4;
+
+struct alignas(2 * kValueChannels) Values {
+  std::uint16_t at[kValueChannels];
+};
 
 struct Append {
   const std::uint16_t* qkv;  // bf16
@@ -49,11 +55,11 @@ __device__ Slot slot_of(const Append& a, int sequence, int kv_head, int position
   return {a.pool + head.pages[offset / kKvPageTokens] * a.page_bytes, offset % kKvPageTokens};
 }
 
-// One warp: eight channels of V of one head for 32 rows. A page has the tokens of a channel side by
+// One warp: a few channels of V of one head for 32 rows. A page has the tokens of a channel side by
 // side, so rows of one sequence make whole runs, and rows of 32 sequences cost what they must.
 template <int kDim, bool kIsBf16>
 __device__ void append_values(const Append& a, int warp, int lane) {
-  constexpr int kChunks = kDim / 8;
+  constexpr int kChunks = kDim / kValueChannels;
   const int chunk = warp % kChunks;
   const int head = warp / kChunks % a.n_kv_heads;
   const int row = warp / kChunks / a.n_kv_heads * 32 + lane;
@@ -61,12 +67,13 @@ __device__ void append_values(const Append& a, int warp, int lane) {
   const int sequence = a.row_sequence[row];
   if (sequence < 0) return;
   const std::int64_t column = static_cast<std::int64_t>(a.n_heads + a.n_kv_heads + head) * kDim;
-  const Eight values = codec::load_eight(a.qkv + row * a.qkv_stride + column + chunk * 8);
+  const Values values = *reinterpret_cast<const Values*>(a.qkv + row * a.qkv_stride + column +
+                                                         chunk * kValueChannels);
   const Slot slot = slot_of(a, sequence, head, a.positions[row]);
   auto* out = reinterpret_cast<std::uint16_t*>(slot.page) + kDim * kKvPageTokens +
-              chunk * 8 * kKvPageTokens + slot.token;
+              chunk * kValueChannels * kKvPageTokens + slot.token;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kValueChannels; ++i) {
     out[i * kKvPageTokens] =
         kIsBf16 ? values.at[i] : codec::f16_bits(codec::widened<true>(values.at[i]));
   }
@@ -174,7 +181,7 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
   CHECK(qkv.stride % 8 == 0 && q.stride % 8 == 0, "rows of whole 16 bytes");
   CHECK(rope.rotary_dim <= d && rope.rotary_dim % 16 == 0, "rotary_dim is a multiple of 16");
   if (qkv.n_rows == 0) return;
-  const std::int64_t value_warps = (qkv.n_rows + 31) / 32 * shape.n_kv_heads * (d / 8);
+  const std::int64_t value_warps = (qkv.n_rows + 31) / 32 * shape.n_kv_heads * (d / kValueChannels);
   const std::int64_t items = qkv.n_rows * (shape.n_heads + shape.n_kv_heads) * (d / 16);
   CHECK(items < (std::int64_t{1} << 30) && value_warps < (std::int64_t{1} << 30),
         "rows of one step");

@@ -73,6 +73,7 @@ class KvCodecBench {
         "{\"name\": \"append_and_encode_share_of_step\", \"step_us\": %.1f, \"share\": %.5f, "
         "\"bar\": 0.05}\n",
         step_us, share);
+    append_chunk();
     gather_and_mean();
     for (const auto& [name, format] :
          {std::pair{"int4", KvFormat::kInt4}, std::pair{"kivi4", KvFormat::kKivi4},
@@ -146,6 +147,27 @@ class KvCodecBench {
     }) / kLayers;
     report("rope_append_in_a_row", {{"rows", kBatch}}, chained_us, bytes);
     return us;
+  }
+
+  // A prefill chunk of one sequence.
+  void append_chunk() {
+    make_tables(1);
+    constexpr int kRows = 8192;
+    constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
+    const DeviceBuffer qkv =
+        bench_.random(std::size_t{kRows} * kWidth * 2, Bench::Fill::kNormalBf16);
+    const DeviceBuffer q = bench_.allocate(std::size_t{kRows} * kHeads * kDim * 2);
+    std::vector<std::int32_t> positions(kRows);
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int>(i);
+    const DeviceBuffer rows = upload(bench_, std::vector<std::int32_t>(kRows, 0));
+    const DeviceBuffer at = upload(bench_, positions);
+    const double us = bench_.median_us([&](int) {
+      rope_append(bench_.context(), rope_, ConstBf16Rows(qkv.as<Bf16>(), kRows, kWidth),
+                  rows.as<std::int32_t>(), at.as<std::int32_t>(), sequences_.as<DeviceSequence>(),
+                  0, {kHeads, kKvHeads, kDim}, {pool_.data(), layout_},
+                  F16Rows(q.as<F16>(), kRows, kHeads * kDim));
+    });
+    report("rope_append", {{"rows", kRows}}, us, kRows * (4.0 * kWidth + 4.0 * kDim));
   }
 
   // What one layer does when 32 sequences move 64 tokens each out of their tails, as int4.
