@@ -131,7 +131,7 @@ struct DeviceKvPool {
 // tail pages of its sequence. rotary_dim is a multiple of 16, rows of qkv and q are 16-byte
 // aligned.
 void rope_append(const CudaContext& context, const DeviceRope& rope,
-                 ConstBf16Rows qkv,                 // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
+                 ConstRows qkv,                     // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
                  const std::int32_t* row_sequence,  // [n_tokens], index in `sequences`; -1: no row
                  const std::int32_t* positions,     // [n_tokens]
                  const DeviceSequence* sequences, int layer, const AttentionShape& shape,

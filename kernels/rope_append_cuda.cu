@@ -20,12 +20,12 @@ constexpr int kWarps = kThreads / 32;
 // Of one lane. Each is a sector of its own in a decode step: few, so that they spread over the SMs.
 constexpr int kValueChannels = 4;
 
-struct alignas(2 * kValueChannels) Values {
-  std::uint16_t at[kValueChannels];
+struct alignas(sizeof(float) * kValueChannels) Values {
+  float at[kValueChannels];
 };
 
 struct Append {
-  const std::uint16_t* qkv;  // bf16
+  const float* qkv;
   std::int64_t qkv_stride;
   const std::int32_t* row_sequence;
   const std::int32_t* positions;
@@ -74,8 +74,7 @@ __device__ void append_values(const Append& a, int warp, int lane) {
               chunk * kValueChannels * kKvPageTokens + slot.token;
 #pragma unroll
   for (int i = 0; i < kValueChannels; ++i) {
-    out[i * kKvPageTokens] =
-        kIsBf16 ? values.at[i] : codec::f16_bits(codec::widened<true>(values.at[i]));
+    out[i * kKvPageTokens] = codec::narrowed<kIsBf16>(values.at[i]);
   }
 }
 
@@ -111,16 +110,11 @@ __device__ void append_rotated(const Append& a, int item) {
   const int low = rotated ? part * 8 : 2 * a.half + (part - a.half / 8) * 16;
   const int high = rotated ? low + a.half : low + 8;
 
-  const std::uint16_t* in = a.qkv + row * a.qkv_stride + head * kDim;
-  const Eight low_bits = codec::load_eight(in + low);
-  const Eight high_bits = codec::load_eight(in + high);
+  const float* in = a.qkv + row * a.qkv_stride + head * kDim;
   float x[8];
   float y[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    x[i] = codec::widened<true>(low_bits.at[i]);
-    y[i] = codec::widened<true>(high_bits.at[i]);
-  }
+  load_floats(in + low, x);
+  load_floats(in + high, y);
   if (rotated) {
     const std::int64_t at = static_cast<std::int64_t>(position) * a.half + low;
     float cos[8];
@@ -164,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(const Append a) {
 
 }  // namespace
 
-void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Rows qkv,
+void rope_append(const CudaContext& context, const DeviceRope& rope, ConstRows qkv,
                  const std::int32_t* row_sequence, const std::int32_t* positions,
                  const DeviceSequence* sequences, int layer, const AttentionShape& shape,
                  const DeviceKvPool& pool, F16Rows q) {
@@ -178,7 +172,7 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
   CHECK(qkv.width == std::int64_t{shape.n_heads + 2 * shape.n_kv_heads} * d &&
             q.width == std::int64_t{shape.n_heads} * d && q.n_rows == qkv.n_rows,
         "rope_append rows");
-  CHECK(qkv.stride % 8 == 0 && q.stride % 8 == 0, "rows of whole 16 bytes");
+  CHECK(qkv.stride % 4 == 0 && q.stride % 8 == 0, "rows of whole 16 bytes");
   CHECK(rope.rotary_dim <= d && rope.rotary_dim % 16 == 0, "rotary_dim is a multiple of 16");
   if (qkv.n_rows == 0) return;
   const std::int64_t value_warps = (qkv.n_rows + 31) / 32 * shape.n_kv_heads * (d / kValueChannels);
@@ -187,7 +181,7 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
         "rows of one step");
 
   Append a{};
-  a.qkv = reinterpret_cast<const std::uint16_t*>(qkv.data);
+  a.qkv = qkv.data;
   a.qkv_stride = qkv.stride;
   a.row_sequence = row_sequence;
   a.positions = positions;

@@ -116,10 +116,10 @@ class KvCodecBench {
 
   double append() {
     make_tables(kBatch);
-    constexpr int kInputs = 64;  // 25 MB of activations, and other slots of the pages each time
+    constexpr int kInputs = 64;  // 50 MB of activations, and other slots of the pages each time
     constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
     const DeviceBuffer qkv =
-        bench_.random(std::size_t{kInputs} * kBatch * kWidth * 2, Bench::Fill::kNormalBf16);
+        bench_.random(std::size_t{kInputs} * kBatch * kWidth * 4, Bench::Fill::kNormalF32);
     const DeviceBuffer q = bench_.allocate(std::size_t{kBatch} * kHeads * kDim * 2);
     std::vector<std::int32_t> row_sequence;
     std::vector<std::int32_t> positions;
@@ -131,14 +131,13 @@ class KvCodecBench {
     const DeviceBuffer at = upload(bench_, positions);
     const auto append_once = [&](int run) {
       const int input = run % kInputs;
-      const ConstBf16Rows in(qkv.as<Bf16>() + std::int64_t{input} * kBatch * kWidth, kBatch,
-                             kWidth);
+      const ConstRows in(qkv.as<float>() + std::int64_t{input} * kBatch * kWidth, kBatch, kWidth);
       rope_append(bench_.context(), rope_, in, rows.as<std::int32_t>(),
                   at.as<std::int32_t>() + std::int64_t{input} * kBatch,
                   sequences_.as<DeviceSequence>(), 0, {kHeads, kKvHeads, kDim},
                   {pool_.data(), layout_}, F16Rows(q.as<F16>(), kBatch, kHeads * kDim));
     };
-    const double bytes = kBatch * (4.0 * kWidth + 4.0 * kDim);
+    const double bytes = kBatch * (6.0 * kWidth + 4.0 * kDim);
     const double us = bench_.median_us(append_once);
     report("rope_append", {{"rows", kBatch}}, us, bytes);
     // As behind another kernel of a step, without what an empty stream and two events cost.
@@ -155,19 +154,19 @@ class KvCodecBench {
     constexpr int kRows = 8192;
     constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
     const DeviceBuffer qkv =
-        bench_.random(std::size_t{kRows} * kWidth * 2, Bench::Fill::kNormalBf16);
+        bench_.random(std::size_t{kRows} * kWidth * 4, Bench::Fill::kNormalF32);
     const DeviceBuffer q = bench_.allocate(std::size_t{kRows} * kHeads * kDim * 2);
     std::vector<std::int32_t> positions(kRows);
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int>(i);
     const DeviceBuffer rows = upload(bench_, std::vector<std::int32_t>(kRows, 0));
     const DeviceBuffer at = upload(bench_, positions);
     const double us = bench_.median_us([&](int) {
-      rope_append(bench_.context(), rope_, ConstBf16Rows(qkv.as<Bf16>(), kRows, kWidth),
+      rope_append(bench_.context(), rope_, ConstRows(qkv.as<float>(), kRows, kWidth),
                   rows.as<std::int32_t>(), at.as<std::int32_t>(), sequences_.as<DeviceSequence>(),
                   0, {kHeads, kKvHeads, kDim}, {pool_.data(), layout_},
                   F16Rows(q.as<F16>(), kRows, kHeads * kDim));
     });
-    report("rope_append", {{"rows", kRows}}, us, kRows * (4.0 * kWidth + 4.0 * kDim));
+    report("rope_append", {{"rows", kRows}}, us, kRows * (6.0 * kWidth + 4.0 * kDim));
   }
 
   // What one layer does when 32 sequences move 64 tokens each out of their tails, as int4.
