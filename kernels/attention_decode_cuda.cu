@@ -11,9 +11,12 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode_int4.cuh"
+#include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"
+#include "kernels/cuda/decode_lloyd.cuh"
 #include "kernels/cuda/decode_plan.cuh"
 #include "kernels/cuda/decode_raw.cuh"
+#include "kernels/cuda/decode_rows.cuh"
 
 namespace spindle::kernels {
 namespace device {
@@ -26,10 +29,14 @@ struct alignas(128) Shared {
   static constexpr int kRowFloats = kDim + 4;  // so that 8 rows' channels lie in different banks
 
   // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
-  std::byte ring[kWarps][kStages * kStageBytes];
+  std::byte ring[kWarps][kStages * kStageBytes<kDim>];
   DeviceKvBlock descriptors[kWarps][kDescriptors];
+  Stage stages[kWarps][kListedStages];
   uint4 q[kDim / 32 * 32];           // fragments of load_query()
   uint4 q_hadamard[kDim / 32 * 32];  // as nibble_products() wants it
+  uint4 k_mean[kDim / 32 * 4];       // as lloyd_keys() wants it
+  AngleTable<kDim> steps;
+  AngleTable<kDim> strides;
   DecodeEntry entry;
   float best[kWarps][kDecodeTileHeads];
   float mass[kWarps][kDecodeTileHeads];
@@ -63,7 +70,30 @@ __device__ void load_queries(Shared<kDim>& shared, const DecodeCall& call) {
   }
 }
 
-// The tile in the Hadamard basis. A lane has channels 32 i + lane.
+// One vector to the Hadamard basis. A lane has channels 32 i + lane.
+template <int kDim>
+__device__ void rotate(float (&x)[kDim / 32], int lane) {
+#pragma unroll
+  for (float& value : x) {
+#pragma unroll
+    for (int bit = 1; bit < 32; bit *= 2) {
+      const float other = __shfl_xor_sync(kAllLanes, value, bit);
+      value = other + ((lane & bit) != 0 ? -value : value);
+    }
+    value *= norm<kDim>();
+  }
+#pragma unroll
+  for (int bit = 1; bit < kDim / 32; bit *= 2) {
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) {
+      if ((i & bit) != 0) continue;
+      const float sum = x[i] + x[i + bit];
+      x[i + bit] = x[i] - x[i + bit];
+      x[i] = sum;
+    }
+  }
+}
+
 template <int kDim>
 __device__ void rotate_queries(Shared<kDim>& shared) {
   const int lane = threadIdx.x % 32;
@@ -74,28 +104,14 @@ __device__ void rotate_queries(Shared<kDim>& shared) {
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
       x[i] = __half2float(in[query_fragment(head, (32 * i + lane) / 8) * 8 + lane % 8]);
-#pragma unroll
-      for (int bit = 1; bit < 32; bit *= 2) {
-        const float other = __shfl_xor_sync(kAllLanes, x[i], bit);
-        x[i] = other + ((lane & bit) != 0 ? -x[i] : x[i]);
-      }
     }
-#pragma unroll
-    for (int bit = 1; bit < kDim / 32; bit *= 2) {
-#pragma unroll
-      for (int i = 0; i < kDim / 32; ++i) {
-        if ((i & bit) != 0) continue;
-        const float sum = x[i] + x[i + bit];
-        x[i + bit] = x[i] - x[i + bit];
-        x[i] = sum;
-      }
-    }
+    rotate<kDim>(x, lane);
     // Odd pairs of channels are divided by 16; their sum is taken of what was rounded.
     const float step = lane / 2 % 2 == 0 ? 1.0F : 0.0625F;
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
-      const __half rounded = __float2half_rn(x[i] * norm<kDim>() * step);
+      const __half rounded = __float2half_rn(x[i] * step);
       out[query_fragment(head, (32 * i + lane) / 8) * 8 + lane % 8] = rounded;
       sum += __half2float(rounded) / step;
     }
@@ -105,46 +121,124 @@ __device__ void rotate_queries(Shared<kDim>& shared) {
   }
 }
 
+// The mean of K in the Hadamard basis, by one warp.
+template <int kDim>
+__device__ void rotate_mean(Shared<kDim>& shared, const std::uint16_t* mean) {
+  const int lane = threadIdx.x % 32;
+  float x[kDim / 32];
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i) x[i] = half_bits_to_float(mean[32 * i + lane]);
+  rotate<kDim>(x, lane);
+  auto* out = reinterpret_cast<__half*>(shared.k_mean);
+  const int at = lane / 8 * 8 + lane % 2 * 4 + lane % 8 / 2;
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i) out[32 * i + at] = __float2half_rn(x[i]);
+}
+
+// What the blocks of an entry need besides the queries.
+template <int kDim>
+__device__ void prepare_blocks(Shared<kDim>& shared, const Pipe<kDim>& pipe, const DecodeCall& call,
+                               bool& has_angles) {
+  const DeviceKvHead& head = shared.entry.head;
+  rotate_queries(shared);
+  if (head.k_mean != kNoPlace && threadIdx.x / 32 == kWarps - 1) {
+    rotate_mean(shared, reinterpret_cast<const std::uint16_t*>(pipe.at(head.k_mean)));
+  }
+  const bool needs_angles = head.k_mean != kNoPlace || pipe.has_rows;
+  if (has_angles || !needs_angles || call.rope_cos == nullptr) return;
+  fill_angles(shared.steps, shared.strides, call);
+  has_angles = true;
+}
+
+// Scores of keys before RoPE, whose queries are turned back to the block's base position.
+template <int kDim>
+__device__ void turned_scores(Shared<kDim>& shared, const Pipe<kDim>& pipe, Softmax<kDim>& s,
+                              const Stage& stage, std::uint32_t data) {
+  const Lane& lane = pipe.lane;
+  const DecodeCall& call = pipe.call;
+  const BlockAngles block = block_angles<kDim>(
+      stage, data, pipe.positions_of(stage) != kNoPlace, shared.entry.head.wide_positions != 0,
+      shared_address(&shared.steps), shared_address(&shared.strides), call.max_positions, lane);
+  TurnedQuery<kDim> query;
+  query.load(shared_address(shared.q), lane);
+  if (block.kind != BlockAngles::Kind::kTable) query.turn_back(data + kRopeOffset, lane);
+  const std::uint32_t k_mean = shared_address(shared.k_mean);
+  switch (stage.format()) {
+    case KvFormat::kLloyd1:
+      return lloyd_scores<1>(s, data, query, k_mean, block, call, lane);
+    case KvFormat::kLloyd2:
+      return lloyd_scores<2>(s, data, query, k_mean, block, call, lane);
+    case KvFormat::kLloyd3:
+      return lloyd_scores<3>(s, data, query, k_mean, block, call, lane);
+    case KvFormat::kLloyd4:
+      return lloyd_scores<4>(s, data, query, k_mean, block, call, lane);
+    default:
+      row_scores(s, data, stage.part(), query, block, stage.format() == KvFormat::kCodebook, call,
+                 lane);
+  }
+}
+
 template <int kDim, bool kBf16>
-__device__ void run_units(Shared<kDim>& shared, const DecodeCall& call, Pipe<kDim>& pipe,
-                          Softmax<kDim>& s) {
-  const Lane lane;
+__device__ void stage_scores(Shared<kDim>& shared, const Pipe<kDim>& pipe, Softmax<kDim>& s,
+                             const Stage& stage, std::uint32_t data) {
+  const Lane& lane = pipe.lane;
   const std::uint32_t q = shared_address(shared.q);
-  const std::uint32_t q_hadamard = shared_address(shared.q_hadamard);
-  int unit_index = 0;
-  int part = 0;
-  int slot = 0;
-  while (unit_index < pipe.n_units) {
+  switch (stage.format()) {
+    case KvFormat::kRaw:
+      return raw_scores<kDim, kBf16>(s, data, stage.part(), q, lane);
+    case KvFormat::kInt4:
+      return int4_scores(s, data, shared_address(shared.q_hadamard), shared.q_sums, lane);
+    case KvFormat::kKivi4:
+      return kivi_scores<4>(s, data, q, lane);
+    case KvFormat::kKivi2:
+      return kivi_scores<2>(s, data, q, lane);
+    default:
+      turned_scores(shared, pipe, s, stage, data);
+  }
+}
+
+template <int kDim, bool kBf16>
+__device__ void stage_values(Softmax<kDim>& s, const Stage& stage, std::uint32_t data,
+                             const Lane& lane) {
+  switch (stage.format()) {
+    case KvFormat::kRaw:
+      return raw_values<kDim, kBf16>(s, data, stage, lane);
+    case KvFormat::kInt4:
+      return int4_values(s, data, lane);
+    case KvFormat::kKivi4:
+      return kivi_values<4>(s, data, lane);
+    case KvFormat::kKivi2:
+      return kivi_values<2>(s, data, lane);
+    case KvFormat::kLloyd1:
+      return lloyd_values<1>(s, data, lane);
+    case KvFormat::kLloyd2:
+      return lloyd_values<2>(s, data, lane);
+    case KvFormat::kLloyd3:
+      return lloyd_values<3>(s, data, lane);
+    case KvFormat::kLloyd4:
+      return lloyd_values<4>(s, data, lane);
+    default:
+      row_values(s, data, stage.part(), stage.format() == KvFormat::kCodebook, lane);
+  }
+}
+
+template <int kDim, bool kBf16>
+__device__ void run_stages(Shared<kDim>& shared, Pipe<kDim>& pipe, Softmax<kDim>& s) {
+  std::uint32_t slot = 0;
+  for (int i = 0; i < pipe.n_issued; ++i) {
     wait_copies<kStages - 1>();
     __syncwarp();
-    const Unit unit = pipe.read_unit(unit_index);
-    const std::uint32_t stage = pipe.ring + slot * kStageBytes;
-    const int k_parts = Pipe<kDim>::parts(unit.k_format);
-    if (part < k_parts) {
-      switch (unit.k_format) {
-        case KvFormat::kInt4:
-          int4_scores(s, stage, q_hadamard, shared.q_sums, lane);
-          break;
-        default:
-          raw_scores<kDim, kBf16>(s, stage, part, q, lane);
-      }
+    const Stage stage = pipe.listed(i);
+    const std::uint32_t data = pipe.ring + slot;
+    if (stage.is_key()) {
+      stage_scores<kDim, kBf16>(shared, pipe, s, stage, data);
     } else {
-      switch (unit.v_format) {
-        case KvFormat::kInt4:
-          int4_values(s, stage, lane);
-          break;
-        default:
-          raw_values<kDim, kBf16>(s, stage, part - k_parts, unit, lane);
-      }
+      stage_values<kDim, kBf16>(s, stage, data, pipe.lane);
     }
     __syncwarp();
     pipe.issue();
-    if (part == k_parts - 1) s.step(unit, lane, call.scale);
-    slot = (slot + 1) % kStages;
-    if (++part == k_parts + Pipe<kDim>::parts(unit.v_format)) {
-      part = 0;
-      ++unit_index;
-    }
+    if (stage.is_last_key()) s.step(stage, pipe.lane, pipe.call.scale);
+    slot = pipe.next_slot(slot);
   }
   wait_copies<0>();
   __syncwarp();
@@ -211,43 +305,44 @@ __device__ void write_segment(Shared<kDim>& shared, const DecodeCall& call, cons
   }
 }
 
-// The parts of an entry: those of the CTAs [first, last].
-struct Parts {
-  int first;
-  int last;
-  std::int64_t total;
-  int active;
-};
-
-// A CTA's slot for an entry is 0 when its share begins in it, else 1.
+// What the CTAs [first_part, last_part] of the entry have put into their slots, to the output.
 template <int kDim>
-__device__ const float* part_of(const DecodePlan& plan, const DecodeEntry& entry,
-                                const Parts& parts, int cta) {
-  const int slot = share_begin(parts.total, parts.active, cta) >= entry.begin ? 0 : 1;
-  return plan.partials + (std::int64_t{cta} * 2 + slot) * decode_partial_floats(kDim);
-}
-
-template <int kDim>
-__device__ void merge_parts(const Shared<kDim>& shared, const DecodePlan& plan,
-                            const DecodeCall& call, const Parts& parts) {
+__device__ void merge_parts(Shared<kDim>& shared, const DecodePlan& plan, const DecodeCall& call) {
   constexpr int kQuads = kDim / 4;
+  constexpr int kFloats = static_cast<int>(decode_partial_floats(kDim));
   const DecodeEntry& entry = shared.entry;
+  const int n_parts = entry.last_part - entry.first_part + 1;
+  // A CTA's slot is 0 when its share begins in the entry. Only the first part's may begin before.
+  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_ctas + 1);
+  const int first_slot = shares[entry.first_part] < entry.begin ? 1 : 0;
+  const float* first = plan.partials + std::int64_t{entry.first_part} * 2 * kFloats;
+  const auto part_of = [&](int i) {
+    return first + std::int64_t{2 * i + (i == 0 ? first_slot : 0)} * kFloats;
+  };
+  auto* best = reinterpret_cast<float*>(shared.ring);  // [n_parts][8], then the masses
+  float* mass = best + n_parts * kDecodeTileHeads;
+  for (int i = threadIdx.x; i < n_parts * kDecodeTileHeads; i += kThreads) {
+    const int head = i % kDecodeTileHeads;
+    const float* part = part_of(i / kDecodeTileHeads) + kDecodeTileHeads * kDim;
+    if (head >= entry.n_heads) continue;
+    best[i] = __ldcg(part + head);
+    mass[i] = __ldcg(part + kDecodeTileHeads + head);
+  }
+  __syncthreads();
   for (int i = threadIdx.x; i < entry.n_heads * kQuads; i += kThreads) {
     const int head = i / kQuads;
     const int channel = 4 * (i % kQuads);
     Merged all;
-    for (int cta = parts.first; cta <= parts.last; ++cta) {
-      const float* part = part_of<kDim>(plan, entry, parts, cta);
-      all.best = fmaxf(all.best, __ldcg(part + kDecodeTileHeads * kDim + head));
+    for (int part = 0; part < n_parts; ++part) {
+      all.best = fmaxf(all.best, best[part * kDecodeTileHeads + head]);
     }
     float4 sum = {};
-#pragma unroll 4
-    for (int cta = parts.first; cta <= parts.last; ++cta) {
-      const float* part = part_of<kDim>(plan, entry, parts, cta);
-      const float factor = part_factor(__ldcg(part + kDecodeTileHeads * kDim + head), all.best);
-      all.mass = fmaf(__ldcg(part + kDecodeTileHeads * (kDim + 1) + head), factor, all.mass);
-      add_scaled(sum, __ldcg(reinterpret_cast<const float4*>(part + head * kDim + channel)),
-                 factor);
+#pragma unroll 8
+    for (int part = 0; part < n_parts; ++part) {
+      const float factor = part_factor(best[part * kDecodeTileHeads + head], all.best);
+      all.mass = fmaf(mass[part * kDecodeTileHeads + head], factor, all.mass);
+      const float* row = part_of(part) + head * kDim + channel;
+      add_scaled(sum, __ldcg(reinterpret_cast<const float4*>(row)), factor);
     }
     write_output<kDim>(call, entry, head, channel, sum, all.mass);
   }
@@ -255,12 +350,12 @@ __device__ void merge_parts(const Shared<kDim>& shared, const DecodePlan& plan,
 
 template <int kDim, bool kBf16>
 __device__ void run_segment(Shared<kDim>& shared, const DecodePlan& plan, const DecodeCall& call,
-                            const Segment& segment, const Parts& parts) {
+                            const Segment& segment, bool& has_angles) {
   const int warp = threadIdx.x / 32;
   const int n_units = segment.end - segment.begin - warp;
-  Pipe<kDim> pipe{.pool = call.pool,
-                  .page_bytes = call.page_bytes,
+  Pipe<kDim> pipe{.call = call,
                   .entry = &shared.entry,
+                  .stages = shared.stages[warp],
                   .ring = shared_address(shared.ring[warp]),
                   .descriptors = shared_address(shared.descriptors[warp]),
                   .lane = {},
@@ -270,12 +365,12 @@ __device__ void run_segment(Shared<kDim>& shared, const DecodePlan& plan, const 
   load_queries(shared, call);
   __syncthreads();
   if (shared.entry.head.n_blocks > 0) {
-    rotate_queries(shared);
+    prepare_blocks(shared, pipe, call, has_angles);
     __syncthreads();
   }
   Softmax<kDim> s;
   s.start();
-  run_units<kDim, kBf16>(shared, call, pipe, s);
+  run_stages<kDim, kBf16>(shared, pipe, s);
   const std::uint32_t v_mean = shared.entry.head.v_mean;
   s.finish(pipe.lane,
            v_mean == kNoPlace ? nullptr : reinterpret_cast<const std::uint16_t*>(pipe.at(v_mean)));
@@ -305,14 +400,14 @@ __device__ void run_segment(Shared<kDim>& shared, const DecodePlan& plan, const 
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    const auto last = static_cast<std::uint32_t>(parts.last - parts.first);
+    const auto last = static_cast<std::uint32_t>(shared.entry.last_part - shared.entry.first_part);
     shared.is_last = atomicAdd(plan.arrivals + segment.entry, 1U) == last;
     if (shared.is_last != 0) plan.arrivals[segment.entry] = 0;
   }
   __syncthreads();
   if (shared.is_last == 0) return;
   __threadfence();
-  merge_parts(shared, plan, call, parts);
+  merge_parts(shared, plan, call);
 }
 
 template <int kDim, bool kBf16>
@@ -321,16 +416,15 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
                   const __grid_constant__ DecodeCall call) {
   extern __shared__ std::byte dynamic_shared[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(dynamic_shared);
-  const std::int64_t total = plan.totals[call.layer];
-  if (total == 0) return;
-  const int active = active_ctas(total, plan.n_ctas);
   const int cta = static_cast<int>(blockIdx.x);
-  if (cta >= active) return;
+  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_ctas + 1);
+  const std::int64_t begin = shares[cta];
+  const std::int64_t end = shares[cta + 1];
+  if (begin == end) return;
   const DecodeEntry* entries = plan.entries + std::int64_t{call.layer} * plan.max_entries;
-  const std::int64_t end = share_begin(total, active, cta + 1);
-  std::int64_t at = share_begin(total, active, cta);
   int index = plan.first_entry[std::int64_t{call.layer} * plan.n_ctas + cta];
-  while (at < end) {
+  bool has_angles = false;
+  for (std::int64_t at = begin; at < end; ++index) {
     __syncthreads();
     if (threadIdx.x < sizeof(DecodeEntry) / sizeof(uint4)) {
       reinterpret_cast<uint4*>(&shared.entry)[threadIdx.x] =
@@ -338,17 +432,13 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
     }
     __syncthreads();
     const DecodeEntry& entry = shared.entry;
-    if (entry.begin < entry.end) {
-      const Parts parts = {cta_of(total, active, entry.begin), cta_of(total, active, entry.end - 1),
-                           total, active};
-      const std::int64_t stop = end < entry.end ? end : entry.end;
-      const Segment segment = {index, unit_at(entry, at - entry.begin),
-                               unit_at(entry, stop - entry.begin), parts.first == parts.last,
-                               at == entry.begin && at != share_begin(total, active, cta)};
-      run_segment<kDim, kBf16>(shared, plan, call, segment, parts);
-      at = stop;
-    }
-    ++index;
+    if (entry.begin == entry.end) continue;
+    const std::int64_t stop = end < entry.end ? end : entry.end;
+    const Segment segment = {index, unit_at(entry, at - entry.begin),
+                             unit_at(entry, stop - entry.begin),
+                             entry.first_part == entry.last_part, at > begin ? 1 : 0};
+    run_segment<kDim, kBf16>(shared, plan, call, segment, has_angles);
+    at = stop;
   }
 }
 

@@ -33,7 +33,7 @@ struct DecodeWorkspace::Body {
   AttentionShape shape;
   DecodePlan plan;
   DeviceBuffer entries;
-  DeviceBuffer totals;
+  DeviceBuffer shares;
   DeviceBuffer first_entry;
   DeviceBuffer partials;
   DeviceBuffer arrivals;
@@ -74,18 +74,18 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   for (const auto& [buffer, n_bytes] :
        {std::pair<DeviceBuffer*, std::size_t>{&body->entries,
                                               layers * entries * sizeof(DecodeEntry)},
-        {&body->totals, layers * sizeof(std::int64_t)},
+        {&body->shares, layers * (ctas + 1) * sizeof(std::int64_t)},
         {&body->first_entry, layers * ctas * sizeof(std::int32_t)},
         {&body->partials, ctas * 2 * decode_partial_floats(shape.head_dim) * sizeof(float)},
         {&body->arrivals, entries * sizeof(std::uint32_t)}}) {
     if (Status status = allocate(*buffer, n_bytes); !status.ok()) return status;
   }
   plan.entries = body->entries.as<DecodeEntry>();
-  plan.totals = body->totals.as<std::int64_t>();
+  plan.shares = body->shares.as<std::int64_t>();
   plan.first_entry = body->first_entry.as<std::int32_t>();
   plan.partials = body->partials.as<float>();
   plan.arrivals = body->arrivals.as<std::uint32_t>();
-  context.fill(body->totals.data(), 0, body->totals.n_bytes());
+  context.fill(body->shares.data(), 0, body->shares.n_bytes());
   context.fill(body->arrivals.data(), 0, body->arrivals.n_bytes());
   return DecodeWorkspace(std::move(body));
 }

@@ -27,20 +27,33 @@ struct MmaSmem {
   static constexpr int kBytes = kQBytes + 2 * kStepPages * kSideBytes;
 };
 
+// What a thread block works on.
+struct TilePlace {
+  PrefillSlots slots;
+  int head;
+  int item;
+  int query_begin;
+  int query_0_slot;
+  int row0;
+  int n_rows;  // of the sequence
+  int begin;   // steps
+  int end;
+  int n_used;  // splits
+};
+
 // Rows past the last query are zeros.
 template <typename T, int kDim>
-__device__ void load_q(const PrefillParams& p, const DeviceSequence& sequence, int head, int row0,
-                       int n_rows, std::uint32_t q_smem) {
+__device__ void load_q(const PrefillParams& p, const TilePlace& place, std::uint32_t q_smem) {
   constexpr int kChunks = kDim / 8;
-  const __half* q = p.q + std::int64_t{head} * p.group * kDim;
+  const __half* q = p.q + std::int64_t{place.head} * p.group * kDim;
   for (int i = threadIdx.x; i < kPrefillRows * kChunks; i += kThreads) {
     const int row = i / kChunks;
     const int chunk = i % kChunks;
-    const int r = row0 + row;
+    const int r = place.row0 + row;
     const std::uint32_t target = q_smem + row * kDim * 2 + ((chunk ^ (row & 7)) << 4);
     uint4 value = make_uint4(0, 0, 0, 0);
-    if (r < n_rows) {
-      const std::int64_t token = sequence.query_begin + r / p.group;
+    if (r < place.n_rows) {
+      const std::int64_t token = place.query_begin + r / p.group;
       value = *reinterpret_cast<const uint4*>(q + token * p.q_stride + (r % p.group) * kDim +
                                               chunk * 8);
     }
@@ -89,23 +102,38 @@ __global__ void __launch_bounds__(kThreads, 2)
   const std::uint32_t k_smem = q_smem + MmaSmem<kDim>::kQBytes;
   const std::uint32_t v_smem = k_smem + kStepPages * kSideBytes;
 
-  const int split = blockIdx.x % p.n_splits;
-  const PrefillItem item = prefill_item(p, blockIdx.x / p.n_splits);
-  const DeviceSequence sequence = p.sequences[item.sequence];
-  const int row0 = item.tile * kPrefillRows;
-  const int n_rows = sequence.n_queries * p.group;
-  if (row0 >= n_rows) return;
-  const PrefillSlots slots = prefill_slots(p, sequence, item.sequence, item.head);
-  const int last_row = min(row0 + kPrefillRows, n_rows) - 1;
-  const int n_slots = query_slot(sequence, slots, last_row / p.group) + 1;
-  const SplitRange range =
-      split_range((n_slots + kMmaStepSlots - 1) / kMmaStepSlots, kMmaStepSlots, split, p.n_splits);
-  if (range.begin >= range.end) return;
+  // In shared memory, because registers are what the kernel is short of.
+  __shared__ TilePlace place;
+  if (threadIdx.x == 0) {
+    const PrefillItem item = prefill_item(p, blockIdx.x / p.n_splits);
+    const DeviceSequence sequence = p.sequences[item.sequence];
+    const int row0 = item.tile * kPrefillRows;
+    place.head = item.head;
+    place.item = item.item;
+    place.query_begin = sequence.query_begin;
+    place.row0 = row0;
+    place.n_rows = sequence.n_queries * p.group;
+    place.begin = 0;
+    place.end = 0;
+    if (row0 < place.n_rows) {
+      place.slots = prefill_slots(p, sequence, item.sequence, item.head);
+      place.query_0_slot = query_slot(sequence, place.slots, 0);
+      const int last_row = min(row0 + kPrefillRows, place.n_rows) - 1;
+      const int n_slots = place.query_0_slot + last_row / p.group + 1;
+      const SplitRange range = split_range((n_slots + kMmaStepSlots - 1) / kMmaStepSlots,
+                                           kMmaStepSlots, blockIdx.x % p.n_splits, p.n_splits);
+      place.begin = range.begin;
+      place.end = range.end;
+      place.n_used = range.n_used;
+    }
+  }
+  __syncthreads();
+  if (place.begin >= place.end) return;
 
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int warp_row = warp * kWarpRows;
-  const bool warp_idle = row0 + warp_row >= n_rows;
+  const bool warp_idle = place.row0 + warp_row >= place.n_rows;
 
   // Addresses of the lane's rows of fragments: of Q in the first 16 channels of the warp's first 16
   // rows, of K in the first 8 tokens (V: 8 channels) of a page.
@@ -119,26 +147,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int i = 0; i < kStepPages; ++i) {
       const int page = step * kStepPages + i;
       pages[i] = nullptr;
-      if (page >= slots.n_pages || step >= range.end) continue;
-      pages[i] = (page < slots.n_blocks ? p.expanded : p.pool) +
-                 slots.number(page) * std::int64_t{2 * kSideBytes};
+      if (page >= place.slots.n_pages || step >= place.end) continue;
+      pages[i] = (page < place.slots.n_blocks ? p.expanded : p.pool) +
+                 place.slots.number(page) * std::int64_t{2 * kSideBytes};
     }
   };
-
-  const int slot_of_query_0 = query_slot(sequence, slots, 0);
-  // Up to here all rows of the warp see all slots that are visible at all.
-  const int first_last_slot = slot_of_query_0 + min(row0 + warp_row, n_rows - 1) / p.group;
 
   float o[2][kDTiles][4] = {};
   float row_max[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
   float row_mass[4] = {};
 
-  find_pages(range.begin);
+  find_pages(place.begin);
   load_side<kDim>(pages, 0, k_smem);
   commit_async();
-  load_q<T, kDim>(p, sequence, item.head, row0, n_rows, q_smem);
+  load_q<T, kDim>(p, place, q_smem);
 
-  for (int step = range.begin; step < range.end; ++step) {
+  for (int step = place.begin; step < place.end; ++step) {
     wait_async();
     __syncthreads();  // K of this step is there; V of the last is not read any more
     load_side<kDim>(pages, kSideBytes, v_smem);
@@ -146,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     float s[2][kKTiles][4] = {};
     if (!warp_idle) {
-#pragma unroll
+#pragma unroll 1
       for (int j = 0; j < kDim / 32; ++j) {
         std::uint32_t a[2][2][4];  // [tile of rows][16 channels]
 #pragma unroll
@@ -179,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int i = 0; i < kStepPages; ++i) {
       const int page = step * kStepPages + i;
-      visible[i] = page < slots.n_pages ? slots.visible(page) : 0U;
+      visible[i] = page < place.slots.n_pages ? place.slots.visible(page) : 0U;
       if (visible[i] != 0xffffffffU) {
         hidden = true;
         clear_hidden_values<kDim>(v_smem, i, visible[i]);
@@ -189,12 +213,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (warp_idle) continue;
 
     const int slot0 = step * kMmaStepSlots;
-    if (hidden || slot0 + kMmaStepSlots - 1 > first_last_slot) {
+    // What all rows of the warp see, as far as it is visible.
+    const int n_seen =
+        place.query_0_slot + min(place.row0 + warp_row, place.n_rows - 1) / p.group + 1;
+    if (hidden || slot0 + kMmaStepSlots > n_seen) {
       int last_slot[4];  // that the lane's rows see: rows g and g + 8 of two tiles of 16
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = row0 + warp_row + (i / 2) * 16 + (i % 2) * 8 + lane / 4;
-        last_slot[i] = slot_of_query_0 + min(row, n_rows - 1) / p.group;
+        const int row = place.row0 + warp_row + (i / 2) * 16 + (i % 2) * 8 + lane / 4;
+        last_slot[i] = place.query_0_slot + min(row, place.n_rows - 1) / p.group;
       }
 #pragma unroll
       for (int n = 0; n < kKTiles; ++n) {
@@ -272,14 +299,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (warp_idle) return;
 
   const std::int64_t partial_row =
-      (std::int64_t{item.item} * p.n_splits + split) * kPrefillRows + warp_row;
+      (std::int64_t{place.item} * p.n_splits + blockIdx.x % p.n_splits) * kPrefillRows + warp_row;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = (i / 2) * 16 + (i % 2) * 8 + lane / 4;
-    const int r = row0 + warp_row + row;
+    const int r = place.row0 + warp_row + row;
     const float mass = quad_sum(row_mass[i]);
-    if (r >= n_rows) continue;
-    if (range.n_used > 1) {
+    if (r >= place.n_rows) continue;
+    if (place.n_used > 1) {
       if (lane % 4 == 0) p.partial_mass[partial_row + row] = make_float2(row_max[i], mass);
       float* target = p.partial_out + (partial_row + row) * kDim + (lane % 4) * 2;
 #pragma unroll
@@ -289,9 +316,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     } else {
       const float inverse = 1.0F / mass;
-      const std::int64_t token = sequence.query_begin + r / p.group;
+      const std::int64_t token = place.query_begin + r / p.group;
       __nv_bfloat16* target = p.out + token * p.out_stride +
-                              (std::int64_t{item.head} * p.group + r % p.group) * kDim +
+                              (std::int64_t{place.head} * p.group + r % p.group) * kDim +
                               (lane % 4) * 2;
 #pragma unroll
       for (int n = 0; n < kDTiles; ++n) {
@@ -302,16 +329,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+constexpr int kMergeRows = 8;
+
 // One warp a row; a lane has kDim / 32 neighbouring channels.
 template <int kDim>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(32 * kMergeRows)
     prefill_merge_kernel(const __grid_constant__ PrefillParams p, int step_slots) {
   constexpr int kLane = kDim / 32;
-  const PrefillItem item = prefill_item(p, blockIdx.x);
+  constexpr int kBlocks = kPrefillRows / kMergeRows;
+  constexpr int kInFlight = 8;
+  const PrefillItem item = prefill_item(p, blockIdx.x / kBlocks);
   const DeviceSequence sequence = p.sequences[item.sequence];
   const int row0 = item.tile * kPrefillRows;
   const int n_rows = sequence.n_queries * p.group;
-  if (row0 >= n_rows) return;
+  const int tile_row = blockIdx.x % kBlocks * kMergeRows + static_cast<int>(threadIdx.x) / 32;
+  const int r = row0 + tile_row;
+  if (r >= n_rows) return;
   const PrefillSlots slots = prefill_slots(p, sequence, item.sequence, item.head);
   const int last_row = min(row0 + kPrefillRows, n_rows) - 1;
   const int n_slots = query_slot(sequence, slots, last_row / p.group) + 1;
@@ -320,29 +353,45 @@ __global__ void __launch_bounds__(256)
   if (n_used < 2) return;
 
   const int lane = threadIdx.x % 32;
-  for (int r = row0 + static_cast<int>(threadIdx.x) / 32; r <= last_row; r += 8) {
-    const std::int64_t first_row = std::int64_t{item.item} * p.n_splits * kPrefillRows + (r - row0);
-    float2 part = make_float2(-INFINITY, 0.0F);
-    if (lane < n_used) part = p.partial_mass[first_row + std::int64_t{lane} * kPrefillRows];
-    // A split of which the row sees nothing has no weight; the row sees itself in one.
-    float best = part.x;
-    for (int k = 16; k > 0; k /= 2) best = fmaxf(best, __shfl_xor_sync(~0U, best, k));
-    const float weight = exp2_approx((part.x - best) * p.scale_log2);
-    float mass = weight * part.y;
-    for (int k = 16; k > 0; k /= 2) mass += __shfl_xor_sync(~0U, mass, k);
-    float sum[kLane] = {};
-    for (int i = 0; i < n_used; ++i) {
-      const float w = __shfl_sync(~0U, weight, i);
+  const std::int64_t first_row = std::int64_t{item.item} * p.n_splits * kPrefillRows + tile_row;
+  float2 part = make_float2(-INFINITY, 0.0F);
+  if (lane < n_used) part = p.partial_mass[first_row + std::int64_t{lane} * kPrefillRows];
+  // A split of which the row sees nothing has no weight; the row sees itself in one.
+  float best = part.x;
+  for (int k = 16; k > 0; k /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffU, best, k));
+  const float weight = exp2_approx((part.x - best) * p.scale_log2);
+  float mass = weight * part.y;
+  for (int k = 16; k > 0; k /= 2) mass += __shfl_xor_sync(0xffffffffU, mass, k);
+  float sum[kLane] = {};
+  for (int first = 0; first < n_used; first += kInFlight) {
+    float values[kInFlight][kLane];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int split = min(first + i, n_used - 1);
       const float* from =
-          p.partial_out + (first_row + std::int64_t{i} * kPrefillRows) * kDim + lane * kLane;
+          p.partial_out + (first_row + std::int64_t{split} * kPrefillRows) * kDim + lane * kLane;
 #pragma unroll
-      for (int c = 0; c < kLane; ++c) sum[c] = fmaf(w, from[c], sum[c]);
+      for (int c = 0; c < kLane; c += 2) {
+        const float2 pair = *reinterpret_cast<const float2*>(from + c);
+        values[i][c] = pair.x;
+        values[i][c + 1] = pair.y;
+      }
     }
-    const std::int64_t token = sequence.query_begin + r / p.group;
-    __nv_bfloat16* target = p.out + token * p.out_stride +
-                            (std::int64_t{item.head} * p.group + r % p.group) * kDim + lane * kLane;
 #pragma unroll
-    for (int c = 0; c < kLane; ++c) target[c] = __float2bfloat16_rn(sum[c] / mass);
+    for (int i = 0; i < kInFlight; ++i) {
+      const float w = __shfl_sync(0xffffffffU, weight, min(first + i, 31));
+      if (first + i >= n_used) continue;
+#pragma unroll
+      for (int c = 0; c < kLane; ++c) sum[c] = fmaf(w, values[i][c], sum[c]);
+    }
+  }
+  const std::int64_t token = sequence.query_begin + r / p.group;
+  __nv_bfloat16* target = p.out + token * p.out_stride +
+                          (std::int64_t{item.head} * p.group + r % p.group) * kDim + lane * kLane;
+#pragma unroll
+  for (int c = 0; c < kLane; c += 2) {
+    *reinterpret_cast<__nv_bfloat162*>(target + c) =
+        __floats2bfloat162_rn(sum[c] / mass, sum[c + 1] / mass);
   }
 }
 
@@ -372,11 +421,12 @@ void launch_prefill_mma(const PrefillParams& params, int head_dim, DType dtype, 
 
 void merge_splits(const PrefillParams& params, int head_dim, int step_slots, int n_items,
                   cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(n_items);
+  const auto grid = static_cast<unsigned>(n_items * (kPrefillRows / kMergeRows));
+  constexpr int kMergeThreads = 32 * kMergeRows;
   if (head_dim == 128) {
-    prefill_merge_kernel<128><<<grid, 256, 0, stream>>>(params, step_slots);
+    prefill_merge_kernel<128><<<grid, kMergeThreads, 0, stream>>>(params, step_slots);
   } else {
-    prefill_merge_kernel<64><<<grid, 256, 0, stream>>>(params, step_slots);
+    prefill_merge_kernel<64><<<grid, kMergeThreads, 0, stream>>>(params, step_slots);
   }
   check_launch("attention_prefill (merge)");
 }
@@ -484,7 +534,9 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
         params.partial_out + std::int64_t{n_items} * params.n_splits * kPrefillRows * head_dim);
 
     if (wgmma) {
-      launch_prefill_wgmma(params, head_dim, pool.layout.dtype, n_items, context.stream());
+      const int n_units = n_items * params.n_splits;
+      launch_prefill_wgmma(params, head_dim, pool.layout.dtype,
+                           n_units < resident ? n_units : resident, context.stream());
     } else {
       launch_prefill_mma(params, head_dim, pool.layout.dtype, n_items, context.stream());
     }

@@ -140,13 +140,31 @@ void value_output_norms(const CudaContext& context, const DeviceScoreLayer& laye
                         Rows norms);  // [n_kv_heads, stride]
 std::size_t value_output_norms_workspace_bytes(const AttentionShape& shape, std::int64_t hidden);
 
-// defensive_scores of every kv head, then defensive_boost over them, for the n_slots - n_queries
-// columns before the window. norms[h][i] is of position first_norm + i; slots before it take norm 0
-// as on the CPU.
-void defensive_scores(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p,
-                      ConstRows norms, std::int64_t first_norm, std::int64_t max_boosted,
-                      std::byte* workspace, std::size_t workspace_bytes,
-                      Rows scores);  // [n_kv_heads, stride]
-std::size_t defensive_workspace_bytes(const AttentionShape& shape, std::int64_t stride);
+// What defensive_scores leaves of one layer. Rows have n_slots - n_queries columns.
+struct DeviceDefensive {
+  Rows scores;                   // [n_kv_heads, stride]
+  Rows means;                    // [n_kv_heads, stride], mean attention
+  float* window_mass = nullptr;  // [n_heads * n_queries]
+  float* best = nullptr;         // one: the layer's highest score
+};
+// defensive_scores of every kv head, from the queries: the probabilities are never stored.
+// norms[h][i] is of position first_norm + i; slots before it take norm 0 as on the CPU.
+void defensive_scores(const CudaContext& context, const DeviceScoreLayer& layer, float scale,
+                      ConstRows norms, std::int64_t first_norm, std::byte* workspace,
+                      std::size_t workspace_bytes, const DeviceDefensive& out);
+std::size_t defensive_workspace_bytes(const AttentionShape& shape, int n_queries);
+
+// defensive_boost of any number of heads of any layers.
+struct DeviceBoostHead {
+  float* scores = nullptr;
+  const float* means = nullptr;
+  const float* window_mass = nullptr;  // [n_window_rows], of its layer
+  const float* best = nullptr;         // of its layer
+  std::int32_t n = 0;
+  std::int32_t n_window_rows = 0;
+};
+void defensive_boost(const CudaContext& context,
+                     const DeviceBoostHead* heads,  // device, [n_heads]
+                     int n_heads, std::int64_t max_boosted);
 
 }  // namespace spindle::kernels

@@ -1,213 +1,130 @@
-// Probabilities of the observation window and what is read from them. Design: the scores of a
-// window (some hundred rows) against n tokens are bound by what is written, so the keys are read
-// twice (row maxima and sums, then probabilities) and logits are never stored.
-#include <algorithm>
-
+// Rows of the observation window: their maxima and sums, and probabilities. A window's scores (some
+// hundred rows against n tokens) are bound by what is written, so the keys are read twice and
+// logits are never stored.
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
-#include "kernels/cuda/kv_score_device.cuh"
+#include "kernels/cuda/window_scorer.cuh"
 
 namespace spindle::kernels {
+namespace score {
 namespace {
 
-using score::kUnitTokens;
-using score::Layer;
-using score::Unit;
-using score::Units;
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-// Chunks of a head's units that blocks share; at least kMinUnits units each.
 constexpr int kMaxChunks = 64;
-constexpr int kMinUnits = 8;
-constexpr float kLog2E = 1.4426950408889634F;
+constexpr int kMinUnits = 2;
+constexpr int kEdges = 4;
+constexpr int kRowThreads = 128;
 
-__device__ inline void mma_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                               std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// A pair of f16 as bf16 parts whose sum holds 16 bits of it.
-struct SplitPair {
-  std::uint32_t high;
-  std::uint32_t low;
-};
-__device__ inline SplitPair split_pair(std::uint32_t pair) {
-  const float2 value = __half22float2(*reinterpret_cast<const __half2*>(&pair));
-  const __nv_bfloat162 high = __floats2bfloat162_rn(value.x, value.y);
-  const float2 rounded = __bfloat1622float2(high);
-  const __nv_bfloat162 low = __floats2bfloat162_rn(value.x - rounded.x, value.y - rounded.y);
-  return {*reinterpret_cast<const std::uint32_t*>(&high),
-          *reinterpret_cast<const std::uint32_t*>(&low)};
-}
-
-// The scores of 16 kTiles rows (queries of one kv head's group) against units of 32 tokens, one
-// warp. Rows are A, tokens are columns of B. Both give lane (g, q) the channels 32 j + 8 q .. + 7:
-// a page's 16 bytes are then two steps of 16 channels, in an order of the channels that A shares.
-// With bf16 pages the queries are a sum of two bf16 terms.
-template <int kHeadDim, bool kBf16>
-struct Scorer {
-  static constexpr int kTiles = kBf16 ? 1 : 2;
-  static constexpr int kTerms = kBf16 ? 2 : 1;
-  static constexpr int kSteps = kHeadDim / 16;
-
-  std::uint32_t a[kTerms][kTiles][kSteps][4];
-
-  // Row r of the kv head is query r % n_queries of head r / n_queries of the group.
-  __device__ void load(const Layer& layer, int kv_head, int first_row) {
-    const int lane = threadIdx.x % 32;
-    const int n_rows = layer.group * layer.n_queries;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = first_row + 16 * tile + 8 * half + lane / 4;
-        const int head = kv_head * layer.group + row / layer.n_queries;
-        const F16* q =
-            layer.q +
-            (static_cast<std::int64_t>(row % layer.n_queries) * layer.n_heads + head) * kHeadDim +
-            8 * (lane % 4);
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 32; ++j) {
-          uint4 words = make_uint4(0, 0, 0, 0);
-          if (row < n_rows) words = *reinterpret_cast<const uint4*>(q + 32 * j);
-          place(tile, 2 * j, half, words.x, words.y);
-          place(tile, 2 * j + 1, half, words.z, words.w);
-        }
-      }
-    }
-  }
-
-  // out[tile][8-token column tile][register]: rows lane / 4 and + 8, tokens 2 (lane % 4) and + 1.
-  __device__ void scores(const std::byte* page, float (&out)[kTiles][4][4]) const {
-    const int lane = threadIdx.x % 32;
-    const auto* keys = reinterpret_cast<const uint4*>(page) + lane / 4 * 4 + lane % 4;
-#pragma unroll
-    for (int column = 0; column < 4; ++column) {
-      uint4 b[kHeadDim / 32];
-#pragma unroll
-      for (int j = 0; j < kHeadDim / 32; ++j) {
-        b[j] = keys[(j * kUnitTokens + 8 * column) * 4];
-      }
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float(&c)[4] = out[tile][column];
-        c[0] = c[1] = c[2] = c[3] = 0.0F;
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 32; ++j) {
-#pragma unroll
-          for (int term = 0; term < kTerms; ++term) {
-            multiply(c, a[term][tile][2 * j], b[j].x, b[j].y);
-            multiply(c, a[term][tile][2 * j + 1], b[j].z, b[j].w);
-          }
-        }
-      }
-    }
-  }
-
- private:
-  __device__ void place(int tile, int step, int half, std::uint32_t first, std::uint32_t second) {
-    if constexpr (kBf16) {
-      const SplitPair x = split_pair(first);
-      const SplitPair y = split_pair(second);
-      a[0][tile][step][half] = x.high;
-      a[0][tile][step][2 + half] = y.high;
-      a[1][tile][step][half] = x.low;
-      a[1][tile][step][2 + half] = y.low;
-    } else {
-      a[0][tile][step][half] = first;
-      a[0][tile][step][2 + half] = second;
-    }
-  }
-  __device__ static void multiply(float (&c)[4], const std::uint32_t (&rows)[4], std::uint32_t b0,
-                                  std::uint32_t b1) {
-    if constexpr (kBf16) {
-      mma_bf16(c, rows, b0, b1);
-    } else {
-      mma_f16(c, rows, b0, b1);
-    }
-  }
+// Of a row's part.
+struct Partial {
+  float maximum;
+  float before_window;  // sums of exp2(x - maximum)
+  float in_window;
 };
 
-// How the warps of a block share its rows and its units: n_row_warps (a power of two) take rows
-// apart, the others take turns at the units.
-struct Share {
-  std::int32_t first_row;
-  std::int32_t turn;
-  std::int32_t n_turns;
-  std::int32_t begin;  // units
+// The first two and the last two slots before the window: pooling loses some of their mass.
+struct Place {
+  std::int32_t unit;  // -1: there is no such slot
+  std::int32_t token;
+};
+
+// Edge 0 and 1: from the front; 2 and 3: the last but one, the last.
+__device__ Place edge_place(const Layer& layer, const DeviceKvHead& head, const Units& units,
+                            int kv_head, int edge) {
+  const int n = layer.n_slots[kv_head] - layer.n_queries;
+  if (n == 0 || (n == 1 && (edge == 1 || edge == 2))) return {-1, 0};
+  if (edge < 2) {
+    int left = edge;
+    for (int index = 0;; ++index) {
+      const Unit unit = unit_at(layer, head, units, kv_head, index);
+      if (left < unit.end - unit.begin) return {index, unit.begin + left};
+      left -= unit.end - unit.begin;
+    }
+  }
+  const int position = layer.n_tokens - layer.n_queries - 1 - (3 - edge);
+  if (position >= head.tail_first) {
+    const int at = position - head.tail_origin;
+    return {units.n_blocks + at / kUnitTokens - units.first_tail_page, at % kUnitTokens};
+  }
+  int left = head.tail_first - 1 - position;  // tokens behind it in the blocks
+  for (int index = units.n_blocks - 1;; --index) {
+    const DeviceKvBlock& block = head.blocks[index];
+    if (left < block.end - block.first) return {index, block.end - 1 - left};
+    left -= block.end - block.first;
+  }
+}
+
+__host__ __device__ inline int rows_per_warp(int tiles) { return 16 * tiles; }
+
+// Units of this block.
+struct Range {
+  std::int32_t begin;
   std::int32_t end;
 };
-
-__host__ __device__ inline int row_warps(int n_rows, int rows_per_warp) {
-  int warps = 1;
-  while (warps < kWarps && warps * rows_per_warp < n_rows) warps *= 2;
-  return warps;
-}
-
-// Grid: chunks, kv heads, groups of rows.
-__device__ inline Share share_of(const Layer& layer, const Units& units, int rows_per_warp) {
-  const int n_rows = layer.group * layer.n_queries;
-  const int warps = row_warps(n_rows, rows_per_warp);
-  const int warp = threadIdx.x / 32;
+__device__ inline Range chunk_of(const Units& units) {
   const int per_chunk = (units.n_units + gridDim.x - 1) / gridDim.x;
-  Share share;
-  share.first_row = (blockIdx.z * warps + warp % warps) * rows_per_warp;
-  share.turn = warp / warps;
-  share.n_turns = kWarps / warps;
-  share.begin = min(static_cast<int>(blockIdx.x) * per_chunk, units.n_units);
-  share.end = min(share.begin + per_chunk, units.n_units);
-  return share;
+  const int begin = min(static_cast<int>(blockIdx.x) * per_chunk, units.n_units);
+  return {begin, min(begin + per_chunk, units.n_units)};
 }
 
-// Maximum (of scores times scale log2 e) and sum of a row's part, [rows][chunks * turns].
+// Grid: chunks, kv heads, groups of rows. partial [rows][chunks * turns], edges [rows][kEdges].
 template <int kHeadDim, bool kBf16>
-__global__ void __launch_bounds__(kThreads, 2)
-    window_sums(const Layer layer, float scale_log2, float2* partial, int n_partials) {
-  using Rows16 = Scorer<kHeadDim, kBf16>;
-  constexpr int kTiles = Rows16::kTiles;
+__global__ void __launch_bounds__(kWindowThreads, 3)
+    sum_rows(const Layer layer, float scale_log2, Partial* partial, float* edges) {
+  using WindowRows = Scorer<kHeadDim, kBf16>;
+  constexpr int kTiles = WindowRows::kTiles;
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ Place edge_places[kEdges];
   const int kv_head = blockIdx.y;
   const DeviceKvHead& head = layer.head(kv_head);
-  const Units units = score::units_of(head, layer.n_tokens);
-  const Share share = share_of(layer, units, 16 * kTiles);
-  const int n_rows = layer.group * layer.n_queries;
-  if (share.first_row >= n_rows) return;
+  const Units units = units_of(head, layer.n_tokens);
+  const WindowShape shape = window_shape<kHeadDim, kBf16>(layer.group, layer.n_queries);
+  const Range range = chunk_of(units);
   const int lane = threadIdx.x % 32;
-  Rows16 rows;
-  rows.load(layer, kv_head, share.first_row);
+  const int warp = threadIdx.x / 32;
+  const int turn = warp / shape.n_row_warps;
+  const int first_row =
+      (static_cast<int>(blockIdx.z) * shape.n_row_warps + warp % shape.n_row_warps) *
+      rows_per_warp(kTiles);
+  const std::int64_t first_of_head = static_cast<std::int64_t>(kv_head) * shape.n_rows;
+  KeyRing<kHeadDim> ring(layer, head, units, kv_head, range.begin, range.end, shape.n_turns,
+                         shared);
+  if (threadIdx.x < kEdges) {
+    edge_places[threadIdx.x] = edge_place(layer, head, units, kv_head, threadIdx.x);
+  }
+  WindowRows rows;
+  rows.load(layer, kv_head, first_row);
 
   float best[kTiles][2];
   float sum[kTiles][2];
-  int last[kTiles][2];  // the last position that the row sees
+  float window_sum[kTiles][2];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = share.first_row + 16 * tile + 8 * half + lane / 4;
       best[tile][half] = -INFINITY;
       sum[tile][half] = 0.0F;
-      last[tile][half] = layer.n_tokens - layer.n_queries + row % layer.n_queries;
+      window_sum[tile][half] = 0.0F;
     }
   }
-  for (int index = share.begin + share.turn; index < share.end; index += share.n_turns) {
-    const Unit unit = score::unit_at(layer, head, units, kv_head, index);
+  const int window_begin = layer.n_tokens - layer.n_queries;
+  const int n_steps = ring.n_steps();
+  for (int step = 0; step < n_steps; ++step) {
+    ring.next(step);
+    const int index = range.begin + step * shape.n_turns + turn;
+    if (index >= range.end) continue;
+    const Unit unit = unit_at(layer, head, units, kv_head, index);
     float out[kTiles][4][4];
-    rows.scores(unit.page, out);
+    rows.scores(ring.keys(turn), out);
+    const bool reaches_window = unit.position + unit.end > window_begin;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int end = min(unit.end, last[tile][half] - unit.position + 1);
+        int end = unit.end;
+        if (reaches_window) {
+          const int row = first_row + 16 * tile + 8 * half + lane / 4;
+          end = min(end, window_begin + row % layer.n_queries - unit.position + 1);
+        }
         float most = best[tile][half];
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
@@ -221,14 +138,40 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         }
         const float shift = most == -INFINITY ? 0.0F : most;
+        const float rescale = exp2f(best[tile][half] - shift);
         float added = 0.0F;
+        float added_window = 0.0F;
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
-          added += exp2f(out[tile][column][2 * half] - shift);
-          added += exp2f(out[tile][column][2 * half + 1] - shift);
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const float value = exp2f(out[tile][column][2 * half + c] - shift);
+            const int token = 8 * column + 2 * (lane % 4) + c;
+            if (reaches_window && unit.position + token >= window_begin) {
+              added_window += value;
+            } else {
+              added += value;
+            }
+          }
         }
-        sum[tile][half] = sum[tile][half] * exp2f(best[tile][half] - shift) + added;
+        sum[tile][half] = sum[tile][half] * rescale + added;
+        window_sum[tile][half] = window_sum[tile][half] * rescale + added_window;
         best[tile][half] = most;
+      }
+    }
+#pragma unroll
+    for (int edge = 0; edge < kEdges; ++edge) {
+      if (edge_places[edge].unit != index) continue;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int at = 0; at < 16; ++at) {
+          const int row = first_row + 16 * tile + 8 * (at / 2 % 2) + lane / 4;
+          const int token = 8 * (at / 4) + 2 * (lane % 4) + at % 2;
+          if (token == edge_places[edge].token && row < shape.n_rows) {
+            edges[(first_of_head + row) * kEdges + edge] = out[tile][at / 4][at % 4];
+          }
+        }
       }
     }
   }
@@ -239,98 +182,147 @@ __global__ void __launch_bounds__(kThreads, 2)
       float most = best[tile][half];
       most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 2));
-      const float shift = most == -INFINITY ? 0.0F : most;
-      float total = sum[tile][half] * exp2f(best[tile][half] - shift);
-      total += __shfl_xor_sync(0xffffffffU, total, 1);
-      total += __shfl_xor_sync(0xffffffffU, total, 2);
-      const int row = share.first_row + 16 * tile + 8 * half + lane / 4;
-      if (lane % 4 == 0 && row < n_rows) {
-        partial[(static_cast<std::int64_t>(kv_head) * n_rows + row) * n_partials +
-                blockIdx.x * share.n_turns + share.turn] = make_float2(most, total);
+      const float rescale = exp2f(best[tile][half] - (most == -INFINITY ? 0.0F : most));
+      float before = sum[tile][half] * rescale;
+      float in_window = window_sum[tile][half] * rescale;
+      for (int distance = 1; distance < 4; distance *= 2) {
+        before += __shfl_xor_sync(0xffffffffU, before, distance);
+        in_window += __shfl_xor_sync(0xffffffffU, in_window, distance);
+      }
+      const int row = first_row + 16 * tile + 8 * half + lane / 4;
+      if (lane % 4 == 0 && row < shape.n_rows) {
+        partial[(first_of_head + row) * gridDim.x * shape.n_turns + blockIdx.x * shape.n_turns +
+                turn] = {most, before, in_window};
       }
     }
   }
 }
 
-// One warp a row: {maximum, 1 / sum}.
-__global__ void __launch_bounds__(kThreads)
-    combine_sums(const float2* partial, int n_partials, int n_rows, float2* sums) {
-  const int row = blockIdx.x * kWarps + threadIdx.x / 32;
-  if (row >= n_rows) return;
+// One warp a row.
+__global__ void __launch_bounds__(kRowThreads)
+    finish_rows(const Layer layer, const Partial* partial, const float* edges, int n_partials,
+                RowTotals* totals) {
+  const int row = blockIdx.x * (kRowThreads / 32) + threadIdx.x / 32;
+  if (row >= layer.n_heads * layer.n_queries) return;
   partial += static_cast<std::int64_t>(row) * n_partials;
   float most = -INFINITY;
-  for (int i = threadIdx.x % 32; i < n_partials; i += 32) most = fmaxf(most, partial[i].x);
+  for (int i = threadIdx.x % 32; i < n_partials; i += 32) most = fmaxf(most, partial[i].maximum);
   for (int distance = 16; distance > 0; distance /= 2) {
     most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, distance));
   }
   const float shift = most == -INFINITY ? 0.0F : most;
-  float sum = 0.0F;
+  double before = 0.0;
+  double in_window = 0.0;
   for (int i = threadIdx.x % 32; i < n_partials; i += 32) {
-    sum += partial[i].y * exp2f(partial[i].x - shift);
+    const auto rescale = static_cast<double>(exp2f(partial[i].maximum - shift));
+    before += static_cast<double>(partial[i].before_window) * rescale;
+    in_window += static_cast<double>(partial[i].in_window) * rescale;
   }
-  sum = score::warp_sum(sum);
-  if (threadIdx.x % 32 == 0) sums[row] = make_float2(shift, 1.0F / sum);
+  before = warp_sum(before);
+  in_window = warp_sum(in_window);
+  if (threadIdx.x % 32 != 0) return;
+  // Each value counts in five pooling windows, less those that would be centred outside.
+  const int n = layer.n_slots[row / (layer.group * layer.n_queries)] - layer.n_queries;
+  const float* edge = edges + static_cast<std::int64_t>(row) * kEdges;
+  double lost = 0.0;
+  if (n > 0) lost += 2.0 * (exp2f(edge[0] - shift) + exp2f(edge[3] - shift));
+  if (n > 1) lost += exp2f(edge[1] - shift) + exp2f(edge[2] - shift);
+  const double pooled = before - lost / 5.0;
+  const double sum = before + in_window;
+  totals[row] = {shift, static_cast<float>(1.0 / sum),
+                 pooled > 0.0 ? static_cast<float>(before / (5.0 * pooled)) : 0.0F,
+                 static_cast<float>(in_window / sum)};
 }
 
 template <int kHeadDim, bool kBf16>
-__global__ void __launch_bounds__(kThreads, 2)
-    write_probabilities(const Layer layer, float scale_log2, const float2* sums, Rows p) {
-  using Rows16 = Scorer<kHeadDim, kBf16>;
-  constexpr int kTiles = Rows16::kTiles;
-  __shared__ int shared[kWarps];
+void row_totals(const CudaContext& context, const Layer& layer, std::int64_t most_slots,
+                float scale, std::byte* workspace, RowTotals* totals) {
+  const WindowShape shape = window_shape<kHeadDim, kBf16>(layer.group, layer.n_queries);
+  const unsigned n_chunks = window_chunks(context, most_slots, kMinUnits * shape.n_turns,
+                                          layer.n_kv_heads * shape.n_row_groups, kMaxChunks);
+  const int n_rows = layer.n_heads * layer.n_queries;
+  auto* edges = reinterpret_cast<float*>(workspace);
+  auto* partial = reinterpret_cast<Partial*>(edges + static_cast<std::int64_t>(n_rows) * kEdges);
+  const int ring = key_ring_bytes<kHeadDim>(shape.n_turns);
+  cuda_check(cudaFuncSetAttribute(sum_rows<kHeadDim, kBf16>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, ring));
+  const dim3 grid(n_chunks, static_cast<unsigned>(layer.n_kv_heads),
+                  static_cast<unsigned>(shape.n_row_groups));
+  sum_rows<kHeadDim, kBf16>
+      <<<grid, kWindowThreads, static_cast<std::size_t>(ring), context.stream()>>>(
+          layer, scale * kLog2E, partial, edges);
+  check_launch("sum_rows");
+  constexpr int kWarps = kRowThreads / 32;
+  finish_rows<<<static_cast<unsigned>((n_rows + kWarps - 1) / kWarps), kRowThreads, 0,
+                context.stream()>>>(layer, partial, edges,
+                                    static_cast<int>(n_chunks) * shape.n_turns, totals);
+  check_launch("finish_rows");
+}
+
+template <int kHeadDim, bool kBf16>
+__global__ void __launch_bounds__(kWindowThreads, 3)
+    write_probabilities(const Layer layer, float scale_log2, const RowTotals* totals, Rows p) {
+  using WindowRows = Scorer<kHeadDim, kBf16>;
+  constexpr int kTiles = WindowRows::kTiles;
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ int counts[kWindowWarps];
   const int kv_head = blockIdx.y;
   const DeviceKvHead& head = layer.head(kv_head);
-  const Units units = score::units_of(head, layer.n_tokens);
-  const Share share = share_of(layer, units, 16 * kTiles);
-  const int n_rows = layer.group * layer.n_queries;
-  const int n_block_slots = layer.n_slots[kv_head] - (layer.n_tokens - head.tail_first);
-  // Slots of the blocks before this chunk.
-  int slots_before = 0;
-  if (share.begin < units.n_blocks) {
-    for (int i = threadIdx.x; i < share.begin; i += kThreads) {
-      slots_before += head.blocks[i].end - head.blocks[i].first;
-    }
-    slots_before = score::block_sum<kThreads>(slots_before, shared);
-  }
-  if (share.first_row >= n_rows) return;
+  const Units units = units_of(head, layer.n_tokens);
+  const WindowShape shape = window_shape<kHeadDim, kBf16>(layer.group, layer.n_queries);
+  const Range range = chunk_of(units);
   const int lane = threadIdx.x % 32;
-  Rows16 rows;
-  rows.load(layer, kv_head, share.first_row);
+  const int warp = threadIdx.x / 32;
+  const int turn = warp / shape.n_row_warps;
+  const int first_row =
+      (static_cast<int>(blockIdx.z) * shape.n_row_warps + warp % shape.n_row_warps) *
+      rows_per_warp(kTiles);
+  const std::int64_t first_of_head = static_cast<std::int64_t>(kv_head) * shape.n_rows;
+  KeyRing<kHeadDim> ring(layer, head, units, kv_head, range.begin, range.end, shape.n_turns,
+                         shared);
+  const int n_block_slots = layer.n_slots[kv_head] - (layer.n_tokens - head.tail_first);
+  int slot = slots_before(head, units, n_block_slots, range.begin, counts);
+  WindowRows rows;
+  rows.load(layer, kv_head, first_row);
 
   float shift[kTiles][2];
   float factor[kTiles][2];
-  int last[kTiles][2];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = share.first_row + 16 * tile + 8 * half + lane / 4;
-      const float2 of_row = row < n_rows ? sums[static_cast<std::int64_t>(kv_head) * n_rows + row]
-                                         : make_float2(0.0F, 0.0F);
-      shift[tile][half] = of_row.x;
-      factor[tile][half] = of_row.y;
-      last[tile][half] = layer.n_tokens - layer.n_queries + row % layer.n_queries;
+      const int row = first_row + 16 * tile + 8 * half + lane / 4;
+      shift[tile][half] = row < shape.n_rows ? totals[first_of_head + row].maximum : 0.0F;
+      factor[tile][half] = row < shape.n_rows ? totals[first_of_head + row].inverse_sum : 0.0F;
     }
   }
-  for (int index = share.begin; index < share.end; ++index) {
-    const Unit unit = score::unit_at(layer, head, units, kv_head, index);
-    const bool is_block = index < units.n_blocks;
-    const int slot =
-        is_block ? slots_before - unit.begin : n_block_slots + unit.position - head.tail_first;
-    if (is_block) slots_before += unit.end - unit.begin;
-    if ((index - share.begin) % share.n_turns != share.turn) continue;
+  const int window_begin = layer.n_tokens - layer.n_queries;
+  const int n_steps = ring.n_steps();
+  for (int step = 0; step < n_steps; ++step) {
+    ring.next(step);
+    int own_slot = 0;
+    Unit unit{};
+    const int first = range.begin + step * shape.n_turns;
+    for (int i = 0; i < shape.n_turns && first + i < range.end; ++i) {
+      const Unit other = unit_at(layer, head, units, kv_head, first + i);
+      if (i == turn) {
+        unit = other;
+        own_slot = slot - other.begin;
+      }
+      slot += other.end - other.begin;
+    }
+    if (first + turn >= range.end) continue;
     float out[kTiles][4][4];
-    rows.scores(unit.page, out);
-    const bool whole = unit.begin == 0 && unit.end == kUnitTokens && slot % 2 == 0;
+    rows.scores(ring.keys(turn), out);
+    const bool whole = unit.begin == 0 && unit.end == kUnitTokens && own_slot % 2 == 0;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = share.first_row + 16 * tile + 8 * half + lane / 4;
-        if (row >= n_rows) continue;
-        float* target =
-            p.data + (static_cast<std::int64_t>(kv_head) * n_rows + row) * p.stride + slot;
-        const int seen = last[tile][half] - unit.position + 1;
+        const int row = first_row + 16 * tile + 8 * half + lane / 4;
+        if (row >= shape.n_rows) continue;
+        float* target = p.data + (first_of_head + row) * p.stride + own_slot;
+        const int seen = window_begin + row % layer.n_queries - unit.position + 1;
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
           const int token = 8 * column + 2 * (lane % 4);
@@ -353,61 +345,73 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int kHeadDim, bool kBf16>
-void launch_probabilities(const CudaContext& context, const Layer& layer, std::int64_t most_slots,
-                          float scale, float2* partial, float2* sums, Rows p) {
-  constexpr int kRowsPerWarp = 16 * Scorer<kHeadDim, kBf16>::kTiles;
-  const int n_rows = layer.group * layer.n_queries;
-  const int warps = row_warps(n_rows, kRowsPerWarp);
-  const std::int64_t n_units = most_slots / kUnitTokens + 1;
-  const auto n_chunks = static_cast<unsigned>(
-      std::min<std::int64_t>((n_units + kMinUnits - 1) / kMinUnits, kMaxChunks));
-  const int n_partials = static_cast<int>(n_chunks) * (kWarps / warps);
-  const dim3 grid(
-      n_chunks, static_cast<unsigned>(layer.n_kv_heads),
-      static_cast<unsigned>((n_rows + warps * kRowsPerWarp - 1) / (warps * kRowsPerWarp)));
-  const int n_all_rows = n_rows * layer.n_kv_heads;
-  cudaStream_t stream = context.stream();
-  window_sums<kHeadDim, kBf16>
-      <<<grid, kThreads, 0, stream>>>(layer, scale * kLog2E, partial, n_partials);
-  check_launch("window_sums");
-  combine_sums<<<static_cast<unsigned>((n_all_rows + kWarps - 1) / kWarps), kThreads, 0, stream>>>(
-      partial, n_partials, n_all_rows, sums);
-  check_launch("combine_sums");
+void probabilities(const CudaContext& context, const Layer& layer, std::int64_t most_slots,
+                   float scale, const RowTotals* totals, Rows p) {
+  const WindowShape shape = window_shape<kHeadDim, kBf16>(layer.group, layer.n_queries);
+  const int ring = key_ring_bytes<kHeadDim>(shape.n_turns);
+  cuda_check(cudaFuncSetAttribute(write_probabilities<kHeadDim, kBf16>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, ring));
+  const dim3 grid(window_chunks(context, most_slots, kMinUnits * shape.n_turns,
+                                layer.n_kv_heads * shape.n_row_groups, kMaxChunks),
+                  static_cast<unsigned>(layer.n_kv_heads),
+                  static_cast<unsigned>(shape.n_row_groups));
   write_probabilities<kHeadDim, kBf16>
-      <<<grid, kThreads, 0, stream>>>(layer, scale * kLog2E, sums, p);
+      <<<grid, kWindowThreads, static_cast<std::size_t>(ring), context.stream()>>>(
+          layer, scale * kLog2E, totals, p);
   check_launch("write_probabilities");
 }
 
 }  // namespace
+
+std::size_t row_totals_workspace_bytes(const AttentionShape& shape, int n_queries) {
+  const auto n_rows = static_cast<std::size_t>(shape.n_heads) * static_cast<std::size_t>(n_queries);
+  return n_rows * (kEdges * sizeof(float) + kMaxChunks * kWindowWarps * sizeof(Partial));
+}
+
+void launch_row_totals(const CudaContext& context, const Layer& layer, int head_dim, bool bf16,
+                       std::int64_t most_slots, float scale, std::byte* workspace,
+                       RowTotals* totals) {
+  if (head_dim == 128) {
+    bf16 ? row_totals<128, true>(context, layer, most_slots, scale, workspace, totals)
+         : row_totals<128, false>(context, layer, most_slots, scale, workspace, totals);
+  } else {
+    bf16 ? row_totals<64, true>(context, layer, most_slots, scale, workspace, totals)
+         : row_totals<64, false>(context, layer, most_slots, scale, workspace, totals);
+  }
+}
+
+}  // namespace score
 
 std::int64_t score_stride(std::span<const std::int64_t> n_slots) {
   return (score::largest(n_slots) + 31) / 32 * 32;
 }
 
 std::size_t window_probabilities_workspace_bytes(const AttentionShape& shape, int n_queries) {
-  const auto n_rows = static_cast<std::size_t>(shape.n_heads) * static_cast<std::size_t>(n_queries);
-  return n_rows * (kMaxChunks * kWarps + 1) * sizeof(float2);
+  return static_cast<std::size_t>(shape.n_heads) * static_cast<std::size_t>(n_queries) *
+             sizeof(score::RowTotals) +
+         score::row_totals_workspace_bytes(shape, n_queries);
 }
 
 void window_probabilities(const CudaContext& context, const DeviceScoreLayer& layer, float scale,
                           std::byte* workspace, std::size_t workspace_bytes, Rows p) {
-  const Layer view = score::layer_of(layer);
+  const score::Layer view = score::layer_of(layer);
   CHECK(layer.n_queries > 0 && scale > 0.0F && layer.q != nullptr, "window_probabilities queries");
   CHECK(p.n_rows == std::int64_t{view.n_heads} * view.n_queries &&
             p.stride >= score_stride(layer.n_slots) && p.stride % 4 == 0,
         "window_probabilities rows");
   CHECK(workspace_bytes >= window_probabilities_workspace_bytes(layer.shape, layer.n_queries),
         "window_probabilities workspace");
-  auto* sums = reinterpret_cast<float2*>(workspace);
-  float2* partial = sums + p.n_rows;
+  auto* totals = reinterpret_cast<score::RowTotals*>(workspace);
   const std::int64_t most = score::largest(layer.n_slots);
   const bool bf16 = layer.pool.layout.dtype == DType::kBF16;
+  score::launch_row_totals(context, view, layer.shape.head_dim, bf16, most, scale,
+                           reinterpret_cast<std::byte*>(totals + p.n_rows), totals);
   if (layer.shape.head_dim == 128) {
-    bf16 ? launch_probabilities<128, true>(context, view, most, scale, partial, sums, p)
-         : launch_probabilities<128, false>(context, view, most, scale, partial, sums, p);
+    bf16 ? score::probabilities<128, true>(context, view, most, scale, totals, p)
+         : score::probabilities<128, false>(context, view, most, scale, totals, p);
   } else {
-    bf16 ? launch_probabilities<64, true>(context, view, most, scale, partial, sums, p)
-         : launch_probabilities<64, false>(context, view, most, scale, partial, sums, p);
+    bf16 ? score::probabilities<64, true>(context, view, most, scale, totals, p)
+         : score::probabilities<64, false>(context, view, most, scale, totals, p);
   }
 }
 

@@ -21,9 +21,12 @@ using score::Layer;
 
 constexpr int kTileOutputs = 128;
 constexpr int kBlockTokens = 256;
-// Blocks that a launch should have at least, before outputs are split; splits are powers of two.
-constexpr int kWantedBlocks = 512;
+// Few tokens leave blocks too few for the device: then outputs are split, and a sum of parts is
+// made.
 constexpr int kMaxSplits = 8;
+constexpr std::int64_t kMaxSplitBlocks = 512;
+// What a block costs before its first tile, in tiles.
+constexpr std::int64_t kBlockCostTiles = 2;
 constexpr int kRingBytes = 192 * 1024;
 constexpr int kMmaThreads = 256;
 constexpr int kMmaStages = 3;
@@ -436,12 +439,20 @@ std::int64_t tiles_per_query_head(std::int64_t hidden) {
   return (hidden + kTileOutputs - 1) / kTileOutputs;
 }
 
-int splits_for(std::int64_t n_blocks, std::int64_t n_tiles) {
-  int splits = 1;
-  while (splits < kMaxSplits && n_blocks * splits * 2 <= kWantedBlocks && splits * 2 <= n_tiles) {
-    splits *= 2;
+// The number of splits that takes the least time in waves of one block a multiprocessor.
+int splits_for(std::int64_t n_blocks, std::int64_t n_tiles, std::int64_t n_multiprocessors) {
+  int best = 1;
+  std::int64_t least = 0;
+  for (int splits = 1; splits <= kMaxSplits && splits <= n_tiles; ++splits) {
+    if (splits > 1 && n_blocks * splits > kMaxSplitBlocks) break;
+    const std::int64_t waves = (n_blocks * splits + n_multiprocessors - 1) / n_multiprocessors;
+    const std::int64_t cost = waves * ((n_tiles + splits - 1) / splits + kBlockCostTiles);
+    if (splits == 1 || cost < least) {
+      best = splits;
+      least = cost;
+    }
   }
-  return splits;
+  return best;
 }
 
 template <int kHeadDim, bool kBf16>
@@ -458,7 +469,8 @@ void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* ou
   check_launch("lay_out_tiles");
 
   const std::int64_t n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
-  const int n_splits = splits_for(n_blocks * layer.n_kv_heads, layer.group * n_tiles);
+  const int n_splits =
+      splits_for(n_blocks * layer.n_kv_heads, layer.group * n_tiles, context.n_multiprocessors());
   Product product{};
   product.tiles = workspace;
   product.tiles_per_head = static_cast<std::int32_t>(layer.group * n_tiles);
@@ -495,7 +507,7 @@ void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* ou
 std::size_t value_output_norms_workspace_bytes(const AttentionShape& shape, std::int64_t hidden) {
   const auto tiles = static_cast<std::size_t>(shape.n_heads * tiles_per_query_head(hidden));
   return tiles * static_cast<std::size_t>(tile_bytes(shape.head_dim)) +
-         kWantedBlocks * kBlockTokens * sizeof(float);
+         kMaxSplitBlocks * kBlockTokens * sizeof(float);
 }
 
 void value_output_norms(const CudaContext& context, const DeviceScoreLayer& given,

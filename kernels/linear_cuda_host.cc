@@ -28,7 +28,13 @@ constexpr int kMaxAlgorithms = 16;
 // Split-K is forced on this many of the library's first choices when there are few rows.
 constexpr int kSplitBases = 3;
 constexpr std::int64_t kMaxSplitRows = 256;
-constexpr int kTimedRuns = 5;
+// A candidate is timed as a chain of calls, as a step runs it: launches overlap. The weights are
+// copies taken in turn, more bytes in all than the L2 cache holds; long calls need no chain.
+constexpr int kTimedRuns = 3;
+constexpr int kChain = 6;
+constexpr std::size_t kCacheTurns = 3;
+constexpr std::size_t kMaxCopies = 16;
+constexpr double kLongCallFlops = 5e10;
 constexpr std::int64_t kMaxSkinnyRows = 1024;  // more cannot fit; before the cast to int
 // A later candidate must be this much faster, so that noise does not choose between equals.
 constexpr float kClearlyFaster = 0.985F;
@@ -327,6 +333,7 @@ struct DeviceLinear::Body {
   std::int64_t n_in = 0;
   std::int64_t n_out = 0;
   DeviceBuffer weights;
+  DeviceBuffer arrived;  // SkinnyProduct::arrived
   std::shared_ptr<const Tuning> tuning;
 };
 
@@ -339,12 +346,14 @@ class DeviceLinearAccess {
 
   // What the tuning says; without one our own kernel for few rows; null: the library's first
   // choice.
-  static std::optional<Choice> choice(const Body& body, LinearOutput output, std::int64_t n_rows) {
+  static std::optional<Choice> choice(const CudaContext& context, const Body& body,
+                                      LinearOutput output, std::int64_t n_rows) {
     if (body.tuning != nullptr) {
       if (const Choice* found = body.tuning->find(output, n_rows)) return *found;
     }
-    if (n_rows <= kSkinnyDefaultTokens) return Choice{kSkinnyDefaultVariant, 0, {}};
-    return std::nullopt;
+    if (n_rows > kSkinnyDefaultTokens) return std::nullopt;
+    const int variant = skinny_default(context, static_cast<int>(n_rows));
+    return variant < 0 ? std::nullopt : std::optional(Choice{variant, 0, {}});
   }
 
   static void run(const CudaContext& context, const DeviceLinear& weights, LinearOutput output,
@@ -354,8 +363,8 @@ class DeviceLinearAccess {
     CHECK(reinterpret_cast<std::uintptr_t>(call.x) % kRowAlignment == 0 &&
               (call.n_rows == 1 || call.x_stride % kColumnsMultiple == 0),
           "rows of x must start at multiples of 16 bytes");
-    const std::optional<Choice> chosen = choice(b, output, call.n_rows);
-    if (chosen && run_choice(context, b, output, call, *chosen)) return;
+    const std::optional<Choice> chosen = choice(context, b, output, call.n_rows);
+    if (chosen && run_choice(context, b, weights.data(), output, call, *chosen)) return;
     Product product(output, b.n_out, b.n_in, call);
     const std::vector<cublasLtMatmulAlgo_t> algorithms = product.algorithms(context, 1);
     if (algorithms.empty()) throw CudaError("cuBLASLt has no algorithm for a product");
@@ -364,21 +373,21 @@ class DeviceLinearAccess {
   }
 
   // False when the library refuses the algorithm for this call.
-  static bool run_choice(const CudaContext& context, const Body& b, LinearOutput output,
-                         const Call& call, const Choice& choice) {
+  static bool run_choice(const CudaContext& context, const Body& b, const Bf16* weights,
+                         LinearOutput output, const Call& call, const Choice& choice) {
     if (choice.variant >= 0) {
       const bool swiglu = output == LinearOutput::kSwiglu;
       const int n_tokens = static_cast<int>(call.n_rows);
       if (!skinny_fits(context, choice.variant, n_tokens)) return false;
-      skinny_linear(context, output, choice.variant,
-                    {b.weights.as<const Bf16>(), b.n_out, b.n_in, call.x, call.x_stride, n_tokens,
-                     swiglu ? call.swiglu : call.y, swiglu ? call.swiglu_stride : call.y_stride});
+      skinny_linear(
+          context, output, choice.variant,
+          {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens, swiglu ? call.swiglu : call.y,
+           swiglu ? call.swiglu_stride : call.y_stride, b.arrived.as<int>()});
       return true;
     }
     const Product product(output, b.n_out, b.n_in, call);
     if (product.y_alignment() < choice.y_alignment) return false;
-    if (product.run(context, b.weights.as<const Bf16>(), call, choice.algorithm) !=
-        CUBLAS_STATUS_SUCCESS) {
+    if (product.run(context, weights, call, choice.algorithm) != CUBLAS_STATUS_SUCCESS) {
       return false;
     }
     finish(context, b, output, call);
@@ -403,7 +412,7 @@ using Access = DeviceLinearAccess;
 class Tuner {
  public:
   static Result<Tuner> create(const CudaContext& context, const Access::Body& body,
-                              std::int64_t max_rows) {
+                              std::int64_t max_rows, unsigned forms) {
     Tuner out(context, body);
     int l2_bytes = 0;
     cuda_check(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, context.device()),
@@ -411,14 +420,22 @@ class Tuner {
     const auto rows = static_cast<std::size_t>(max_rows);
     const auto n_in = static_cast<std::size_t>(body.n_in);
     const auto n_out = static_cast<std::size_t>(body.n_out);
-    for (const auto& [buffer, n_bytes] :
+    const std::size_t n_bytes = body.weights.n_bytes();
+    const bool wide = (forms & (kLinearF32 | kLinearAdd)) != 0;
+    const std::size_t y_bytes = wide ? sizeof(float) : sizeof(Bf16);
+    out.n_weights_ = std::clamp<std::size_t>(
+        kCacheTurns * static_cast<std::size_t>(l2_bytes) / n_bytes + 1, 1, kMaxCopies);
+    for (const auto& [buffer, size] :
          {std::pair{&out.x_, rows * n_in * sizeof(Bf16)},
-          std::pair{&out.y_, rows * n_out * sizeof(float)},
-          std::pair{&out.swiglu_, rows * n_out * sizeof(Bf16)},
-          std::pair{&out.flush_, 2 * static_cast<std::size_t>(l2_bytes)}}) {
-      auto allocated = context.allocate(n_bytes, "tuning a matrix product");
+          std::pair{&out.y_, rows * n_out * y_bytes},
+          std::pair{&out.swiglu_, (forms & kLinearSwiglu) != 0 ? rows * n_out : 0},
+          std::pair{&out.copies_, (out.n_weights_ - 1) * n_bytes}}) {
+      auto allocated = context.allocate(size, "tuning a matrix product");
       if (!allocated.ok()) return allocated.status();
       *buffer = std::move(*allocated);
+    }
+    for (std::size_t i = 1; i < out.n_weights_; ++i) {
+      context.copy(out.copies_.data() + (i - 1) * n_bytes, body.weights.data(), n_bytes);
     }
     fill_for_tuning(context, out.x_.as<Bf16>(), max_rows * body.n_in);
     context.fill(out.y_.data(), 0, out.y_.n_bytes());
@@ -472,18 +489,33 @@ class Tuner {
     return out;
   }
 
-  // The median with a cold cache; nothing when the candidate cannot run.
+  // The median time of a call; nothing when the candidate cannot run.
   std::optional<float> time_ms(LinearOutput output, const Call& call, const Choice& candidate) {
+    const double flops = 2.0 * static_cast<double>(call.n_rows) * static_cast<double>(body_->n_in) *
+                         static_cast<double>(body_->n_out);
+    const int n_calls = flops > kLongCallFlops ? 1 : kChain;
     std::array<float, kTimedRuns> times;
-    if (!Access::run_choice(*context_, *body_, output, call, candidate)) return std::nullopt;
+    if (!run_chain(output, call, candidate, 1)) return std::nullopt;
     for (float& ms : times) {
-      context_->fill(flush_.data(), 0, flush_.n_bytes());
+      // The calls before the clock starts keep the device busy while the others are launched.
+      if (!run_chain(output, call, candidate, std::min(n_calls, 2))) return std::nullopt;
       watch_->start(*context_);
-      if (!Access::run_choice(*context_, *body_, output, call, candidate)) return std::nullopt;
-      ms = watch_->stop_ms(*context_);
+      if (!run_chain(output, call, candidate, n_calls)) return std::nullopt;
+      ms = watch_->stop_ms(*context_) / static_cast<float>(n_calls);
     }
     std::nth_element(times.begin(), times.begin() + kTimedRuns / 2, times.end());
     return times[kTimedRuns / 2];
+  }
+
+  bool run_chain(LinearOutput output, const Call& call, const Choice& candidate, int n_calls) {
+    for (int i = 0; i < n_calls; ++i) {
+      const std::size_t copy = next_weights_++ % n_weights_;
+      const Bf16* weights = copy == 0 ? body_->weights.as<const Bf16>()
+                                      : reinterpret_cast<const Bf16*>(
+                                            copies_.data() + (copy - 1) * body_->weights.n_bytes());
+      if (!Access::run_choice(*context_, *body_, weights, output, call, candidate)) return false;
+    }
+    return true;
   }
 
   const CudaContext* context_;
@@ -491,7 +523,9 @@ class Tuner {
   DeviceBuffer x_;
   DeviceBuffer y_;
   DeviceBuffer swiglu_;
-  DeviceBuffer flush_;
+  DeviceBuffer copies_;
+  std::size_t n_weights_ = 1;
+  std::size_t next_weights_ = 0;
   std::unique_ptr<Stopwatch> watch_ = std::make_unique<Stopwatch>();
 };
 
@@ -525,6 +559,11 @@ Result<DeviceLinear> DeviceLinear::upload(const CudaContext& context,
   auto weights = context.allocate(n_elements * sizeof(Bf16), "weights");
   if (!weights.ok()) return weights.status();
   body->weights = std::move(*weights);
+  auto arrived = context.allocate(
+      static_cast<std::size_t>(body->n_out / kCountedOutputs + 1) * sizeof(int), "weights");
+  if (!arrived.ok()) return arrived.status();
+  body->arrived = std::move(*arrived);
+  context.fill(body->arrived.data(), 0, body->arrived.n_bytes());
   const bool converts = std::any_of(sources.begin(), sources.end(), [](const WeightSource& source) {
     return source.dtype != DType::kBF16;
   });
@@ -550,8 +589,9 @@ std::int64_t DeviceLinear::n_out() const { return body_->n_out; }
 std::size_t DeviceLinear::bytes() const { return body_->weights.n_bytes(); }
 const Bf16* DeviceLinear::data() const { return body_->weights.as<const Bf16>(); }
 
-std::string DeviceLinear::choice(LinearForms form, std::int64_t n_rows) const {
-  const std::optional<Choice> choice = Access::choice(*body_, output_of(form), n_rows);
+std::string DeviceLinear::choice(const CudaContext& context, LinearForms form,
+                                 std::int64_t n_rows) const {
+  const std::optional<Choice> choice = Access::choice(context, *body_, output_of(form), n_rows);
   return choice ? describe(*choice) : "cuBLASLt's first choice";
 }
 
@@ -564,7 +604,7 @@ Status tune_linear(const CudaContext& context, DeviceLinear& weights, std::int64
                    unsigned forms) {
   CHECK(max_rows >= 1, "rows to tune for");
   Access::Body& body = Access::body(weights);
-  auto tuner = Tuner::create(context, body, max_rows);
+  auto tuner = Tuner::create(context, body, max_rows, forms);
   if (!tuner.ok()) return tuner.status();
   auto tuning = std::make_shared<Tuning>();
   for (std::int64_t rows = 1;; rows *= 2) {

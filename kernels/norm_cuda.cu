@@ -130,10 +130,9 @@ void rms_norm(const CudaContext& context, ConstRows x, const float* weight, floa
                        x.width <= 4 * kCached * kMaxThreads;
   const dim3 grid(static_cast<unsigned>(x.n_rows));
   if (vectors) {
-    // Two vectors a thread up to rows of 8,192 values, then four.
-    const std::int64_t per_thread = x.width <= 8 * kMaxThreads ? 2 : kCached;
+    // Small blocks, so that one fits beside the products that start early.
     launch_chained(context, "rms norm", norm_cached, grid,
-                   dim3(threads_for((x.width / 4 + per_thread - 1) / per_thread)), 0, a);
+                   dim3(threads_for((x.width / 4 + kCached - 1) / kCached)), 0, a);
   } else {
     launch_chained(context, "rms norm", norm_any, grid, dim3(threads_for(x.width / 4)), 0, a);
   }

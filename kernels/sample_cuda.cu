@@ -448,15 +448,31 @@ class Chooser {
     listed_ = true;
     if (threadIdx.x == 0) shared_.n_listed = 0;
     __syncthreads();
-#pragma unroll 8
-    for (int i = static_cast<int>(threadIdx.x); i < a_.n_vocab; i += kThreads) {
-      const float logit = logits_[i];
-      if (softmax_.bin(logit) > found.bin) continue;
+    for_each_logit([&](int id, float logit) {
+      if (softmax_.bin(logit) > found.bin) return;
       const int at = atomicAdd(&shared_.n_listed, 1);
       shared_.keys[at] = key_of(logit);
-      shared_.ids[at] = i;
-    }
+      shared_.ids[at] = id;
+    });
     __syncthreads();
+  }
+
+  // Loads go ahead of the visits, which the compiler may not reorder.
+  template <typename Visit>
+  __device__ void for_each_logit(Visit visit) const {
+    constexpr int kAhead = 16;
+    for (int base = static_cast<int>(threadIdx.x); base < a_.n_vocab; base += kAhead * kThreads) {
+      float logits[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int id = base + i * kThreads;
+        logits[i] = id < a_.n_vocab ? logits_[id] : -INFINITY;
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (base + i * kThreads < a_.n_vocab) visit(base + i * kThreads, logits[i]);
+      }
+    }
   }
 
   template <typename Visit>
@@ -466,10 +482,7 @@ class Chooser {
         visit(shared_.keys[i]);
       }
     } else {
-#pragma unroll 8
-      for (int i = static_cast<int>(threadIdx.x); i < a_.n_vocab; i += kThreads) {
-        visit(key_of(logits_[i]));
-      }
+      for_each_logit([&](int, float logit) { visit(key_of(logit)); });
     }
   }
 

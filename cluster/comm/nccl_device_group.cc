@@ -306,15 +306,10 @@ void NcclDeviceGroup::abort(std::string_view why) {
 }
 
 NcclDeviceGroup::~NcclDeviceGroup() {
-  // Work that was never waited for must not hold up the end: what is not done is given up.
-  bool done = true;
-  for (const Link* link : {&world_, &to_next_, &from_previous_}) {
-    done = done && (link->stream == nullptr || cudaStreamQuery(link->stream) == cudaSuccess);
-  }
   for (Link* link : {&world_, &to_next_, &from_previous_}) {
-    if (link->comm != nullptr) {
-      static_cast<void>(done ? nccl_->comm_destroy(link->comm) : nccl_->comm_abort(link->comm));
-    }
+    // Aborted, not destroyed: destroying waits for the peer, which may be gone or still at work.
+    // Whoever wants its last tensors to arrive flushes first.
+    if (link->comm != nullptr) static_cast<void>(nccl_->comm_abort(link->comm));
     if (link->stream != nullptr) static_cast<void>(cudaStreamDestroy(link->stream));
   }
   for (const Staging* staging : {&sending_, &receiving_}) {

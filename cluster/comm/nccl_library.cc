@@ -29,7 +29,6 @@ Status NcclLibrary::find_functions() {
   find(comm_init_rank_config, "ncclCommInitRankConfig");
   find(comm_get_async_error, "ncclCommGetAsyncError");
   find(comm_abort, "ncclCommAbort");
-  find(comm_destroy, "ncclCommDestroy");
   find(get_error_string, "ncclGetErrorString");
   find(send, "ncclSend");
   find(recv, "ncclRecv");

@@ -26,9 +26,9 @@ __device__ inline uint4 load_of_key_tokens(std::uint32_t list, const Lane& lane)
 }
 
 // Products of 4-bit codes of K with a query tile whose odd pairs are divided by 16, in units of
-// kCodeUnit.
+// kCodeUnit; in two sums, which are shorter chains.
 template <int kDim>
-__device__ inline void nibble_products(float (&products)[2][4], std::uint32_t codes,
+__device__ inline void nibble_products(float (&products)[2][2][4], std::uint32_t codes,
                                        std::uint32_t q, const Lane& lane) {
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 32; ++chunk) {
@@ -38,9 +38,9 @@ __device__ inline void nibble_products(float (&products)[2][4], std::uint32_t co
     for (int t = 0; t < 2; ++t) {
       const std::uint32_t a = t == 0 ? word.x : word.z;
       const std::uint32_t b = t == 0 ? word.y : word.w;
-      mma_f16(products[t], nibbles<0>(a), nibbles<0>(b), nibbles<1>(a), nibbles<1>(b), query.x,
+      mma_f16(products[t][0], nibbles<0>(a), nibbles<0>(b), nibbles<1>(a), nibbles<1>(b), query.x,
               query.y);
-      mma_f16(products[t], nibbles<2>(a), nibbles<2>(b), nibbles<3>(a), nibbles<3>(b), query.z,
+      mma_f16(products[t][1], nibbles<2>(a), nibbles<2>(b), nibbles<3>(a), nibbles<3>(b), query.z,
               query.w);
     }
   }
@@ -51,7 +51,7 @@ __device__ inline void nibble_products(float (&products)[2][4], std::uint32_t co
 template <int kDim>
 __device__ inline void int4_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
                                    const float* q_sums, const Lane& lane) {
-  float products[2][4] = {};
+  float products[2][2][4] = {};
   nibble_products<kDim>(products, stage, q, lane);
   const uint4 scales = load_of_key_tokens(stage + 16 * kDim, lane);
   const uint4 minima = load_of_key_tokens(stage + 16 * kDim + 64, lane);
@@ -62,8 +62,9 @@ __device__ inline void int4_scores(Softmax<kDim>& s, std::uint32_t stage, std::u
     const float minimum = of_key_token(minima, w, lane);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      s.weights[w / 2][w % 2 * 2 + e] =
-          fmaf(products[w / 2][w % 2 * 2 + e], scale, minimum * sums[e]);
+      const int at = w % 2 * 2 + e;
+      s.weights[w / 2][at] =
+          fmaf(products[w / 2][0][at] + products[w / 2][1][at], scale, minimum * sums[e]);
     }
   }
 }
@@ -75,8 +76,8 @@ __device__ inline void nibble_sums(float (&sums)[4], std::uint32_t a, std::uint3
   mma_f16(sums, nibbles<2>(a), nibbles<2>(b), nibbles<3>(a), nibbles<3>(b), pairs[2], pairs[3]);
 }
 
-// Weights times scales to B operands; finite also when both are large.
-__device__ inline float f16_range(float x) { return fminf(x, 65504.0F); }
+// Weights times scales or minima as B operands are finite also when both are large.
+__device__ inline float f16_range(float x) { return fmaxf(fminf(x, 65504.0F), -65504.0F); }
 
 template <int kDim>
 __device__ inline void int4_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {

@@ -25,14 +25,16 @@ struct alignas(16) DecodeEntry {
   std::int32_t first_head = 0;  // query head of the tile's first row
   std::int32_t n_heads = 0;     // at most kDecodeTileHeads
   std::int32_t block_weight = 0;
-  std::int32_t reserved[3] = {};
+  std::int32_t first_part = 0;  // CTAs that have a part of it: [first_part, last_part]
+  std::int32_t last_part = 0;
+  std::int32_t reserved = 0;
 };
 static_assert(sizeof(DecodeEntry) == 128);
 
 // Device memory of a workspace, for at most max_entries entries a layer.
 struct DecodePlan {
   DecodeEntry* entries = nullptr;       // [n_layers][max_entries]
-  std::int64_t* totals = nullptr;       // [n_layers]
+  std::int64_t* shares = nullptr;       // [n_layers][n_ctas + 1]: where the CTAs' shares begin
   std::int32_t* first_entry = nullptr;  // [n_layers][n_ctas]
   float* partials = nullptr;            // [n_ctas][2][decode_partial_floats()]
   std::uint32_t* arrivals = nullptr;    // [max_entries], zero between launches

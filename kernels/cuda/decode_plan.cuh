@@ -55,12 +55,13 @@ __device__ inline int n_tail_pages(const DecodeEntry& entry) {
 }
 // The first unit that begins at or behind weight `at` of the entry.
 __device__ inline int unit_at(const DecodeEntry& entry, std::int64_t at) {
-  const std::int64_t body = std::int64_t{entry.head.n_blocks} * entry.block_weight;
-  if (at <= body) {
-    if (entry.block_weight == 0) return 0;
-    return static_cast<int>((at + entry.block_weight - 1) / entry.block_weight);
+  const auto weight = static_cast<std::uint32_t>(at);
+  const auto block = static_cast<std::uint32_t>(entry.block_weight);
+  const std::uint32_t body = static_cast<std::uint32_t>(entry.head.n_blocks) * block;
+  if (weight > body) {
+    return entry.head.n_blocks + static_cast<int>((weight - body + kPageWeight - 1) / kPageWeight);
   }
-  return entry.head.n_blocks + static_cast<int>((at - body + kPageWeight - 1) / kPageWeight);
+  return block == 0 ? 0 : static_cast<int>((weight + block - 1) / block);
 }
 
 inline constexpr int kPlanThreads = 512;
@@ -125,11 +126,12 @@ __global__ void __launch_bounds__(kPlanThreads)
     __syncthreads();
   }
   const std::int64_t total = carry;
-  if (threadIdx.x == 0) plan.totals[layer] = total;
-  if (total == 0) return;
+  std::int64_t* shares = plan.shares + std::int64_t{layer} * (plan.n_ctas + 1);
   const int active = active_ctas(total, plan.n_ctas);
-  for (int cta = threadIdx.x; cta < active; cta += kPlanThreads) {
-    const std::int64_t at = share_begin(total, active, cta);
+  for (int cta = threadIdx.x; cta <= plan.n_ctas; cta += kPlanThreads) {
+    const std::int64_t at = cta < active ? share_begin(total, active, cta) : total;
+    shares[cta] = at;
+    if (cta >= active || total == 0) continue;
     int low = 0;
     int high = n_entries - 1;
     while (low < high) {
@@ -141,6 +143,11 @@ __global__ void __launch_bounds__(kPlanThreads)
       }
     }
     plan.first_entry[std::int64_t{layer} * plan.n_ctas + cta] = low;
+  }
+  for (int i = threadIdx.x; i < n_entries; i += kPlanThreads) {
+    if (entries[i].begin == entries[i].end) continue;
+    entries[i].first_part = cta_of(total, active, entries[i].begin);
+    entries[i].last_part = cta_of(total, active, entries[i].end - 1);
   }
 }
 

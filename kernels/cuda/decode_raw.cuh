@@ -47,13 +47,13 @@ __device__ inline void raw_scores(Softmax<kDim>& s, std::uint32_t stage, int par
 }
 
 // Zeros in the words of tokens that are not visible: their elements may be anything, also NaN.
-__device__ inline uint4 token_mask(const Unit& unit, const Lane& lane) {
+__device__ inline uint4 token_mask(const Stage& stage, const Lane& lane) {
   std::uint32_t words[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     const int token = 8 * lane.q + 2 * w;
-    words[w] = (token >= unit.first && token < unit.end ? 0xffffU : 0U) |
-               (token + 1 >= unit.first && token + 1 < unit.end ? 0xffff0000U : 0U);
+    words[w] = (token >= stage.first() && token < stage.end() ? 0xffffU : 0U) |
+               (token + 1 >= stage.first() && token + 1 < stage.end() ? 0xffff0000U : 0U);
   }
   return {words[0], words[1], words[2], words[3]};
 }
@@ -62,15 +62,15 @@ __device__ inline uint4 masked(uint4 x, uint4 mask) {
 }
 
 template <int kPart, int kDim, bool kBf16>
-__device__ inline void raw_values_of_part(Softmax<kDim>& s, std::uint32_t stage, const Unit& unit,
+__device__ inline void raw_values_of_part(Softmax<kDim>& s, std::uint32_t data, const Stage& stage,
                                           const std::uint32_t (&pairs)[4], const Lane& lane) {
-  const bool partial = unit.partial();
-  const uint4 mask = token_mask(unit, lane);
+  const bool is_partial = stage.is_partial();
+  const uint4 mask = token_mask(stage, lane);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint4 a = load_shared(stage + (2 * i * 32 + lane.index) * 16);
-    uint4 b = load_shared(stage + ((2 * i + 1) * 32 + lane.index) * 16);
-    if (partial) {
+    uint4 a = load_shared(data + (2 * i * 32 + lane.index) * 16);
+    uint4 b = load_shared(data + ((2 * i + 1) * 32 + lane.index) * 16);
+    if (is_partial) {
       a = masked(a, mask);
       b = masked(b, mask);
     }
@@ -81,17 +81,17 @@ __device__ inline void raw_values_of_part(Softmax<kDim>& s, std::uint32_t stage,
 }
 
 template <int kDim, bool kBf16>
-__device__ inline void raw_values(Softmax<kDim>& s, std::uint32_t stage, int part, const Unit& unit,
+__device__ inline void raw_values(Softmax<kDim>& s, std::uint32_t data, const Stage& stage,
                                   const Lane& lane) {
   s.change_basis(Basis::kPlain, lane);
   std::uint32_t pairs[4];
   pack_weights<kBf16>(s.weights, pairs);
   if constexpr (kDim == 64) {
-    raw_values_of_part<0, kDim, kBf16>(s, stage, unit, pairs, lane);
-  } else if (part == 0) {
-    raw_values_of_part<0, kDim, kBf16>(s, stage, unit, pairs, lane);
+    raw_values_of_part<0, kDim, kBf16>(s, data, stage, pairs, lane);
+  } else if (stage.part() == 0) {
+    raw_values_of_part<0, kDim, kBf16>(s, data, stage, pairs, lane);
   } else {
-    raw_values_of_part<1, kDim, kBf16>(s, stage, unit, pairs, lane);
+    raw_values_of_part<1, kDim, kBf16>(s, data, stage, pairs, lane);
   }
 }
 

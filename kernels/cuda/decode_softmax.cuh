@@ -54,12 +54,12 @@ struct Softmax {
   }
 
   // Scores to weights; `scale` is that of the scores times log2(e).
-  __device__ void step(const Unit& unit, const Lane& lane, float scale) {
-    if (unit.partial()) {
+  __device__ void step(const Stage& stage, const Lane& lane, float scale) {
+    if (stage.is_partial()) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const int token = lane.key_token() + 2 * w;
-        if (token < unit.first || token >= unit.end) {
+        if (token < stage.first() || token >= stage.end()) {
           weights[w / 2][w % 2 * 2] = weights[w / 2][w % 2 * 2 + 1] = -INFINITY;
         }
       }

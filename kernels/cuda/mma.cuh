@@ -155,6 +155,18 @@ __device__ inline std::uint32_t fma_f16(std::uint32_t a, std::uint32_t b, std::u
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
-__device__ inline std::uint32_t negate_f16(std::uint32_t a) { return a ^ 0x80008000U; }
+__device__ inline std::uint32_t negate_f16(std::uint32_t a) {
+  std::uint32_t b;
+  asm("neg.f16x2 %0, %1;" : "=r"(b) : "r"(a));
+  return b;
+}
+// Byte i of the result is the byte of (a, b) that bits 4 i .. 4 i + 2 of the selector name; with
+// bit 4 i + 3 that byte's sign, eight times.
+__device__ inline std::uint32_t byte_permute(std::uint32_t a, std::uint32_t b,
+                                             std::uint32_t selector) {
+  std::uint32_t c;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(c) : "r"(a), "r"(b), "r"(selector));
+  return c;
+}
 
 }  // namespace spindle::kernels::device

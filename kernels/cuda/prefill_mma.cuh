@@ -48,14 +48,12 @@ template <typename T>
 __device__ inline void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                            std::uint32_t b1) {
   if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -103,6 +101,22 @@ __device__ inline float quad_max(float x) {
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffU, x, 1);
   return x + __shfl_xor_sync(0xffffffffU, x, 2);
+}
+
+// Lane q of four gets what the four have in words[q], in their order.
+__device__ inline void quad_transpose(std::uint32_t (&words)[4]) {
+  const bool odd = threadIdx.x & 1U;
+  const bool high = threadIdx.x & 2U;
+#pragma unroll
+  for (int k = 0; k < 4; k += 2) {
+    const std::uint32_t other = __shfl_xor_sync(0xffffffffU, odd ? words[k] : words[k + 1], 1);
+    (odd ? words[k] : words[k + 1]) = other;
+  }
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const std::uint32_t other = __shfl_xor_sync(0xffffffffU, high ? words[k] : words[k + 2], 2);
+    (high ? words[k] : words[k + 2]) = other;
+  }
 }
 
 // Writes zeros to the hidden tokens of one channel of V: 64 bytes at `address`, whose 16-byte

@@ -175,6 +175,11 @@ __device__ inline void fence_async_proxy() {
 __device__ inline void barrier_init(std::uint32_t barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
+// Makes initialised barriers known to other threads and the copy engine, before a __syncthreads.
+__device__ inline void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  fence_async_proxy();
+}
 __device__ inline void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -185,7 +190,7 @@ __device__ inline void barrier_expect(std::uint32_t barrier, int n_bytes) {
 }
 // Until the phase of that parity is over.
 __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
-  for (int i = 0; i < (1 << 22); ++i) {
+  for (int i = 0; i < (1 << 26); ++i) {
     std::uint32_t done;
     asm volatile(
         "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "

@@ -148,13 +148,13 @@ __device__ inline SplitRange split_range(int n_steps, int step_slots, int split,
 void merge_splits(const PrefillParams& params, int head_dim, int step_slots, int n_items,
                   cudaStream_t stream);
 
-// One launch each: n_items * n_splits thread blocks.
 // mma.sync, for every supported device.
 void launch_prefill_mma(const PrefillParams& params, int head_dim, DType dtype, int n_items,
                         cudaStream_t stream);
 
-// wgmma and the tensor copy engine, for compute capability 9.0 only.
-void launch_prefill_wgmma(const PrefillParams& params, int head_dim, DType dtype, int n_items,
+// wgmma and the tensor copy engine, for compute capability 9.0 only. At most one thread block a
+// multiprocessor is resident; with n_blocks of them each works on several items.
+void launch_prefill_wgmma(const PrefillParams& params, int head_dim, DType dtype, int n_blocks,
                           cudaStream_t stream);
 
 // Slots of one step of each kernel.

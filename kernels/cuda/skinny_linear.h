@@ -23,21 +23,36 @@ struct SkinnyProduct {
   int n_tokens = 0;
   void* y = nullptr;  // Bf16 or float
   std::int64_t y_stride = 0;
+  // Counts of the tiles of 128 outputs, zero between calls. Partial sums take the context's
+  // workspace of cuBLASLt.
+  int* arrived = nullptr;
 };
+inline constexpr std::int64_t kCountedOutputs = 128;
 
-// Shapes of the kernel that tune_linear() lets compete; smaller indices first where two are equal.
-inline constexpr int kSkinnyVariants = 4;
-// What runs without tuning.
+// Shapes of the kernels that tune_linear() lets compete: first those of linear_cuda.cu, for up to
+// 16 tokens, then those of linear_split_cuda.cu, for up to 64.
+inline constexpr int kWarpVariants = 9;
+inline constexpr int kSplitVariants = 8;
+inline constexpr int kSkinnyVariants = kWarpVariants + kSplitVariants;
+// Without tuning, up to so many tokens.
 inline constexpr int kSkinnyDefaultTokens = 8;
-inline constexpr int kSkinnyDefaultVariant = 0;
 
 // Lets the kernels use the shared memory they need; once per device before the first call.
 void prepare_skinny_linear(const CudaContext& context);
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens);
-// "own 16x8, 6 stages": rows of W and tokens of a tile.
+// What runs without tuning; -1 for too many tokens.
+int skinny_default(const CudaContext& context, int n_tokens);
+// "own 16x8, 6 stages, 2 blocks": rows of W and tokens of a tile.
 std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);
+
+// The second group, with variants counted from 0.
+void prepare_split_linear(const CudaContext& context);
+bool split_fits(const CudaContext& context, int variant, int n_tokens);
+std::string split_name(int variant);
+void split_linear(const CudaContext& context, LinearOutput output, int variant,
+                  const SkinnyProduct& product);
 
 // out[i] = source[i] rounded to nearest even; `source` is float or F16.
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,

@@ -312,6 +312,8 @@ class KvScoreCudaTest : public testing::GpuTest {
     return p;
   }
 
+  void compare_value_norms(ValueNormsPath path);
+
   std::vector<CacheSpec> specs() {
     std::vector<CacheSpec> specs;
     // Plain prompts of 8B's and the bundled model's groups, one ragged page, one token.
@@ -477,7 +479,162 @@ TEST_F(KvScoreCudaTest, KeyDiffEqualsTheCpus) {
   }
 }
 
-TEST_F(KvScoreCudaTest, ValueNormsEqualTheCpus) {
+// Kept sets of select_top_k over all heads agree but for neighbours of the threshold.
+void expect_same_kept(std::span<const float> actual, std::span<const float> expected,
+                      std::int64_t k) {
+  const std::vector<std::int32_t> kept = select_top_k(actual, k);
+  const std::vector<std::int32_t> wanted = select_top_k(expected, k);
+  if (wanted.empty()) return;
+  float threshold = INFINITY;
+  for (const std::int32_t t : wanted) {
+    threshold = std::min(threshold, expected[static_cast<std::size_t>(t)]);
+  }
+  for (const std::int32_t t : kept) {
+    if (std::binary_search(wanted.begin(), wanted.end(), t)) continue;
+    EXPECT_NEAR(expected[static_cast<std::size_t>(t)], threshold, 1e-4F * threshold)
+        << "kept " << t << " of " << k;
+  }
+}
+
+TEST_F(KvScoreCudaTest, DefensiveScoresEqualTheCpus) {
+  const auto cpu_context = make_cpu();
+  const CpuContext& cpu = *cpu_context;
+  for (const CacheSpec& spec : specs()) {
+    SCOPED_TRACE(::testing::Message() << spec.n_tokens << " tokens");
+    const Cache cache(gpu(), spec, random());
+    const std::int64_t stride = score_stride(cache.n_slots());
+    const std::int64_t w = spec.n_queries;
+    const float scale = 1.0F / std::sqrt(static_cast<float>(spec.shape.head_dim));
+    const auto n_heads = static_cast<std::size_t>(spec.shape.n_kv_heads);
+    std::int64_t first = 0;
+    for (const HeadSpec& head : spec.heads) first = std::max<std::int64_t>(first, head.tail_first);
+    const std::int64_t n_norms = spec.n_tokens - first;
+    std::vector<float> norms = normal(n_heads * static_cast<std::size_t>(stride));
+    for (float& norm : norms) norm = 0.3F + 0.1F * std::fabs(norm);
+
+    const DeviceRows device_norms(gpu(), norms, stride);
+    const DeviceRows scores(gpu(), spec.shape.n_kv_heads, stride);
+    const DeviceRows means(gpu(), spec.shape.n_kv_heads, stride);
+    const std::int64_t n_rows = spec.shape.n_heads * w;
+    const testing::DeviceVector<float> window_mass(gpu(), static_cast<std::size_t>(n_rows));
+    const testing::DeviceVector<float> best(gpu(), 1);
+    const Workspace workspace(gpu(), defensive_workspace_bytes(spec.shape, spec.n_queries));
+    const DeviceDefensive out{scores.view(), means.view(), window_mass.data(), best.data()};
+    defensive_scores(gpu(), cache.layer(), scale, device_norms.view(), first,
+                     workspace.bytes.data(), workspace.size, out);
+    workspace.bytes.check_guard();
+    const std::vector<float> actual = scores.to_host();
+    const std::vector<float> actual_means = means.to_host();
+    const std::vector<float> actual_mass = window_mass.to_host();
+    const float actual_best = best.to_host().front();
+
+    // As the probabilities, pooled and multiplied.
+    const float relative = spec.dtype == DType::kF16 ? 5e-5F : 4e-4F;
+    float expected_best = 0.0F;
+    for (int h = 0; h < spec.shape.n_kv_heads; ++h) {
+      const std::int64_t n = cache.n_slots(h);
+      const std::vector<float> p = expected_probabilities(cache, spec, scale, h);
+      std::vector<float> score(static_cast<std::size_t>(n - w));
+      std::vector<float> mean(score.size());
+      std::vector<float> head_norms(static_cast<std::size_t>(n));
+      std::copy_n(norms.data() + h * stride, n_norms, head_norms.data() + n - n_norms);
+      DefensiveHead head{score, mean, 0.0F};
+      defensive_scores(cpu, ConstRows(p.data(), cache.group() * w, n), cache.group(),
+                       static_cast<int>(w), head_norms, head);
+      for (const float value : score) expected_best = std::max(expected_best, value);
+      const std::string name = "head " + std::to_string(h);
+      expect_close({actual.data() + h * stride, score.size()}, score, 0.0F, relative, name);
+      expect_close({actual_means.data() + h * stride, mean.size()}, mean, 0.0F, relative,
+                   name + " mean");
+      double mass = 0;
+      for (std::int64_t row = 0; row < cache.group() * w; ++row) {
+        mass +=
+            static_cast<double>(actual_mass[static_cast<std::size_t>(h * cache.group() * w + row)]);
+      }
+      EXPECT_NEAR(mass / static_cast<double>(cache.group() * w), head.window_mass, 1e-4);
+      for (const double share : {0.05, 0.25, 0.6}) {
+        expect_same_kept({actual.data() + h * stride, score.size()}, score,
+                         static_cast<std::int64_t>(share * static_cast<double>(score.size())));
+      }
+      for (std::int64_t t = n - w; t < stride; ++t) {
+        ASSERT_TRUE(is_poison(actual[static_cast<std::size_t>(h * stride + t)]));
+        ASSERT_TRUE(is_poison(actual_means[static_cast<std::size_t>(h * stride + t)]));
+      }
+    }
+    EXPECT_NEAR(actual_best, expected_best, relative * expected_best);
+    if (HasFailure()) return;
+  }
+}
+
+// The boost of heads of two layers in one call, against the CPU's of each layer.
+TEST_F(KvScoreCudaTest, TheBoostEqualsTheCpus) {
+  const std::vector<std::size_t> sizes = {700, 4096, 1, 12345, 31, 100000};
+  constexpr std::size_t kHeadsPerLayer = 3;
+  for (const std::int64_t max_boosted : {1, 20, 3000, 1000000}) {
+    for (const bool ties : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "at most " << max_boosted << (ties ? ", ties" : ""));
+      std::vector<std::vector<float>> scores;
+      std::vector<std::vector<float>> means;
+      for (const std::size_t n : sizes) {
+        scores.push_back(normal(n));
+        means.push_back(normal(n, 2.0F));
+        for (float& score : scores.back()) score = std::fabs(score) * 1e-3F;
+        // Few values, zeros among them, or many octaves.
+        for (float& mean : means.back()) {
+          mean = ties ? std::ldexp(static_cast<float>(uniform_int(0, 2)), -12)
+                      : std::exp(mean) / static_cast<float>(n);
+        }
+      }
+      // Per layer: the window's mass of each row, the highest score.
+      std::vector<std::vector<float>> window_mass;
+      std::vector<float> best;
+      for (std::size_t layer = 0; layer < 2; ++layer) {
+        window_mass.emplace_back(64, layer == 0 ? 0.125F : 0.5F);
+        best.push_back(0.0F);
+        for (std::size_t h = 0; h < kHeadsPerLayer; ++h) {
+          for (const float score : scores[layer * kHeadsPerLayer + h]) {
+            best.back() = std::max(best.back(), score);
+          }
+        }
+      }
+      std::vector<std::unique_ptr<testing::DeviceVector<float>>> device_scores;
+      std::vector<std::unique_ptr<testing::DeviceVector<float>>> device_means;
+      const auto mass0 = upload(window_mass[0]);
+      const auto mass1 = upload(window_mass[1]);
+      const auto device_best = upload(best);
+      std::vector<DeviceBoostHead> heads;
+      for (std::size_t h = 0; h < sizes.size(); ++h) {
+        device_scores.push_back(std::make_unique<testing::DeviceVector<float>>(gpu(), scores[h]));
+        device_means.push_back(std::make_unique<testing::DeviceVector<float>>(gpu(), means[h]));
+        const std::size_t layer = h / kHeadsPerLayer;
+        heads.push_back({device_scores[h]->data(), device_means[h]->data(),
+                         layer == 0 ? mass0.data() : mass1.data(), device_best.data() + layer,
+                         static_cast<std::int32_t>(sizes[h]), 64});
+      }
+      const auto device_heads = upload(heads);
+      defensive_boost(gpu(), device_heads.data(), static_cast<int>(heads.size()), max_boosted);
+      for (std::size_t layer = 0; layer < 2; ++layer) {
+        std::vector<DefensiveHead> expected;
+        for (std::size_t h = layer * kHeadsPerLayer; h < (layer + 1) * kHeadsPerLayer; ++h) {
+          expected.push_back({scores[h], means[h], window_mass[layer][0]});
+        }
+        defensive_boost(expected, max_boosted);
+      }
+      for (std::size_t h = 0; h < sizes.size(); ++h) {
+        const std::vector<float> actual = device_scores[h]->to_host();
+        // The CPU adds a hundred thousand means up one by one: where it ends may differ by a token.
+        std::size_t n_other = 0;
+        for (std::size_t t = 0; t < sizes[h]; ++t) {
+          ASSERT_TRUE(std::isfinite(actual[t]));
+          if (std::fabs(actual[t] - scores[h][t]) > 1e-6F * scores[h][t]) ++n_other;
+        }
+        EXPECT_LE(n_other, ties ? 0U : 1U) << "head " << h;
+      }
+    }
+  }
+}
+
+void KvScoreCudaTest::compare_value_norms(ValueNormsPath path) {
   const auto cpu_context = make_cpu();
   const CpuContext& cpu = *cpu_context;
   for (const CacheSpec& spec : specs()) {
@@ -512,144 +669,29 @@ TEST_F(KvScoreCudaTest, ValueNormsEqualTheCpus) {
       const auto device_weights = upload(weights);
       const std::int64_t stride = score_stride(cache.n_slots());
       const Workspace workspace(gpu(), value_output_norms_workspace_bytes(spec.shape, hidden));
-      for (const ValueNormsPath path : {ValueNormsPath::kBest, ValueNormsPath::kMma}) {
-        const DeviceRows norms(gpu(), spec.shape.n_kv_heads, stride);
-        value_output_norms(gpu(), cache.layer(), device_weights.data(), hidden, first,
-                           workspace.bytes.data(), workspace.size, path, norms.view());
-        workspace.bytes.check_guard();
-        const std::vector<float> actual = norms.to_host();
-        for (int h = 0; h < spec.shape.n_kv_heads; ++h) {
-          // Sums of thousands of absolute values in fp32, of the same 16-bit inputs.
-          expect_close({actual.data() + h * stride, static_cast<std::size_t>(n)},
-                       {expected.data() + h * n, static_cast<std::size_t>(n)}, 0.0F, 2e-5F,
-                       path == ValueNormsPath::kMma ? "mma" : "best");
-          for (std::int64_t t = n; t < stride; ++t) {
-            ASSERT_TRUE(is_poison(actual[static_cast<std::size_t>(h * stride + t)]));
-          }
-        }
-        if (HasFatalFailure()) return;
-      }
-    }
-  }
-}
-
-// Kept sets of select_top_k over all heads agree but for neighbours of the threshold.
-void expect_same_kept(std::span<const float> actual, std::span<const float> expected,
-                      std::int64_t k) {
-  const std::vector<std::int32_t> kept = select_top_k(actual, k);
-  const std::vector<std::int32_t> wanted = select_top_k(expected, k);
-  if (wanted.empty()) return;
-  float threshold = INFINITY;
-  for (const std::int32_t t : wanted) {
-    threshold = std::min(threshold, expected[static_cast<std::size_t>(t)]);
-  }
-  for (const std::int32_t t : kept) {
-    if (std::binary_search(wanted.begin(), wanted.end(), t)) continue;
-    EXPECT_NEAR(expected[static_cast<std::size_t>(t)], threshold, 1e-4F * threshold)
-        << "kept " << t << " of " << k;
-  }
-}
-
-TEST_F(KvScoreCudaTest, DefensiveScoresEqualTheCpus) {
-  const auto cpu_context = make_cpu();
-  const CpuContext& cpu = *cpu_context;
-  for (const CacheSpec& spec : specs()) {
-    for (const std::int64_t max_boosted : {0, 20, 100000}) {
-      SCOPED_TRACE(::testing::Message()
-                   << spec.n_tokens << " tokens, boosted at most " << max_boosted);
-      const Cache cache(gpu(), spec, random());
-      const std::int64_t stride = score_stride(cache.n_slots());
-      const std::int64_t w = spec.n_queries;
-      const std::vector<float> p = random_probabilities(spec, cache, stride);
-      std::int64_t first = 0;
-      for (const HeadSpec& head : spec.heads)
-        first = std::max<std::int64_t>(first, head.tail_first);
-      const std::int64_t n_norms = spec.n_tokens - first;
-      std::vector<float> norms = normal(static_cast<std::size_t>(spec.shape.n_kv_heads * stride));
-      for (float& norm : norms) norm = 0.3F + 0.1F * std::fabs(norm);
-
-      const DeviceRows device_p(gpu(), p, stride);
-      const DeviceRows device_norms(gpu(), norms, stride);
-      const DeviceRows scores(gpu(), spec.shape.n_kv_heads, stride);
-      const Workspace workspace(gpu(), defensive_workspace_bytes(spec.shape, stride));
-      defensive_scores(gpu(), cache.layer(), device_p.view(), device_norms.view(), first,
-                       max_boosted, workspace.bytes.data(), workspace.size, scores.view());
+      const DeviceRows norms(gpu(), spec.shape.n_kv_heads, stride);
+      value_output_norms(gpu(), cache.layer(), device_weights.data(), hidden, first,
+                         workspace.bytes.data(), workspace.size, path, norms.view());
       workspace.bytes.check_guard();
-      const std::vector<float> actual = scores.to_host();
-
-      std::vector<std::vector<float>> score(static_cast<std::size_t>(spec.shape.n_kv_heads));
-      std::vector<std::vector<float>> mean(score.size());
-      std::vector<DefensiveHead> heads(score.size());
+      const std::vector<float> actual = norms.to_host();
       for (int h = 0; h < spec.shape.n_kv_heads; ++h) {
-        const auto at = static_cast<std::size_t>(h);
-        const std::int64_t n = cache.n_slots(h);
-        score[at].resize(static_cast<std::size_t>(n - w));
-        mean[at].resize(score[at].size());
-        heads[at].score = score[at];
-        heads[at].mean = mean[at];
-        std::vector<float> head_norms(static_cast<std::size_t>(n));
-        std::copy_n(norms.data() + h * stride, n_norms, head_norms.data() + n - n_norms);
-        defensive_scores(
-            cpu, ConstRows(p.data() + h * cache.group() * w * stride, cache.group() * w, n, stride),
-            cache.group(), static_cast<int>(w), head_norms, heads[at]);
-      }
-      defensive_boost(heads, max_boosted);
-      for (int h = 0; h < spec.shape.n_kv_heads; ++h) {
-        const std::vector<float>& expected = score[static_cast<std::size_t>(h)];
-        const float* from = actual.data() + h * stride;
-        // The sums that the boost ends by differ in their last bits: one token may be on the other
-        // side.
-        int n_other = 0;
-        for (std::size_t t = 0; t < expected.size(); ++t) {
-          ASSERT_TRUE(std::isfinite(from[t])) << "head " << h << " at " << t;
-          if (std::fabs(from[t] - expected[t]) > 1e-5F * expected[t]) ++n_other;
+        // Sums of thousands of absolute values in fp32, of the same 16-bit inputs.
+        expect_close({actual.data() + h * stride, static_cast<std::size_t>(n)},
+                     {expected.data() + h * n, static_cast<std::size_t>(n)}, 0.0F, 2e-5F,
+                     path == ValueNormsPath::kMma ? "mma" : "best");
+        for (std::int64_t t = n; t < stride; ++t) {
+          ASSERT_TRUE(is_poison(actual[static_cast<std::size_t>(h * stride + t)]));
         }
-        EXPECT_LE(n_other, max_boosted > 0 ? 1 : 0) << "head " << h;
-        for (const double share : {0.05, 0.25, 0.6}) {
-          if (n_other > 0) break;
-          expect_same_kept({from, expected.size()}, expected,
-                           static_cast<std::int64_t>(share * static_cast<double>(expected.size())));
-        }
-        for (std::int64_t t = cache.n_slots(h) - w; t < stride; ++t)
-          ASSERT_TRUE(is_poison(from[t]));
       }
       if (HasFatalFailure()) return;
     }
   }
 }
 
-// Few distinct means, zeros among them: the boost must cut ties at the lower position.
-TEST_F(KvScoreCudaTest, TheBoostCutsTiesAtTheLowerPosition) {
-  const auto cpu_context = make_cpu();
-  const CpuContext& cpu = *cpu_context;
-  CacheSpec spec{{2, 1, 64}, DType::kF16, 532, 32, {{}}};
-  const Cache cache(gpu(), spec, random());
-  const std::int64_t stride = score_stride(cache.n_slots());
-  std::vector<float> p(static_cast<std::size_t>(64 * stride), 0.0F);
-  for (std::int64_t row = 0; row < 64; ++row) {
-    float* x = p.data() + row * stride;
-    for (int t = 0; t < 500; t += 3) x[t] = t % 2 == 0 ? 0x1p-8F : 0x1p-9F;
-    x[500] = 0.0625F;
-  }
-  const std::vector<float> norms(static_cast<std::size_t>(stride), 1.0F);
-  const DeviceRows device_p(gpu(), p, stride);
-  const DeviceRows device_norms(gpu(), norms, stride);
-  const Workspace workspace(gpu(), defensive_workspace_bytes(spec.shape, stride));
-  for (const std::int64_t max_boosted : {1, 50, 100, 400, 500, 1000}) {
-    const DeviceRows scores(gpu(), 1, stride);
-    defensive_scores(gpu(), cache.layer(), device_p.view(), device_norms.view(), 0, max_boosted,
-                     workspace.bytes.data(), workspace.size, scores.view());
-    const std::vector<float> actual = scores.to_host();
-    std::vector<float> score(500);
-    std::vector<float> mean(500);
-    DefensiveHead head{score, mean, 0.0F};
-    defensive_scores(cpu, ConstRows(p.data(), 64, 532, stride), 2, 32, norms, head);
-    defensive_boost({&head, 1}, max_boosted);
-    for (std::size_t t = 0; t < score.size(); ++t) {
-      ASSERT_NEAR(actual[t], score[t], 1e-6F * score[t]) << "at " << t << " of " << max_boosted;
-    }
-  }
-}
+TEST_F(KvScoreCudaTest, ValueNormsByMmaEqualTheCpus) { compare_value_norms(ValueNormsPath::kMma); }
+
+// The last case: a kernel that waits forever would take the others with it.
+TEST_F(KvScoreCudaTest, ValueNormsEqualTheCpus) { compare_value_norms(ValueNormsPath::kBest); }
 
 }  // namespace
 }  // namespace spindle::kernels

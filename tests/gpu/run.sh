@@ -9,19 +9,20 @@ usage() {
   cat <<'EOT'
 usage: tests/gpu/run.sh [options]
 
-  --steps LIST     of build,test,sanitize,bench (default: all)
+  --steps LIST     of build,test,sanitize,bench,model,torch,serve (default: all)
   --filter REGEX   only test and benchmark programs with such a name
   --build DIR      build folder (default: build-gpu)
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
   --arch LIST      CUDA architectures (default: 90a)
   --out DIR        results (default: BUILD/gpu-results)
+  --commit HASH    what is measured (default: the checkout's HEAD)
   --limit N        seconds a program may take (default: 300)
   --jobs N         compile N files at a time (default: one per core)
   --help           this text
 EOT
 }
 
-steps=build,test,sanitize,bench
+steps=build,test,sanitize,bench,model,torch,serve
 filter=.
 build=$root/build-gpu
 prefix=
@@ -29,6 +30,7 @@ arch=90a
 out=
 jobs=$(nproc)
 limit=300
+commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
 while (($#)); do
   case $1 in
     --steps) steps=${2:?--steps needs a list}; shift ;;
@@ -37,6 +39,7 @@ while (($#)); do
     --prefix) prefix=${2:?--prefix needs a folder}; shift ;;
     --arch) arch=${2:?--arch needs a list}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
+    --commit) commit=${2:?--commit needs a hash}; shift ;;
     --limit) limit=${2:?--limit needs a number}; shift ;;
     --jobs) jobs=${2:?--jobs needs a number}; shift ;;
     --help | -h) usage; exit 0 ;;
@@ -97,9 +100,9 @@ if wants test; then
   for test in "${tests[@]}"; do
     name=$(basename "$test")
     say "$name"
-    timeout "$limit" "$test" --gtest_brief=1 >"$out/$name.log" 2>&1
+    timeout "$limit" "$test" >"$out/$name.log" 2>&1
     code=$?
-    tail -n 60 "$out/$name.log"
+    grep -vE '^\[ RUN|^\[       OK|^\[---|^$' "$out/$name.log" | tail -n 60
     note "$code" "$name"
     skipped=$((skipped + $(grep -cE '^\[  SKIPPED \] [A-Za-z]' "$out/$name.log")))
   done
@@ -122,8 +125,7 @@ fi
 if wants bench; then
   : >"$out/bench.jsonl"
   printf '{"name": "run", "commit": "%s", "gpu": "%s"}\n' \
-    "$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
-    "$(head -n 1 "$out/gpus.txt")" >>"$out/bench.jsonl"
+    "$commit" "$(head -n 1 "$out/gpus.txt")" >>"$out/bench.jsonl"
   for bench in $(find "$build/bin" -maxdepth 1 -type f -executable -name 'cuda_*_bench' | sort |
     grep -E "$filter"); do
     name=$(basename "$bench")
@@ -132,6 +134,64 @@ if wants bench; then
     code=$?
     tail -n 80 "$out/$name.log"
     note "$code" "$name"
+  done
+fi
+
+as_root=()
+if ((EUID == 0)); then as_root=(--allow-run-as-root); fi
+launch=(mpirun "${as_root[@]}" --oversubscribe --bind-to none --mca btl "self,vader")
+
+# pipeline NAME RANKS OPTION...: the whole model through the engine.
+pipeline() {
+  local name=$1 ranks=$2 code=0
+  shift 2
+  say "pipeline_bench $name, $ranks rank(s)"
+  timeout "$limit" "${launch[@]}" -n "$ranks" "$build/bin/pipeline_bench" --device cuda --dummy \
+    --kv-bytes 0 --json "$out/pipeline-$name-$ranks.json" "$@" >"$out/pipeline-$name-$ranks.log" 2>&1 || code=$?
+  grep -E 'prefill|decode|error|fail|Error' "$out/pipeline-$name-$ranks.log" | tail -n 20
+  note "$code" "pipeline_bench $name"
+}
+
+if wants model; then
+  shapes=$root/models/shapes
+  pipeline 8b-short 1 --model "$shapes/llama-3-8b" --max-model-len 8448 --max-num-seqs 32 \
+    --max-num-batched-tokens 8192 --prefill-tokens 8192 --prefill-batches 1 --decode-prompt 128 \
+    --decode-tokens 96 --decode-batches 1,8,16,32 --repeats 2
+  for policy in full spindle; do
+    ratio=0
+    if [[ $policy == spindle ]]; then ratio=0.25; fi
+    pipeline "8b-long-$policy" 1 --model "$shapes/llama-3-8b" --max-model-len 33280 \
+      --max-num-seqs 16 --max-num-batched-tokens 8192 --prefill-tokens 32768 --prefill-batches 1 \
+      --decode-prompt 32768 --decode-tokens 256 --decode-batches 16 --repeats 1 \
+      --kv-policy "$policy" --kv-ratio "$ratio"
+  done
+  if ((n_gpus > 1)); then
+    for ranks in 1 2; do
+      pipeline 8b-saturated "$ranks" --model "$shapes/llama-3-8b" --max-model-len 2304 \
+        --max-num-seqs 128 --max-num-batched-tokens 4096 --prefill-tokens 2048 --prefill-batches 8 \
+        --decode-prompt 1024 --decode-tokens 256 --decode-batches 128 --repeats 1
+    done
+  fi
+fi
+
+if wants torch; then
+  say 'PyTorch on the same GPU'
+  timeout "$limit" python3 "$root/tests/gpu/torch_baseline.py" --model-decode >"$out/torch.jsonl" \
+    2>"$out/torch.log"
+  code=$?
+  cat "$out/torch.jsonl"
+  tail -n 3 "$out/torch.log"
+  note "$code" 'the PyTorch baseline'
+fi
+
+if wants serve; then
+  export SPINDLE_BINARY_DIR=$build SPINDLE_TEST_CONFIG=$root/configs/mini-gpu.pbtxt
+  for test in answers lost_rank stop; do
+    say "a served cluster: $test"
+    (cd "$root/tests/system" && timeout "$limit" python3 "${test}_test.py") >"$out/serve-$test.log" 2>&1
+    code=$?
+    tail -n 6 "$out/serve-$test.log"
+    note "$code" "served cluster: $test"
   done
 fi
 

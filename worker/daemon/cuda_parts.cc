@@ -2,6 +2,7 @@
 
 #include "cluster/comm/nccl_device_group.h"
 #include "cluster/comm/staged_device_group.h"
+#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/devices.h"
 #include "kvstore/device_memory.h"
@@ -77,10 +78,8 @@ std::uint64_t pool_bytes(const CudaContext& context, std::uint64_t free_at_start
   return pool > 0 ? static_cast<std::uint64_t>(pool) : 0;
 }
 
-}  // namespace
-
-Result<ComputeParts> make_cuda_parts(const ComputeOptions& options, comm::HostGroup& host,
-                                     comm::DeviceGroup& device_group) {
+Result<ComputeParts> make_parts(const ComputeOptions& options, comm::HostGroup& host,
+                                comm::DeviceGroup& device_group) {
   const auto deadline = Deadline::after(options.startup_timeout);
   auto context = open_device(options.local_rank);
   const auto sharing = find_sharing(context, host, deadline);
@@ -129,6 +128,17 @@ Result<ComputeParts> make_cuda_parts(const ComputeOptions& options, comm::HostGr
   parts.store = std::move(*store);
   parts.stage = std::move(*stage);
   return parts;
+}
+
+}  // namespace
+
+Result<ComputeParts> make_cuda_parts(const ComputeOptions& options, comm::HostGroup& host,
+                                     comm::DeviceGroup& device_group) {
+  try {
+    return make_parts(options, host, device_group);
+  } catch (const CudaError& error) {
+    return unavailable(error.what());
+  }
 }
 
 }  // namespace spindle::worker

@@ -38,27 +38,30 @@ CudaBoundaryScorer::Layout CudaBoundaryScorer::layout_of(const LlamaStageConfig&
     layout.n_bytes += (n_bytes + 255) / 256 * 256;
     return at;
   };
-  layout.p_bytes =
-      as_bytes(std::int64_t{shape.n_heads} * kvstore::kObservationWindow, n_tokens, sizeof(float));
+  layout.p_bytes = as_bytes(std::max(std::int64_t{shape.n_heads} * kvstore::kObservationWindow,
+                                     n_layers * shape.n_kv_heads),
+                            n_tokens, sizeof(float));
   layout.p = place(layout.p_bytes);
-  // Or a layer's queries that come from the host.
-  layout.means =
-      place(std::max(as_bytes(shape.n_heads, n_tokens, sizeof(float)),
-                     as_bytes(kvstore::kObservationWindow,
-                              std::int64_t{shape.n_heads} * shape.head_dim, sizeof(F16))));
+  layout.means = place(as_bytes(shape.n_heads, n_tokens, sizeof(float)));
   layout.norms = place(as_bytes(shape.n_kv_heads, n_tokens, sizeof(float)));
   layout.work_bytes = std::max<std::uint64_t>(
       {kernels::window_probabilities_workspace_bytes(shape, kvstore::kObservationWindow),
        kernels::keydiff_workspace_bytes(shape),
        kernels::value_output_norms_workspace_bytes(shape, config.model.hidden_size),
-       kernels::defensive_workspace_bytes(shape, n_tokens)});
+       kernels::defensive_workspace_bytes(shape, kvstore::kObservationWindow)});
   layout.work = place(layout.work_bytes);
   layout.lazy = place(as_bytes(n_layers, shape.n_heads, sizeof(float)));
   layout.tables = place(256 + as_bytes(n_layers, shape.n_kv_heads, sizeof(std::int64_t)) +
                         as_bytes(n_layers, shape.n_heads, sizeof(kernels::DeviceSelect)));
+  layout.boost = place(as_bytes(n_layers, shape.n_kv_heads, sizeof(kernels::DeviceBoostHead)));
+  layout.window_mass =
+      place(as_bytes(n_layers * kvstore::kObservationWindow, shape.n_heads, sizeof(float)));
+  layout.best = place(as_bytes(n_layers, 1, sizeof(float)));
   layout.scores_bytes =
       kScoreSlots * as_bytes(n_layers * shape.n_kv_heads, n_tokens, sizeof(float));
   layout.scores = place(layout.scores_bytes);
+  layout.staged_queries = place(as_bytes(
+      kvstore::kObservationWindow, std::int64_t{shape.n_heads} * shape.head_dim, sizeof(F16)));
   layout.queries = place(as_bytes(n_layers * kvstore::kObservationWindow * kQuerySlots,
                                   std::int64_t{shape.n_heads} * shape.head_dim, sizeof(F16)));
   return layout;
@@ -182,8 +185,7 @@ const F16* CudaBoundaryScorer::layer_queries(const Sequence& sequence, int layer
             layer * n) *
                q_width();
   }
-  // The means' place is free until the probabilities are done.
-  F16* staged = at<F16>(layout_.means);
+  F16* staged = at<F16>(layout_.staged_queries);
   context_.to_device(staged, sequence.host_queries.data() + layer * n * q_width(),
                      static_cast<std::size_t>(n * q_width()) * sizeof(F16));
   return staged;
@@ -322,11 +324,13 @@ BoundarySummary CudaBoundaryScorer::score(kvstore::SequenceId id, const kvstore:
       scores = Rows(at<float>(layer_scores_place(selector)), n_rows, sequence.stride);
     }
     score_layer(sequence, layer, layer_input, inputs, scores);
+    if (!sequence.host_scores.empty()) boost(sequence);
     if (!sequence.host_scores.empty()) {
       context_.to_host(sequence.host_scores.data() + layer * n_rows * sequence.stride, scores.data,
                        as_bytes(n_rows, sequence.stride, sizeof(float)));
     }
   }
+  boost(sequence);
   summarize(sequence, summary);
   drop_queries(sequence);
   sequence.windows.pass();
@@ -352,7 +356,9 @@ void CudaBoundaryScorer::score_layer(const Sequence& sequence, int layer,
   const Rows p(at<float>(layout_.p), std::int64_t{shape_.n_heads} * input.n_queries,
                sequence.stride);
   const float scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim));
-  kernels::window_probabilities(context_, input, scale, work, layout_.work_bytes, p);
+  if (needs.boundary.lazy_mass || selector != KvSelector::kDefensive) {
+    kernels::window_probabilities(context_, input, scale, work, layout_.work_bytes, p);
+  }
   if (needs.boundary.lazy_mass) {
     kernels::lazy_mass(context_, input, p, needs.sinks, needs.boundary.lazy_window,
                        needs.lazy_test == kvstore::LazyTest::kDecode,
@@ -378,13 +384,42 @@ void CudaBoundaryScorer::score_layer(const Sequence& sequence, int layer,
       const Rows norms(at<float>(layout_.norms), shape_.n_kv_heads, sequence.stride);
       kernels::value_output_norms(context_, input, *inputs.outputs[static_cast<std::size_t>(layer)],
                                   first, work, layout_.work_bytes, norms);
-      kernels::defensive_scores(context_, input, p, norms, first, sequence.windows.max_boosted(),
-                                work, layout_.work_bytes, scores);
+      const std::int64_t n_rows = std::int64_t{shape_.n_heads} * input.n_queries;
+      kernels::DeviceDefensive out;
+      out.scores = scores;
+      out.means = Rows(at<float>(layout_.p) + layer * shape_.n_kv_heads * sequence.stride,
+                       shape_.n_kv_heads, sequence.stride);
+      out.window_mass = at<float>(layout_.window_mass) + layer * n_rows;
+      out.best = at<float>(layout_.best) + layer;
+      kernels::defensive_scores(context_, input, scale, norms, first, work, layout_.work_bytes,
+                                out);
+      for (int h = 0; h < shape_.n_kv_heads; ++h) {
+        kernels::DeviceBoostHead head;
+        head.scores = out.scores.row(h);
+        head.means = out.means.row(h);
+        head.window_mass = out.window_mass;
+        head.best = out.best;
+        head.n =
+            static_cast<std::int32_t>(input.n_slots[static_cast<std::size_t>(h)] - input.n_queries);
+        head.n_window_rows = static_cast<std::int32_t>(n_rows);
+        boost_heads_.push_back(head);
+      }
       return;
     }
     default:
       return;
   }
+}
+
+// Of all layers in one launch, unless their scores leave for the host one by one.
+void CudaBoundaryScorer::boost(const Sequence& sequence) {
+  if (boost_heads_.empty()) return;
+  auto* heads = at<kernels::DeviceBoostHead>(layout_.boost);
+  context_.to_device(heads, boost_heads_.data(),
+                     boost_heads_.size() * sizeof(kernels::DeviceBoostHead));
+  kernels::defensive_boost(context_, heads, static_cast<int>(boost_heads_.size()),
+                           sequence.windows.max_boosted());
+  boost_heads_.clear();
 }
 
 }  // namespace spindle::worker

@@ -82,17 +82,23 @@ class CudaBoundaryScorer {
  private:
   // Where the scratch's pieces lie.
   struct Layout {
-    std::uint64_t p = 0;  // f32 [n_heads * 32, max tokens]; then histograms, kept positions
+    // f32 [n_heads * 32, max tokens]: probabilities, or the mean attention of all layers' kv heads;
+    // then histograms and kept positions.
+    std::uint64_t p = 0;
     std::uint64_t p_bytes = 0;
     std::uint64_t means = 0;  // f32 [n_heads, max tokens]
     std::uint64_t norms = 0;  // f32 [n_kv_heads, max tokens]
     std::uint64_t work = 0;   // workspace of one kernel
     std::uint64_t work_bytes = 0;
-    std::uint64_t lazy = 0;    // f32 [n_layers, n_heads]
-    std::uint64_t tables = 0;  // what an upload brings
-    std::uint64_t scores = 0;  // of boundaries in flight
+    std::uint64_t lazy = 0;         // f32 [n_layers, n_heads]
+    std::uint64_t tables = 0;       // what an upload brings
+    std::uint64_t boost = 0;        // DeviceBoostHead [n_layers, n_kv_heads]
+    std::uint64_t window_mass = 0;  // f32 [n_layers, n_heads * 32]
+    std::uint64_t best = 0;         // f32 [n_layers]
+    std::uint64_t scores = 0;       // of boundaries in flight
     std::uint64_t scores_bytes = 0;
-    std::uint64_t queries = 0;  // f16 [slots][n_layers][32][n_heads * head_dim]
+    std::uint64_t staged_queries = 0;  // f16 [32][n_heads * head_dim], a layer's from the host
+    std::uint64_t queries = 0;         // f16 [slots][n_layers][32][n_heads * head_dim]
     std::uint64_t n_bytes = 0;
   };
   struct HeadScores {
@@ -137,6 +143,7 @@ class CudaBoundaryScorer {
   Tables tables_of(kvstore::SequenceId id, const kvstore::KvStore& store, bool tails_only) const;
   void score_layer(const Sequence& sequence, int layer, const kernels::DeviceScoreLayer& input,
                    const Inputs& inputs, Rows scores);
+  void boost(const Sequence& sequence);
   std::uint64_t layer_scores_place(kvstore::KvSelector selector) const;
   const F16* layer_queries(const Sequence& sequence, int layer);
   void summarize(const Sequence& sequence, BoundarySummary& summary);
@@ -158,7 +165,8 @@ class CudaBoundaryScorer {
   int n_layers_ = 0;
   Layout layout_;
   DeviceBuffer scratch_;
-  PinnedBuffer staging_;  // for copies to the host
+  PinnedBuffer staging_;                               // for copies to the host
+  std::vector<kernels::DeviceBoostHead> boost_heads_;  // still to do, of the present boundary
   std::vector<int> free_query_slots_;
   std::map<std::uint64_t, std::uint64_t> arena_;  // taken pieces: place -> bytes
   std::unordered_map<kvstore::SequenceId, Sequence> sequences_;

@@ -244,6 +244,7 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
   auto* sampled = sampling_.device.as<kernels::DeviceSampled>();
   kernels::sample(context_, logits, device_rows, static_cast<int>(rows.size()), device_adjusts,
                   sampling_.workspace.data(), sampling_.workspace.n_bytes(), sampled);
+  stop_timer();  // drawing belongs to the step
   context_.to_host(sampling_.sampled.data(), sampled, rows.size() * sizeof(kernels::DeviceSampled));
   context_.synchronize();
   const auto* host = sampling_.sampled.as<kernels::DeviceSampled>();

@@ -191,6 +191,7 @@ class Caches {
               pool_.data() + std::size_t{block.positions} * kernels::kKvPlaceBytes,
               positions.data(), 128);
           head.wide_positions = 1;
+          block.first_position = static_cast<std::int32_t>(positions[0]);
           bytes_ += 128;
         }
         blocks.push_back(block);
@@ -353,11 +354,18 @@ void run() {
   bench.dense(1, 32768, 0.70, "cuDNN SDPA 0.47");
   const std::vector<Format> formats = {
       {.name = "int4", .codec = {kInt4, kInt4}, .bar = 2.5},
+      {.name = "lloyd44", .codec = {kLloyd4, kLloyd4}, .bar = 1.8},
+      {.name = "lloyd44_listed", .codec = {kLloyd4, kLloyd4}, .listed = true, .bar = 1.8},
+      {.name = "lloyd32", .codec = {kLloyd3, kLloyd2}, .bar = 1.8},
+      {.name = "codebook", .codec = {kCodebook, kCodebook}, .bar = 1.5},
+      {.name = "token", .codec = {kToken, kToken}, .bar = 1.0},
+      {.name = "kivi4", .codec = {kKivi4, kKivi4}, .bar = 1.0},
+      {.name = "kivi2", .codec = {kKivi2, kKivi2}, .bar = 1.0},
   };
-  bench.codecs(32, 4096, formats);
+  bench.codecs(32, 4096, {formats[0], formats[1]});
   bench.codecs(32, 16384, formats);
   bench.codecs(32, 32768, formats);
-  bench.codecs(1, 32768, formats);
+  bench.codecs(1, 32768, {formats[0], formats[1]});
   bench.ragged({.name = "dense", .codec = {}});
   bench.ragged({.name = "int4", .codec = {kInt4, kInt4}});
   std::fprintf(stderr, "plan of 32 sequences: %.1f us\n", bench.plan_us(32, 4096));

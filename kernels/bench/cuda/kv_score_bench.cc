@@ -27,6 +27,7 @@ struct LayerData {
   DeviceBuffer p;
   DeviceBuffer norms;
   DeviceBuffer scores;
+  DeviceBuffer means;
   DeviceBuffer pages;
   DeviceBuffer heads;
   DeviceBuffer sequence;
@@ -58,6 +59,7 @@ class Boundary {
       data.p = bench.allocate(std::size_t{32} * kWindow * static_cast<std::size_t>(stride_) * 4);
       data.norms = bench.allocate(n_kv * static_cast<std::size_t>(stride_) * 4);
       data.scores = bench.allocate(n_kv * static_cast<std::size_t>(stride_) * 4);
+      data.means = bench.allocate(n_kv * static_cast<std::size_t>(stride_) * 4);
       data.pages = bench.allocate(numbers.size() * 4);
       context.to_device(data.pages.data(), numbers.data(), numbers.size() * 4);
       std::vector<kernels::DeviceKvHead> heads(n_kv);
@@ -76,7 +78,7 @@ class Boundary {
     }
     workspace_bytes_ = std::max({kernels::window_probabilities_workspace_bytes(kShape, kWindow),
                                  kernels::value_output_norms_workspace_bytes(kShape, kHidden),
-                                 kernels::defensive_workspace_bytes(kShape, stride_)});
+                                 kernels::defensive_workspace_bytes(kShape, kWindow)});
     workspace_ = bench.allocate(workspace_bytes_);
     // Selection takes the rows of all layers in one launch; they share the measured scores.
     const std::size_t n_rows = kLayers * n_kv;
@@ -91,6 +93,20 @@ class Boundary {
     }
     rows_ = bench.allocate(n_rows * sizeof(rows[0]));
     context.to_device(rows_.data(), rows.data(), n_rows * sizeof(rows[0]));
+    totals_ = bench.allocate((32 * kWindow + 64) * sizeof(float));
+    std::vector<kernels::DeviceBoostHead> heads(n_rows);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const LayerData& data = sets_[r / n_kv % kSets];
+      const std::size_t at = r % n_kv * static_cast<std::size_t>(stride_);
+      heads[r] = {data.scores.as<float>() + at,
+                  data.means.as<float>() + at,
+                  totals_.as<float>(),
+                  totals_.as<float>() + 32 * kWindow,
+                  static_cast<std::int32_t>(n_tokens - kWindow),
+                  32 * kWindow};
+    }
+    boost_ = bench.allocate(n_rows * sizeof(heads[0]));
+    context.to_device(boost_.data(), heads.data(), n_rows * sizeof(heads[0]));
     capacity_ = static_cast<std::int64_t>(n_rows) * 4096;
     entries_ = bench.allocate(static_cast<std::size_t>(capacity_) * 8 + 8 * n_rows + 256);
     context.synchronize();
@@ -110,7 +126,15 @@ class Boundary {
         "score_value_norms_mma", [&](int i) { this->norms(i, kernels::ValueNormsPath::kMma); },
         key_bytes + 2.0 * kHidden * 4096, 2.0 * 4096 * kHidden * n, "gemm");
     const double defensive = measure(
-        "score_defensive", [&](int i) { this->defensive(i); }, row_bytes, 0, "copy");
+        "score_defensive", [&](int i) { this->defensive(i); }, 2 * key_bytes + 8.0 * n * 8,
+        4.0 * 32 * kWindow * n * 128, "copy");
+    const double boost = measure(
+        "score_boost",
+        [&](int) {
+          kernels::defensive_boost(bench_.context(), boost_.as<kernels::DeviceBoostHead>(),
+                                   kLayers * 8, n_tokens_ / 4);
+        },
+        kLayers * 8.0 * n * 4 * 1.5, 0, "copy", "all layers in one launch");
     const double select = measure(
         "select_top_k",
         [&](int) {
@@ -123,11 +147,11 @@ class Boundary {
     Result whole;
     whole.name = "score_boundary";
     whole.parameters = {{"n_tokens", n},
-                        {"probabilities_us_per_layer", probabilities},
+                        {"probabilities_us_per_layer_not_in_the_sum", probabilities},
                         {"norms_us_per_layer", norms},
                         {"defensive_us_per_layer", defensive},
-                        {"select_us_per_layer", (select + histogram) / kLayers}};
-    whole.median_us = kLayers * (probabilities + norms + defensive) + select + histogram;
+                        {"select_us_per_layer", (boost + select + histogram) / kLayers}};
+    whole.median_us = kLayers * (norms + defensive) + boost + select + histogram;
     whole.flops = kLayers * 2.0 * 4096 * kHidden * n;
     whole.yardstick = "gemm";
     char note[96];
@@ -166,9 +190,11 @@ class Boundary {
   }
   void defensive(int i) {
     const LayerData& data = sets_[static_cast<std::size_t>(i % kSets)];
-    kernels::defensive_scores(bench_.context(), layer(i), rows_of(data.p, 32 * kWindow),
-                              rows_of(data.norms, 8), 0, n_tokens_ / 4, workspace_.data(),
-                              workspace_bytes_, rows_of(data.scores, 8));
+    float* totals = totals_.as<float>();
+    kernels::defensive_scores(
+        bench_.context(), layer(i), 0.08838835F, rows_of(data.norms, 8), 0, workspace_.data(),
+        workspace_bytes_,
+        {rows_of(data.scores, 8), rows_of(data.means, 8), totals, totals + 32 * kWindow});
   }
   void histogram() {
     const std::size_t n_rows = kLayers * 8;
@@ -202,6 +228,8 @@ class Boundary {
   std::vector<LayerData> sets_;
   DeviceBuffer workspace_;
   std::size_t workspace_bytes_ = 0;
+  DeviceBuffer totals_;
+  DeviceBuffer boost_;
   DeviceBuffer kept_;
   DeviceBuffer rows_;
   DeviceBuffer entries_;

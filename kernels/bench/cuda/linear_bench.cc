@@ -111,6 +111,9 @@ void bench_shape(const Bench& bench, const Shape& shape) {
       bench.random(rows * static_cast<std::size_t>(shape.n_in) * 2, Bench::Fill::kNormalBf16),
       bench.random(rows * static_cast<std::size_t>(shape.n_out) * 4, Bench::Fill::kNormalF32),
       bench.allocate(rows * static_cast<std::size_t>(shape.n_out))};
+  const DeviceBuffer arrived = bench.allocate(
+      static_cast<std::size_t>(shape.n_out / kernels::kCountedOutputs + 1) * sizeof(int));
+  bench.context().fill(arrived.data(), 0, arrived.n_bytes());
   const auto weight_of = [&](int call) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(call) % n_copies];
   };
@@ -132,8 +135,8 @@ void bench_shape(const Bench& bench, const Shape& shape) {
                            static_cast<double>(shape.n_in),
                   .yardstick = read_bound ? "copy" : "gemm",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
-                  .note = weights[0].choice(shape.form, n_rows)});
-    if (n_rows > 16) continue;
+                  .note = weights[0].choice(bench.context(), shape.form, n_rows)});
+    if (n_rows > 64) continue;
     for (int variant = 0; variant < kernels::kSkinnyVariants; ++variant) {
       if (!kernels::skinny_fits(bench.context(), variant, static_cast<int>(n_rows))) continue;
       const bool swiglu = shape.form == kernels::kLinearSwiglu;
@@ -146,7 +149,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
             bench.context(), output, variant,
             {weight.data(), shape.n_out, shape.n_in, memory.x.as<const Bf16>(), shape.n_in,
              static_cast<int>(n_rows), swiglu ? memory.out.data() : memory.y.data(),
-             swiglu ? shape.n_out / 2 : shape.n_out});
+             swiglu ? shape.n_out / 2 : shape.n_out, arrived.as<int>()});
       });
       bench.report({.name = std::string("skinny_") + shape.name,
                     .parameters = {{"n_rows", static_cast<double>(n_rows)},
