@@ -31,7 +31,9 @@ constexpr int kBlocks = kTileRows / kBlockRows;
 constexpr int kGraphBlocks = kBlocks * (kBlocks + 1) / 2;
 constexpr int kSplits = 8;  // shares of the earlier entries
 constexpr int kProductThreads = 128;
-constexpr int kCoverThreads = kTileRows;
+constexpr int kCoverThreads = 256;  // more warps would only repeat what every warp does in a step
+constexpr int kCoverWarps = kCoverThreads / 32;
+constexpr int kRowsPerThread = kTileRows / kCoverThreads;
 constexpr float kUnitScale = 64.0F;
 constexpr std::uint32_t kNoEntry = 0xffffffffU;
 
@@ -319,7 +321,7 @@ __global__ void __launch_bounds__(kProductThreads)
 struct CoverShared {
   std::uint32_t graph[kTileRows * kWords];
   std::uint32_t uncovered[kWords];
-  std::uint32_t best[2][kWords];
+  std::uint32_t best[2][kCoverWarps];
   std::uint16_t picks[kTileRows];  // rows that become entries, in order
 };
 
@@ -335,65 +337,99 @@ __device__ std::uint32_t nearest_entry(const Workspace& workspace, int row, int 
   return best.entry;
 }
 
-// The rest of a tile in greedy order. Thread i is row i; lane w of every warp holds the word w of
-// the uncovered rows, so that a step has one barrier. Answers the number of picks, or -1 when there
-// would be more than `limit`; `ref` is the pick that covers this thread's row.
-__device__ int cover(CoverShared& shared, bool alive, int limit, int* ref) {
-  const int row = static_cast<int>(threadIdx.x);
-  const int lane = row % 32;
-  const int warp = row / 32;
+// The rest of a tile in greedy order. Row i + j kCoverThreads is row j of thread i; lane w of every
+// warp holds the word w of the uncovered rows, so that a step has one barrier. Answers the number
+// of picks, or -1 when there would be more than `limit`; `ref` is the pick that covers a row.
+__device__ int cover(CoverShared& shared, int limit, int (&ref)[kRowsPerThread]) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  const auto row_of = [&](int j) { return thread + j * kCoverThreads; };
+  // The word of `lane`'s that has this thread's row j, and its bit.
+  const auto bit_of = [&](std::uint32_t word, int j) {
+    return __shfl_sync(kAllLanes, word, warp + j * kCoverWarps) >> lane & 1U;
+  };
   std::uint32_t uncovered = shared.uncovered[lane];
-  int degree = 0;
-  if (__shfl_sync(kAllLanes, uncovered, warp) != 0) {
+  unsigned degree[kRowsPerThread] = {};  // uncovered neighbours; 0 once covered
+#pragma unroll
+  for (int j = 0; j < kRowsPerThread; ++j) {
+    const int word = warp + j * kCoverWarps;
+    const bool alive = bit_of(uncovered, j) != 0;
+    if (__shfl_sync(kAllLanes, uncovered, word) == 0) continue;
     for (int r = 0; r < 32; ++r) {
-      const unsigned neighbours = shared.graph[(warp * 32 + r) * kWords + lane] & uncovered;
-      const auto n =
-          static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(__popc(neighbours))));
-      if (r == lane && alive) degree = n;
+      const unsigned neighbours = shared.graph[(word * 32 + r) * kWords + lane] & uncovered;
+      const unsigned n = __reduce_add_sync(kAllLanes, static_cast<unsigned>(__popc(neighbours)));
+      if (r == lane && alive) degree[j] = n;
     }
   }
   for (int pick = 0;; ++pick) {
     // Most uncovered neighbours first, then the lowest row.
-    const unsigned key = static_cast<unsigned>(degree) << 10 | static_cast<unsigned>(1023 - row);
+    unsigned key = 0;
+#pragma unroll
+    for (int j = 0; j < kRowsPerThread; ++j) {
+      key = max(key, degree[j] << 10 | static_cast<unsigned>(kTileRows - 1 - row_of(j)));
+    }
     const unsigned warp_best = __reduce_max_sync(kAllLanes, key);
     if (lane == 0) shared.best[pick % 2][warp] = warp_best;
     __syncthreads();
-    const unsigned best = __reduce_max_sync(kAllLanes, shared.best[pick % 2][lane]);
+    const unsigned best = __reduce_max_sync(kAllLanes, shared.best[pick % 2][lane % kCoverWarps]);
     const unsigned best_degree = best >> 10;
     if (best_degree == 0) return pick;
     if (best_degree == 1) {
       // Everyone left is alone: the order is that of the rows.
       const auto mine = static_cast<unsigned>(__popc(uncovered));
-      const unsigned before = __reduce_add_sync(kAllLanes, lane < warp ? mine : 0U);
-      const unsigned all = __reduce_add_sync(kAllLanes, mine);
-      if (pick + static_cast<int>(all) > limit) return -1;
-      const std::uint32_t word = __shfl_sync(kAllLanes, uncovered, warp);
-      if ((word >> lane & 1U) != 0) {
-        const int rank = static_cast<int>(before) + __popc(word & ((1U << lane) - 1U));
-        *ref = pick + rank;
-        shared.picks[pick + rank] = static_cast<std::uint16_t>(row);
+      const auto all = static_cast<int>(__reduce_add_sync(kAllLanes, mine));
+      if (pick + all > limit) return -1;
+#pragma unroll
+      for (int j = 0; j < kRowsPerThread; ++j) {
+        const int word = warp + j * kCoverWarps;
+        const unsigned before = __reduce_add_sync(kAllLanes, lane < word ? mine : 0U);
+        const std::uint32_t bits = __shfl_sync(kAllLanes, uncovered, word);
+        if ((bits >> lane & 1U) == 0) continue;
+        ref[j] = pick + static_cast<int>(before) + __popc(bits & ((1U << lane) - 1U));
+        shared.picks[ref[j]] = static_cast<std::uint16_t>(row_of(j));
       }
-      return pick + static_cast<int>(all);
+      return pick + all;
     }
     if (pick >= limit) return -1;
-    const int node = 1023 - static_cast<int>(best & 1023U);
+    const int node = kTileRows - 1 - static_cast<int>(best & (kTileRows - 1U));
     const std::uint32_t covered = shared.graph[node * kWords + lane] & uncovered;
     uncovered ^= covered;
-    if (row == node) shared.picks[pick] = static_cast<std::uint16_t>(row);
-    if ((__shfl_sync(kAllLanes, covered, warp) >> lane & 1U) != 0) {
-      *ref = pick;
-      degree = 0;
+    if (thread == 0) shared.picks[pick] = static_cast<std::uint16_t>(node);
+    unsigned counts[kRowsPerThread];
+#pragma unroll
+    for (int j = 0; j < kRowsPerThread; ++j) {
+      if (bit_of(covered, j) != 0) {
+        ref[j] = pick;
+        degree[j] = 0;
+      }
+      counts[j] = bit_of(uncovered, j);
     }
-    // No neighbour that is covered counts any more.
-    const std::uint32_t left = __shfl_sync(kAllLanes, uncovered, warp);
-    if (left == 0) continue;
-    const bool counts = (left >> lane & 1U) != 0;
+    // No neighbour that is covered counts any more; two at a time, so that their loads overlap.
     for (unsigned words = __ballot_sync(kAllLanes, covered != 0); words != 0; words &= words - 1) {
       const int w = __ffs(static_cast<int>(words)) - 1;
-      for (std::uint32_t bits = __shfl_sync(kAllLanes, covered, w); bits != 0; bits &= bits - 1) {
-        const int neighbour = w * 32 + __ffs(static_cast<int>(bits)) - 1;
-        const std::uint32_t near = shared.graph[neighbour * kWords + warp] >> lane & 1U;
-        if (counts) degree -= static_cast<int>(near);
+      std::uint32_t bits = __shfl_sync(kAllLanes, covered, w);
+      while (bits != 0) {
+        const std::uint32_t* first =
+            shared.graph + (w * 32 + __ffs(static_cast<int>(bits)) - 1) * kWords + warp;
+        bits &= bits - 1;
+        const unsigned is_pair = bits != 0 ? 1U : 0U;
+        const std::uint32_t* second =
+            is_pair != 0
+                ? shared.graph + (w * 32 + __ffs(static_cast<int>(bits)) - 1) * kWords + warp
+                : first;
+        bits &= bits - 1;
+        std::uint32_t near[2][kRowsPerThread];
+#pragma unroll
+        for (int j = 0; j < kRowsPerThread; ++j) {
+          near[0][j] = first[j * kCoverWarps];
+          near[1][j] = second[j * kCoverWarps];
+        }
+#pragma unroll
+        for (int j = 0; j < kRowsPerThread; ++j) {
+          degree[j] -= near[0][j] >> lane & counts[j];
+          degree[j] -= near[1][j] >> lane & counts[j] & is_pair;
+        }
       }
     }
   }
@@ -432,37 +468,45 @@ __global__ void __launch_bounds__(kCoverThreads)
   auto& shared = *reinterpret_cast<CoverShared*>(memory);
   const DeviceCodebookTile tile = tiles[blockIdx.x];
   const Workspace& workspace = workspaces[blockIdx.x];
-  const int row = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
   const int n_entries = *tile.n_entries;
   if (tile.n_rows == 0) return;
   if (n_entries > tile.max_entries) {
-    if (row == 0) *tile.n_entries = tile.max_entries + 1;
+    if (thread == 0) *tile.n_entries = tile.max_entries + 1;
     return;
   }
 
-  const bool inside = row < tile.n_rows;
-  const std::uint32_t match = inside ? nearest_entry(workspace, row, n_entries) : kNoEntry;
-  const bool alive = inside && match == kNoEntry;
-  const std::uint32_t word = __ballot_sync(kAllLanes, alive);
-  if (row % 32 == 0) shared.uncovered[row / 32] = word;
+  std::uint32_t match[kRowsPerThread];
+#pragma unroll
+  for (int j = 0; j < kRowsPerThread; ++j) {
+    const int row = thread + j * kCoverThreads;
+    const bool inside = row < tile.n_rows;
+    match[j] = inside ? nearest_entry(workspace, row, n_entries) : kNoEntry;
+    const std::uint32_t word = __ballot_sync(kAllLanes, inside && match[j] == kNoEntry);
+    if (thread % 32 == 0) shared.uncovered[row / 32] = word;
+  }
   // Words and rows of the graph past the last block are not written by the first kernel; they meet
   // zeros of `uncovered` only.
   const int n_blocks = (tile.n_rows + kBlockRows - 1) / kBlockRows;
-  for (int item = row; item < n_blocks * kBlockRows * kWords / 4; item += kCoverThreads) {
+#pragma unroll 8
+  for (int item = thread; item < n_blocks * kBlockRows * kWords / 4; item += kCoverThreads) {
     if (item % (kWords / 4) * 4 >= n_blocks * 2) continue;
     reinterpret_cast<uint4*>(shared.graph)[item] =
         reinterpret_cast<const uint4*>(workspace.graph)[item];
   }
   __syncthreads();
 
-  int ref = 0;
-  const int n_picks = cover(shared, alive, tile.max_entries - n_entries, &ref);
+  int ref[kRowsPerThread] = {};
+  const int n_picks = cover(shared, tile.max_entries - n_entries, ref);
   __syncthreads();
-  if (row == 0) *tile.n_entries = n_picks < 0 ? tile.max_entries + 1 : n_entries + n_picks;
+  if (thread == 0) *tile.n_entries = n_picks < 0 ? tile.max_entries + 1 : n_entries + n_picks;
   if (n_picks < 0) return;
-  if (inside) {
-    tile.refs[row] =
-        static_cast<std::uint16_t>(alive ? static_cast<std::uint32_t>(n_entries + ref) : match);
+#pragma unroll
+  for (int j = 0; j < kRowsPerThread; ++j) {
+    const int row = thread + j * kCoverThreads;
+    if (row >= tile.n_rows) continue;
+    tile.refs[row] = static_cast<std::uint16_t>(
+        match[j] == kNoEntry ? static_cast<std::uint32_t>(n_entries + ref[j]) : match[j]);
   }
   write_entries<kDim>(tile, shared.picks, n_picks, n_entries);
 }

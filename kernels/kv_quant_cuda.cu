@@ -145,24 +145,28 @@ __global__ void __launch_bounds__(kGatherThreads)
 
 // ---- kv_mean
 
-constexpr int kMeanRows = 64;  // of one stage, an even number
+constexpr int kMeanRows = 128;    // of one stage, an even number
+constexpr int kMeanColumns = 32;  // of one block
 constexpr int kMeanStages = 6;
 
 // One thread per column: pairs of rows are added first and the pairs in ascending order, which is
-// one chain, so its rows come ahead through shared memory.
+// one chain, so its rows come ahead through shared memory. Columns [32 y, 32 y + 32) of mean x.
 template <int kDim>
-__global__ void __launch_bounds__(kDim) mean_kernel(const DeviceMean* means) {
-  extern __shared__ __align__(16) std::uint16_t staged[];  // [kMeanStages][kMeanRows][kDim]
+__global__ void __launch_bounds__(kMeanColumns) mean_kernel(const DeviceMean* means) {
+  __shared__ __align__(16) std::uint16_t staged[kMeanStages][kMeanRows][kMeanColumns];
   const DeviceMean job = means[blockIdx.x];
-  const auto* rows = reinterpret_cast<const std::uint16_t*>(job.rows);
   const int column = static_cast<int>(threadIdx.x);
+  const int first_column = static_cast<int>(blockIdx.y) * kMeanColumns;
+  const auto* rows = reinterpret_cast<const std::uint16_t*>(job.rows) + first_column;
   const int n_chunks = (job.n + kMeanRows - 1) / kMeanRows;
   const auto fetch = [&](int chunk) {
-    const std::int64_t first = std::int64_t{chunk} * kMeanRows * kDim;
-    const std::int64_t left = std::int64_t{job.n} * kDim - first;
-    std::uint16_t* to = staged + chunk % kMeanStages * kMeanRows * kDim;
-    for (int i = column * 8; i < kMeanRows * kDim && i < left; i += kDim * 8) {
-      __pipeline_memcpy_async(to + i, rows + first + i, 16);
+    constexpr int kRowsAtOnce = kMeanColumns / 4;  // four threads a row
+    const int first = chunk * kMeanRows;
+#pragma unroll 8
+    for (int t = column / 4; t < kMeanRows; t += kRowsAtOnce) {
+      if (first + t >= job.n) break;
+      __pipeline_memcpy_async(&staged[chunk % kMeanStages][t][column % 4 * 8],
+                              rows + std::int64_t{first + t} * kDim + column % 4 * 8, 16);
     }
   };
   for (int chunk = 0; chunk < kMeanStages - 1; ++chunk) {
@@ -175,26 +179,19 @@ __global__ void __launch_bounds__(kDim) mean_kernel(const DeviceMean* means) {
     __syncthreads();
     if (chunk + kMeanStages - 1 < n_chunks) fetch(chunk + kMeanStages - 1);
     __pipeline_commit();
-    const std::uint16_t* in = staged + chunk % kMeanStages * kMeanRows * kDim + column;
+    const auto at = [&](int t) { return codec::f16_value(staged[chunk % kMeanStages][t][column]); };
     const int n = min(kMeanRows, job.n - chunk * kMeanRows);
     if (n == kMeanRows) {
-#pragma unroll 16
-      for (int t = 0; t < kMeanRows; t += 2) {
-        const float a = codec::f16_value(in[t * kDim]);
-        const float b = codec::f16_value(in[(t + 1) * kDim]);
-        sum = __fadd_rn(sum, __fadd_rn(a, b));
-      }
+#pragma unroll
+      for (int t = 0; t < kMeanRows; t += 2) sum = __fadd_rn(sum, __fadd_rn(at(t), at(t + 1)));
       continue;
     }
     int t = 0;
-    for (; t + 1 < n; t += 2) {
-      const float a = codec::f16_value(in[t * kDim]);
-      const float b = codec::f16_value(in[(t + 1) * kDim]);
-      sum = __fadd_rn(sum, __fadd_rn(a, b));
-    }
-    if (t < n) sum = __fadd_rn(sum, codec::f16_value(in[t * kDim]));
+    for (; t + 1 < n; t += 2) sum = __fadd_rn(sum, __fadd_rn(at(t), at(t + 1)));
+    if (t < n) sum = __fadd_rn(sum, at(t));
   }
-  job.mean[column] = codec::saturated_f16(__fdiv_rn(sum, static_cast<float>(max(job.n, 1))));
+  job.mean[first_column + column] =
+      codec::saturated_f16(__fdiv_rn(sum, static_cast<float>(max(job.n, 1))));
 }
 
 // ---- kv_encode
@@ -617,13 +614,9 @@ void kv_mean(const CudaContext& context, int head_dim, const DeviceMean* means, 
   check_head_dim(head_dim);
   CHECK(n_means >= 0, "kv_mean count");
   if (n_means == 0) return;
-  const int shared_bytes = kMeanStages * kMeanRows * head_dim * 2;
+  const dim3 grid(static_cast<unsigned>(n_means), static_cast<unsigned>(head_dim / kMeanColumns));
   const auto launch = [&](auto kernel) {
-    cuda_check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-        "shared memory of kv_mean");
-    kernel<<<static_cast<unsigned>(n_means), static_cast<unsigned>(head_dim), shared_bytes,
-             context.stream()>>>(means);
+    kernel<<<grid, kMeanColumns, 0, context.stream()>>>(means);
   };
   if (head_dim == 64) {
     launch(mean_kernel<64>);
