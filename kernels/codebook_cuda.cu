@@ -6,8 +6,8 @@
 
 #include "kernels/codebook.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 
 // Two launches. The first computes all cosines on tensor cores, many CTAs a tile: 64 x 64 blocks of

@@ -13,8 +13,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 
