@@ -12,7 +12,6 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
-#include "kernels/norm.h"
 
 namespace spindle::bench {
 namespace {
@@ -181,21 +180,21 @@ void bench_layers(const Bench& bench) {
   const auto weight_of = [&](int kind, int layer) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
   };
-  for (const std::int64_t n_rows : {1, 4, 8}) {
+  const DeviceBuffer qkv_out = bench.allocate(16 * 2 * kInter * 4);
+  for (const std::int64_t n_rows : {1, 2, 4, 8, 16}) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
-    const Bf16Rows qkv(wide.as<Bf16>(), n_rows, kShapes[0].n_out);
+    const Rows qkv(qkv_out.as<float>(), n_rows, kShapes[0].n_out);
     const Rows scratch(wide.as<float>(), n_rows, 2 * kInter);
     const Bf16Rows gated(inter.as<Bf16>(), n_rows, kInter);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
     cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal));
     for (int layer = 0; layer < kLayers; ++layer) {
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear(context, weight_of(0, layer), h, qkv);
-      linear_add(context, weight_of(1, layer), qkv.columns(0, kHidden), stream);
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
+      linear_normed(context, weight_of(0, layer), stream, norm.as<const float>(), 1e-5F, h, qkv);
+      linear_add(context, weight_of(1, layer), h, stream);
+      linear_swiglu_normed(context, weight_of(2, layer), stream, norm.as<const float>(), 1e-5F, h,
+                           scratch, gated);
       linear_add(context, weight_of(3, layer), gated, stream);
     }
     cuda_check(cudaStreamEndCapture(context.stream(), &graph));
