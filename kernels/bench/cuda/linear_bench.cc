@@ -169,12 +169,20 @@ void bench_layers(const Bench& bench) {
   for (int kind = 0; kind < 4; ++kind) {
     const Shape& shape = kShapes[kind];
     const std::vector<std::uint16_t> host = random_weights(shape.n_out * shape.n_in);
-    for (int layer = 0; layer < kLayers; ++layer) weights.push_back(upload(bench, shape, host));
+    for (int layer = 0; layer < kLayers; ++layer) {
+      weights.push_back(upload(bench, shape, host));
+      if (layer > 0) {
+        weights.back().copy_tuning(weights[weights.size() - 2]);
+      } else if (Status status = tune_linear(context, weights.back(), 16, shape.form);
+                 !status.ok()) {
+        throw std::runtime_error(status.to_string());
+      }
+    }
     bytes += kLayers * 2.0 * static_cast<double>(host.size());
   }
   const DeviceBuffer residual = bench.random(16 * kHidden * 4, Bench::Fill::kNormalF32);
   const DeviceBuffer norm = bench.random(kHidden * 4, Bench::Fill::kNormalF32);
-  const DeviceBuffer hidden = bench.allocate(16 * kHidden * 2);
+  const DeviceBuffer hidden = bench.random(16 * kHidden * 2, Bench::Fill::kNormalBf16);
   const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 4);
   const DeviceBuffer inter = bench.allocate(16 * kInter * 2);
   const auto weight_of = [&](int kind, int layer) -> const DeviceLinear& {
