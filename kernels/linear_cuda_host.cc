@@ -13,10 +13,11 @@
 
 #include "kernels/activation.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
+#include "kernels/norm.h"
 
 namespace spindle::kernels {
 namespace {
@@ -85,8 +86,7 @@ struct Call {
 };
 
 std::size_t output_bytes(LinearOutput output) {
-  return output == LinearOutput::kBf16 || output == LinearOutput::kSwiglu ? sizeof(Bf16)
-                                                                          : sizeof(float);
+  return output == LinearOutput::kBf16 ? sizeof(Bf16) : sizeof(float);
 }
 
 // What cuBLASLt is told, column-major: y^T [n_out, n_rows] = W^T' [n_out, n_in] x^T [n_in, n_rows].
@@ -372,6 +372,25 @@ class DeviceLinearAccess {
     finish(context, b, output, call);
   }
 
+  // False when there are too many rows, or they start at odd places.
+  static bool run_normed(const CudaContext& context, const DeviceLinear& weights,
+                         LinearOutput output, ConstRows hidden, const float* norm, float eps,
+                         void* y, std::int64_t y_stride) {
+    const Body& b = body(weights);
+    const auto place = reinterpret_cast<std::uintptr_t>(hidden.data) |
+                       reinterpret_cast<std::uintptr_t>(norm) |
+                       static_cast<std::uintptr_t>(hidden.stride) * sizeof(float);
+    if (hidden.n_rows > kMaxNormedTokens || place % kRowAlignment != 0 ||
+        !normed_fits(context, static_cast<int>(hidden.n_rows), b.n_in)) {
+      return false;
+    }
+    normed_linear(context, output,
+                  {b.weights.as<const Bf16>(), b.n_out, b.n_in, nullptr, 0,
+                   static_cast<int>(hidden.n_rows), y, y_stride, nullptr},
+                  {hidden.data, hidden.stride, norm, eps});
+    return true;
+  }
+
   // False when the library refuses the algorithm for this call.
   static bool run_choice(const CudaContext& context, const Body& b, const Bf16* weights,
                          LinearOutput output, const Call& call, const Choice& choice) {
@@ -399,7 +418,7 @@ class DeviceLinearAccess {
                      const Call& call) {
     if (output != LinearOutput::kSwiglu) return;
     swiglu(context,
-           ConstBf16Rows(static_cast<const Bf16*>(call.y), call.n_rows, b.n_out, call.y_stride),
+           ConstRows(static_cast<const float*>(call.y), call.n_rows, b.n_out, call.y_stride),
            Bf16Rows(call.swiglu, call.n_rows, b.n_out / 2, call.swiglu_stride));
   }
 };
@@ -421,7 +440,7 @@ class Tuner {
     const auto n_in = static_cast<std::size_t>(body.n_in);
     const auto n_out = static_cast<std::size_t>(body.n_out);
     const std::size_t n_bytes = body.weights.n_bytes();
-    const bool wide = (forms & (kLinearF32 | kLinearAdd)) != 0;
+    const bool wide = (forms & (kLinearF32 | kLinearAdd | kLinearSwiglu)) != 0;
     const std::size_t y_bytes = wide ? sizeof(float) : sizeof(Bf16);
     out.n_weights_ = std::clamp<std::size_t>(
         kCacheTurns * static_cast<std::size_t>(l2_bytes) / n_bytes + 1, 1, kMaxCopies);
@@ -634,13 +653,40 @@ void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Ro
   Access::run(context, weights, LinearOutput::kF32, call_of(x, y));
 }
 
+void linear_normed(const CudaContext& context, const DeviceLinear& weights, ConstRows hidden,
+                   const float* norm, float eps, Bf16Rows normed, Rows y) {
+  check_shapes(weights, ConstBf16Rows(normed), y);
+  CHECK(hidden.n_rows == y.n_rows && hidden.width == weights.n_in(), "shapes of a normed product");
+  if (Access::run_normed(context, weights, LinearOutput::kF32, hidden, norm, eps, y.data,
+                         y.stride)) {
+    return;
+  }
+  rms_norm(context, hidden, norm, eps, normed);
+  linear(context, weights, normed, y);
+}
+
+void linear_swiglu_normed(const CudaContext& context, const DeviceLinear& gate_up, ConstRows hidden,
+                          const float* norm, float eps, Bf16Rows normed, Rows scratch,
+                          Bf16Rows out) {
+  check_shapes(gate_up, ConstBf16Rows(normed), scratch);
+  CHECK(hidden.n_rows == out.n_rows && hidden.width == gate_up.n_in() &&
+            2 * out.width == gate_up.n_out(),
+        "shapes of a normed product");
+  if (Access::run_normed(context, gate_up, LinearOutput::kSwiglu, hidden, norm, eps, out.data,
+                         out.stride)) {
+    return;
+  }
+  rms_norm(context, hidden, norm, eps, normed);
+  linear_swiglu(context, gate_up, normed, scratch, out);
+}
+
 void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y) {
   check_shapes(weights, x, y);
   Access::run(context, weights, LinearOutput::kAddF32, call_of(x, y));
 }
 
 void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up, ConstBf16Rows x,
-                   Bf16Rows scratch, Bf16Rows out) {
+                   Rows scratch, Bf16Rows out) {
   check_shapes(gate_up, x, scratch);
   CHECK(out.n_rows == x.n_rows && 2 * out.width == gate_up.n_out(), "shapes of a gated product");
   Call call = call_of(x, scratch);
