@@ -159,6 +159,15 @@ __device__ void load_pages(const WgmmaParams& params, std::byte* smem, std::uint
       barrier_wait(barriers.k_empty(stage), reused);
       if (lane < kStepPages) masks[stage * kStepPages + lane] = visible;
       __syncwarp();
+      if (params.p.variant == 4 && count >= kStages) {
+        if (lane == 0) {
+          barrier_arrive(barriers.k_full(stage));
+          barrier_wait(barriers.v_empty(stage), reused);
+          barrier_arrive(barriers.v_full(stage));
+        }
+        __syncwarp();
+        continue;
+      }
       if (lane == 0) barrier_expect(barriers.k_full(stage), S::kStageBytes);
       __syncwarp();
       const int k_page = lane / kBlocks % kStepPages;
@@ -324,7 +333,7 @@ __device__ inline void pack_weights(const float (&s)[64], std::uint32_t (&weight
   }
 }
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters, int kDiag = 0>
 struct Consumer {
   using S = Smem<kDim, kStages, kQRegisters>;
   const PrefillParams& p;
@@ -487,7 +496,7 @@ struct Consumer {
       pin(s);
       mask(s, place, i, stage);
       leave(barriers.k_empty(stage));
-      soften(s, state, p.scale_log2, decay);
+      if (kDiag != 2) soften(s, state, p.scale_log2, decay);
       wgmma_wait<0>();
       pin(o);
       leave(barriers.v_empty(v_stage));
@@ -513,7 +522,7 @@ struct Consumer {
   }
 };
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters, int kDiag = 0>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_wgmma_kernel(const __grid_constant__ WgmmaParams params) {
   using S = Smem<kDim, kStages, kQRegisters>;
@@ -546,7 +555,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     registers_up<232>();
-    const Consumer<T, kDim, kStages, kTurns, kQRegisters> consumer{
+    const Consumer<T, kDim, kStages, kTurns, kQRegisters, kDiag> consumer{
         params.p, smem, smem_address, barriers, static_cast<int>(threadIdx.x) / kGroupThreads - 1};
     const auto* places = reinterpret_cast<const TilePlace*>(smem + S::kPlaces);
     int first = 0;
@@ -565,7 +574,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #else
 
 // Of other targets in the same binary; launch_prefill_wgmma is only for 9.0.
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters, int kDiag = 0>
 __global__ void prefill_wgmma_kernel(const __grid_constant__ WgmmaParams) {
   __trap();
 }
@@ -604,9 +613,9 @@ void encode_pages(EncodeTiled encode, const std::byte* pages, int head_dim, DTyp
   CHECK(result == CUDA_SUCCESS, "tensor map of KV pages");
 }
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters, int kDiag = 0>
 void launch_variant(const WgmmaParams& params, int n_blocks, cudaStream_t stream) {
-  constexpr auto kKernel = prefill_wgmma_kernel<T, kDim, kStages, kTurns, kQRegisters>;
+  constexpr auto kKernel = prefill_wgmma_kernel<T, kDim, kStages, kTurns, kQRegisters, kDiag>;
   constexpr int kBytes = Smem<kDim, kStages, kQRegisters>::kBytes;
   cuda_check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "shared memory of attention_prefill");
@@ -624,6 +633,10 @@ void launch(const WgmmaParams& params, int n_blocks, cudaStream_t stream) {
         return launch_variant<T, kDim, 2, true, true>(params, n_blocks, stream);
       case 3:
         return launch_variant<T, kDim, 2, false, false>(params, n_blocks, stream);
+      case 4:  // DIAGNOSTIC: no loads
+        return launch_variant<T, kDim, 2, true, false>(params, n_blocks, stream);
+      case 5:  // DIAGNOSTIC: no softmax
+        return launch_variant<T, kDim, 2, true, false, 2>(params, n_blocks, stream);
       default:
         break;
     }

@@ -16,6 +16,7 @@ enum class PrefillKernel : std::uint8_t {
   kWgmma2,
   kWgmma3,
   kWgmma4,
+  kWgmma5,
 };
 
 PrefillKernel best_prefill_kernel(const CudaContext& context);

@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
     spindle::bench::run_all(bench, best);
     if (best != PrefillKernel::kMma) {
       for (const int n : {2048, 8192, 32768}) {
-        for (const int i : {1, 2, 3, 4, 1}) {
+        for (const int i : {1, 2, 3, 4, 5, 6, 1}) {
           spindle::bench::PrefillBench prefill(bench, static_cast<PrefillKernel>(i));
           prefill.run({{32, 8, 128}, spindle::DType::kF16, 1, n, n});
         }
