@@ -128,7 +128,7 @@ struct DeviceKvPool {
 };
 
 // For every row of a step: rotates q, writes it as f16, and writes k (after RoPE) and v into the
-// tail pages of its sequence.
+// tail pages of its sequence. rotary_dim is a multiple of 16; rows of qkv and q are 16-byte aligned.
 void rope_append(const CudaContext& context, const DeviceRope& rope,
                  ConstBf16Rows qkv,                 // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
                  const std::int32_t* row_sequence,  // [n_tokens], index in `sequences`; -1: no row

@@ -1,0 +1,449 @@
+// Products with few rows of x (tokens), bound by reading the weights.
+//
+// Rows of W are the rows (16) of mma.m16n8k16, tokens its columns (8). A block owns a tile of 16 or
+// 32 outputs at a time and its 8 warps share the columns of W; their partial sums meet in shared
+// memory. Lane (g, q) = (lane / 4, lane % 4) of a warp needs of a step of 32 columns only its own
+// 16 bytes of the rows g and g + 8 and of token g: the columns 8 q + 0..7, which are taken as the
+// columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of two mma in both operands. So every lane copies what it
+// will use itself through a ring in shared memory with cp.async, several steps ahead, over the ends
+// of tiles, without a barrier. The first weights are asked for before the previous kernel has
+// ended.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/core/check.h"
+#include "kernels/cuda/chained_launch.cuh"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/skinny_linear.h"
+
+namespace spindle::kernels {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStepColumns = 32;
+constexpr int kChunkBytes = 16;          // of one lane in one row and step
+constexpr int kHalfTileBytes = 32 * 16;  // one chunk of every lane: 8 rows of a step
+constexpr int kTokenStepBytes = 4 * 16;  // one token's columns of a step
+
+struct Arguments {
+  const std::uint16_t* weights;
+  const std::uint16_t* x;
+  void* y;
+  std::int64_t n_in;
+  std::int64_t x_stride;
+  std::int64_t y_stride;
+  std::int64_t n_first;   // outputs in the upper halves of tiles: n_out, kSwiglu: inter
+  std::int64_t second;    // distance from a row in the upper half to its twin in the lower one
+  std::int64_t last_row;  // of the rows in the lower halves
+  int n_tiles;
+  int n_steps;  // of one warp in one tile
+  int n_tokens;
+};
+
+__device__ void copy_async_weights(std::uint32_t target, const void* source, int n_bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(n_bytes)
+               : "memory");
+}
+__device__ void copy_async_tokens(std::uint32_t target, const void* source, int n_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(n_bytes)
+               : "memory");
+}
+__device__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ void multiply(float (&sum)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                         std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+template <LinearOutput kOutput>
+__device__ void store(const Arguments& a, std::int64_t row, std::int64_t token, float upper,
+                      float lower, float2 residual) {
+  const std::int64_t at = token * a.y_stride + row;
+  if constexpr (kOutput == LinearOutput::kSwiglu) {
+    if (row >= a.n_first) return;
+    const float value = upper / (1.0F + __expf(-upper)) * lower;
+    static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16_rn(value);
+  } else if constexpr (kOutput == LinearOutput::kBf16) {
+    auto* y = static_cast<__nv_bfloat16*>(a.y);
+    if (row < a.n_first) y[at] = __float2bfloat16_rn(upper);
+    if (row + 8 < a.n_first) y[at + 8] = __float2bfloat16_rn(lower);
+  } else {
+    auto* y = static_cast<float*>(a.y);
+    if (row < a.n_first) y[at] = residual.x + upper;
+    if (row + 8 < a.n_first) y[at + 8] = residual.y + lower;
+  }
+}
+
+// kRowTiles mma tiles of rows and kTokenTiles of tokens in a block's tile; kStages steps in the
+// ring.
+template <LinearOutput kOutput, int kRowTiles, int kTokenTiles, int kStages>
+__global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) {
+  // Outputs of a block's tile, counted as rows of the upper halves for kSwiglu.
+  constexpr int kSubTileRows = kOutput == LinearOutput::kSwiglu ? 8 : 16;
+  constexpr int kTileRows = kSubTileRows * kRowTiles;
+  constexpr int kWeightBytes = 2 * kRowTiles * kHalfTileBytes;
+  constexpr int kSums = kRowTiles * kTokenTiles;
+  extern __shared__ __align__(16) unsigned char shared[];
+
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4;
+  const int q = lane % 4;
+  const int stage_bytes = kWeightBytes + a.n_tokens * kTokenStepBytes;
+  unsigned char* ring = shared + warp * kStages * stage_bytes;
+  const auto ring_address = static_cast<std::uint32_t>(__cvta_generic_to_shared(ring));
+  auto* meeting = reinterpret_cast<float*>(shared + kWarps * kStages * stage_bytes);
+
+  // A warp takes lines of 64 columns in turn with the others, as two steps.
+  const auto column_of = [&](int step) {
+    return static_cast<std::int64_t>(step / 2 * kWarps + warp) * (2 * kStepColumns) +
+           step % 2 * kStepColumns + 8 * q;
+  };
+
+  // Where copies are: the next step to ask for.
+  std::int64_t tile_ahead = blockIdx.x;
+  int step_ahead = 0;
+  int slot_ahead = 0;
+  const std::uint16_t* rows_ahead[2 * kRowTiles];
+  const auto find_rows = [&] {
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+      const std::int64_t upper = tile_ahead * kTileRows + t * kSubTileRows + g;
+      const std::int64_t last_upper =
+          a.last_row - (kOutput == LinearOutput::kSwiglu ? a.second : 0);
+      rows_ahead[2 * t] = a.weights + min(upper, last_upper) * a.n_in;
+      rows_ahead[2 * t + 1] = a.weights + min(upper + a.second, a.last_row) * a.n_in;
+    }
+  };
+  const auto ask_for_weights = [&](std::int64_t column) {
+    const int n_bytes = column < a.n_in ? kChunkBytes : 0;
+    const std::int64_t from = column < a.n_in ? column : 0;
+    const std::uint32_t target = ring_address + slot_ahead * stage_bytes + lane * kChunkBytes;
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      copy_async_weights(target + r * kHalfTileBytes, rows_ahead[r] + from, n_bytes);
+    }
+  };
+  const auto advance = [&] {
+    slot_ahead = slot_ahead + 1 == kStages ? 0 : slot_ahead + 1;
+    if (++step_ahead == a.n_steps) {
+      step_ahead = 0;
+      tile_ahead += gridDim.x;
+      if (tile_ahead < a.n_tiles) find_rows();
+    }
+  };
+
+  find_rows();
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (tile_ahead < a.n_tiles) ask_for_weights(column_of(step_ahead));
+    commit_copies();
+    advance();
+  }
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  // The tokens of the steps already asked for. Plain loads, since groups of copies end in order.
+  {
+    uint4 early[(kStages - 1) * kTokenTiles];
+#pragma unroll
+    for (int s = 0; s < kStages - 1; ++s) {
+      const std::int64_t column = column_of(s % a.n_steps);
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const int token = 8 * n + g;
+        const bool there = token < a.n_tokens && column < a.n_in;
+        early[s * kTokenTiles + n] =
+            there ? *reinterpret_cast<const uint4*>(a.x + token * a.x_stride + column)
+                  : make_uint4(0, 0, 0, 0);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kStages - 1; ++s) {
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const int token = 8 * n + g;
+        if (token < a.n_tokens) {
+          *reinterpret_cast<uint4*>(ring + s * stage_bytes + kWeightBytes +
+                                    token * kTokenStepBytes + q * kChunkBytes) =
+              early[s * kTokenTiles + n];
+        }
+      }
+    }
+  }
+
+  // Which outputs this thread adds up: rows `out_row` and its twin of one token.
+  const int out_row = threadIdx.x % 8;
+  const int out_token = threadIdx.x / 8 % 8;
+  const int out_sums = threadIdx.x / 64;  // block of sums
+  const int out_lane = out_row * 4 + out_token / 2;
+
+  int slot = 0;
+  for (std::int64_t tile = blockIdx.x; tile < a.n_tiles; tile += gridDim.x) {
+    const std::int64_t row = tile * kTileRows + out_sums / kTokenTiles * kSubTileRows + out_row;
+    const int token = out_sums % kTokenTiles * 8 + out_token;
+    const bool adds_up = out_sums < kSums && token < a.n_tokens;
+    float2 residual = make_float2(0.0F, 0.0F);
+    if constexpr (kOutput == LinearOutput::kAddF32) {
+      if (adds_up) {
+        const float* y = static_cast<const float*>(a.y) + token * a.y_stride + row;
+        if (row < a.n_first) residual.x = y[0];
+        if (row + 8 < a.n_first) residual.y = y[8];
+      }
+    }
+
+    float sums[kSums][4] = {};
+    for (int step = 0; step < a.n_steps; ++step) {
+      wait_for_copies<kStages - 2>();
+      const unsigned char* stage = ring + slot * stage_bytes;
+      uint4 w[2 * kRowTiles];
+#pragma unroll
+      for (int r = 0; r < 2 * kRowTiles; ++r) {
+        w[r] = *reinterpret_cast<const uint4*>(stage + r * kHalfTileBytes + lane * kChunkBytes);
+      }
+      uint4 x[kTokenTiles];
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        x[n] = make_uint4(0, 0, 0, 0);
+        if (8 * n + g < a.n_tokens) {
+          x[n] = *reinterpret_cast<const uint4*>(stage + kWeightBytes +
+                                                 (8 * n + g) * kTokenStepBytes + q * kChunkBytes);
+        }
+      }
+      if (tile_ahead < a.n_tiles) {
+        const std::int64_t column = column_of(step_ahead);
+        ask_for_weights(column);
+        const int n_bytes = column < a.n_in ? kChunkBytes : 0;
+        const std::int64_t from = column < a.n_in ? column : 0;
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          const int ahead = 8 * n + g;
+          if (ahead < a.n_tokens) {
+            copy_async_tokens(ring_address + slot_ahead * stage_bytes + kWeightBytes +
+                                  ahead * kTokenStepBytes + q * kChunkBytes,
+                              a.x + ahead * a.x_stride + from, n_bytes);
+          }
+        }
+      }
+      commit_copies();
+      advance();
+      slot = slot + 1 == kStages ? 0 : slot + 1;
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+        const uint4 upper = w[2 * t];
+        const uint4 lower = w[2 * t + 1];
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          float(&sum)[4] = sums[t * kTokenTiles + n];
+          multiply(sum, upper.x, lower.x, upper.y, lower.y, x[n].x, x[n].y);
+          multiply(sum, upper.z, lower.z, upper.w, lower.w, x[n].z, x[n].w);
+        }
+      }
+    }
+
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      *reinterpret_cast<float4*>(meeting + ((warp * kSums + i) * 32 + lane) * 4) =
+          make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    }
+    __syncthreads();
+    if (adds_up) {
+      float upper = 0.0F;
+      float lower = 0.0F;
+#pragma unroll
+      for (int from = 0; from < kWarps; ++from) {
+        const float* parts =
+            meeting + ((from * kSums + out_sums) * 32 + out_lane) * 4 + out_token % 2;
+        upper += parts[0];
+        lower += parts[2];
+      }
+      store<kOutput>(a, row, token, upper, lower, residual);
+    }
+    __syncthreads();
+  }
+}
+
+struct Shape {
+  int row_tiles;
+  int token_tiles;
+  int stages;
+  int blocks;  // per multiprocessor and product
+};
+constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 12, 1}, {1, 1, 9, 1}, {1, 1, 9, 2},
+                                            {1, 1, 6, 2},  {2, 1, 5, 1}, {2, 1, 5, 2},
+                                            {1, 2, 6, 2},  {2, 2, 4, 1}, {2, 2, 4, 2}};
+
+using Kernel = void (*)(Arguments);
+
+template <LinearOutput kOutput, int kVariant>
+constexpr Kernel kKernel = skinny_kernel<kOutput, kShapes[kVariant].row_tiles,
+                                         kShapes[kVariant].token_tiles, kShapes[kVariant].stages>;
+
+template <LinearOutput kOutput, int... kVariants>
+Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) {
+  constexpr Kernel kKernels[] = {kKernel<kOutput, kVariants>...};
+  return kKernels[variant];
+}
+
+Kernel kernel_of(LinearOutput output, int variant) {
+  constexpr auto kAll = std::make_integer_sequence<int, kSkinnyVariants>();
+  switch (output) {
+    case LinearOutput::kBf16:
+      return kernel_of_variant<LinearOutput::kBf16>(variant, kAll);
+    case LinearOutput::kF32:
+      return kernel_of_variant<LinearOutput::kF32>(variant, kAll);
+    case LinearOutput::kAddF32:
+      return kernel_of_variant<LinearOutput::kAddF32>(variant, kAll);
+    case LinearOutput::kSwiglu:
+      break;
+  }
+  return kernel_of_variant<LinearOutput::kSwiglu>(variant, kAll);
+}
+
+// A multiprocessor has 1 KiB more than a block may ask for, and every block takes 1 KiB beside.
+constexpr int kReservedBytes = 1024;
+
+int bytes_for_blocks(const CudaContext& context, int n_blocks) {
+  return (context.shared_bytes_per_block() + kReservedBytes) / n_blocks - kReservedBytes;
+}
+
+int needed_bytes(int variant, int n_tokens) {
+  const Shape shape = kShapes[variant];
+  const int stage = 2 * shape.row_tiles * kHalfTileBytes + n_tokens * kTokenStepBytes;
+  const int meeting = kWarps * shape.row_tiles * shape.token_tiles * 128 * 4;
+  return kWarps * shape.stages * stage + meeting;
+}
+
+__device__ std::uint16_t rounded(std::uint32_t bits) {
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
+  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+template <bool kHalf>
+__global__ void round_kernel(const void* source, std::int64_t n, std::uint16_t* out) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n;
+       i += std::int64_t{gridDim.x} * blockDim.x) {
+    const float value = kHalf ? __half2float(static_cast<const __half*>(source)[i])
+                              : static_cast<const float*>(source)[i];
+    out[i] = rounded(__float_as_uint(value));
+  }
+}
+
+__global__ void fill_kernel(__nv_bfloat16* out, std::int64_t n) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n;
+       i += std::int64_t{gridDim.x} * blockDim.x) {
+    std::uint32_t bits = static_cast<std::uint32_t>(i) * 2654435761U;
+    bits ^= bits >> 15;
+    bits *= 0x2c1b3c6dU;
+    bits ^= bits >> 12;
+    out[i] = __float2bfloat16_rn(static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31F);
+  }
+}
+
+constexpr int kElementThreads = 256;
+
+unsigned element_blocks(const CudaContext& context, std::int64_t n) {
+  const std::int64_t wanted = (n + kElementThreads - 1) / kElementThreads;
+  return static_cast<unsigned>(
+      std::min<std::int64_t>(wanted, std::int64_t{8} * context.n_multiprocessors()));
+}
+
+}  // namespace
+
+void prepare_skinny_linear(const CudaContext& context) {
+  for (int output = 0; output < kLinearOutputs; ++output) {
+    for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+      cuda_check(
+          cudaFuncSetAttribute(
+              reinterpret_cast<const void*>(kernel_of(static_cast<LinearOutput>(output), variant)),
+              cudaFuncAttributeMaxDynamicSharedMemorySize, context.shared_bytes_per_block()),
+          "shared memory of the skinny product");
+    }
+  }
+}
+
+bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
+  return n_tokens <= 8 * kShapes[variant].token_tiles &&
+         needed_bytes(variant, n_tokens) <= bytes_for_blocks(context, 2);
+}
+
+int skinny_default(const CudaContext& context, int n_tokens) {
+  for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+    if (n_tokens <= kSkinnyDefaultTokens && skinny_fits(context, variant, n_tokens)) return variant;
+  }
+  return -1;
+}
+
+std::string skinny_name(int variant) {
+  const Shape shape = kShapes[variant];
+  return "own " + std::to_string(16 * shape.row_tiles) + "x" +
+         std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages, " +
+         std::to_string(shape.blocks) + (shape.blocks == 1 ? " block" : " blocks");
+}
+
+void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
+                   const SkinnyProduct& product) {
+  CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
+  if (product.n_tokens == 0 || product.n_out == 0) return;
+  const bool swiglu = output == LinearOutput::kSwiglu;
+  const int tile_rows = (swiglu ? 8 : 16) * kShapes[variant].row_tiles;
+  Arguments a = {};
+  a.weights = &product.weights->bits;
+  a.x = &product.x->bits;
+  a.y = product.y;
+  a.n_in = product.n_in;
+  a.x_stride = product.x_stride;
+  a.y_stride = product.y_stride;
+  a.n_first = swiglu ? product.n_out / 2 : product.n_out;
+  a.second = swiglu ? product.n_out / 2 : 8;
+  a.last_row = product.n_out - 1;
+  a.n_tiles = static_cast<int>((a.n_first + tile_rows - 1) / tile_rows);
+  const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
+  a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
+  a.n_tokens = product.n_tokens;
+  // Exactly two blocks fit on a multiprocessor, of this product or of the next one that starts
+  // early: with room for three, blocks of the next product spread unevenly and so does its work.
+  const int bytes =
+      std::max(needed_bytes(variant, product.n_tokens), bytes_for_blocks(context, 3) + 1);
+  const int blocks = std::min(a.n_tiles, kShapes[variant].blocks * context.n_multiprocessors());
+  launch_chained(context, "skinny product", kernel_of(output, variant),
+                 dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+                 static_cast<std::size_t>(bytes), a);
+}
+
+void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,
+                   Bf16* out) {
+  CHECK(dtype != DType::kBF16, "bf16 needs no rounding");
+  if (n == 0) return;
+  const unsigned blocks = element_blocks(context, n);
+  if (dtype == DType::kF16) {
+    round_kernel<true><<<blocks, kElementThreads, 0, context.stream()>>>(source, n, &out->bits);
+  } else {
+    round_kernel<false><<<blocks, kElementThreads, 0, context.stream()>>>(source, n, &out->bits);
+  }
+  check_launch("round to bf16");
+}
+
+void fill_for_tuning(const CudaContext& context, Bf16* out, std::int64_t n) {
+  if (n == 0) return;
+  fill_kernel<<<element_blocks(context, n), kElementThreads, 0, context.stream()>>>(
+      reinterpret_cast<__nv_bfloat16*>(out), n);
+  check_launch("fill");
+}
+
+}  // namespace spindle::kernels
