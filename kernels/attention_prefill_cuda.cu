@@ -6,6 +6,7 @@
 // their 16-byte chunks are permuted so that the 8 rows of a matrix fragment lie in different banks.
 
 #include "kernels/core/check.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/prefill_kernels.h"
@@ -344,12 +345,15 @@ __global__ void __launch_bounds__(32 * kMergeRows)
   const int n_rows = sequence.n_queries * p.group;
   const int tile_row = blockIdx.x % kBlocks * kMergeRows + static_cast<int>(threadIdx.x) / 32;
   const int r = row0 + tile_row;
-  if (r >= n_rows) return;
-  const PrefillSlots slots = prefill_slots(p, sequence, item.sequence, item.head);
-  const int last_row = min(row0 + kPrefillRows, n_rows) - 1;
-  const int n_slots = query_slot(sequence, slots, last_row / p.group) + 1;
-  const int n_used =
-      split_range((n_slots + step_slots - 1) / step_slots, step_slots, 0, p.n_splits).n_used;
+  // Tables are older than the kernel before, which starts this one after its own wait.
+  int n_used = 0;
+  if (r < n_rows) {
+    const PrefillSlots slots = prefill_slots(p, sequence, item.sequence, item.head);
+    const int last_row = min(row0 + kPrefillRows, n_rows) - 1;
+    const int n_slots = query_slot(sequence, slots, last_row / p.group) + 1;
+    n_used = split_range((n_slots + step_slots - 1) / step_slots, step_slots, 0, p.n_splits).n_used;
+  }
+  wait_for_previous_kernel();
   if (n_used < 2) return;
 
   const int lane = threadIdx.x % 32;
@@ -396,42 +400,40 @@ __global__ void __launch_bounds__(32 * kMergeRows)
 }
 
 template <typename T, int kDim>
-void launch_mma(const PrefillParams& params, int n_items, cudaStream_t stream) {
+void launch_mma(const CudaContext& context, const PrefillParams& params, int n_items) {
   constexpr int kBytes = MmaSmem<kDim>::kBytes;
   cuda_check(cudaFuncSetAttribute(prefill_mma_kernel<T, kDim>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "shared memory of attention_prefill");
   prefill_mma_kernel<T, kDim>
-      <<<static_cast<unsigned>(n_items * params.n_splits), kThreads, kBytes, stream>>>(params);
+      <<<static_cast<unsigned>(n_items * params.n_splits), kThreads, kBytes, context.stream()>>>(
+          params);
   check_launch("attention_prefill (mma)");
 }
 
 }  // namespace
 
-void launch_prefill_mma(const PrefillParams& params, int head_dim, DType dtype, int n_items,
-                        cudaStream_t stream) {
+void launch_prefill_mma(const CudaContext& context, const PrefillParams& params, int head_dim,
+                        DType dtype, int n_items) {
   if (dtype == DType::kF16) {
-    head_dim == 128 ? launch_mma<__half, 128>(params, n_items, stream)
-                    : launch_mma<__half, 64>(params, n_items, stream);
+    head_dim == 128 ? launch_mma<__half, 128>(context, params, n_items)
+                    : launch_mma<__half, 64>(context, params, n_items);
   } else {
-    head_dim == 128 ? launch_mma<__nv_bfloat16, 128>(params, n_items, stream)
-                    : launch_mma<__nv_bfloat16, 64>(params, n_items, stream);
+    head_dim == 128 ? launch_mma<__nv_bfloat16, 128>(context, params, n_items)
+                    : launch_mma<__nv_bfloat16, 64>(context, params, n_items);
   }
 }
 
-void merge_splits(const PrefillParams& params, int head_dim, int step_slots, int n_items,
-                  cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(n_items * (kPrefillRows / kMergeRows));
-  constexpr int kMergeThreads = 32 * kMergeRows;
-  if (head_dim == 128) {
-    prefill_merge_kernel<128><<<grid, kMergeThreads, 0, stream>>>(params, step_slots);
-  } else {
-    prefill_merge_kernel<64><<<grid, kMergeThreads, 0, stream>>>(params, step_slots);
-  }
-  check_launch("attention_prefill (merge)");
+void merge_splits(const CudaContext& context, const PrefillParams& params, int head_dim,
+                  int step_slots, int n_items) {
+  launch_chained(context, "attention_prefill (merge)",
+                 head_dim == 128 ? prefill_merge_kernel<128> : prefill_merge_kernel<64>,
+                 n_items * (kPrefillRows / kMergeRows), 32 * kMergeRows, 0, params, step_slots);
 }
 
 namespace {
+
+constexpr std::size_t kQueueBytes = 256;
 
 // The number of splits with the least time, if all items were equally long. Thread blocks of a
 // launch run n_slots at a time; each split costs a little more than its share.
@@ -485,7 +487,7 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
         "attention_prefill: rows at multiples of 16 bytes");
   CHECK(scale > 0, "attention_prefill: scale");
 
-  const bool wgmma = kernel != PrefillKernel::kMma;
+  const bool wgmma = kernel == PrefillKernel::kWgmma;
   CHECK(!wgmma || best_prefill_kernel(context) == PrefillKernel::kWgmma,
         "attention_prefill: this device has no wgmma");
 
@@ -500,7 +502,6 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
   params.expanded_first = expanded.first_page;
   params.scale_log2 = scale * 1.44269504F;
   params.layer = layer;
-  if (wgmma) params.variant = static_cast<int>(kernel) - static_cast<int>(PrefillKernel::kWgmma);
   params.n_kv_heads = shape.n_kv_heads;
   params.group = shape.n_heads / shape.n_kv_heads;
 
@@ -520,29 +521,33 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
     }
     if (params.n_tiles == 0) continue;
     const int n_items = params.n_tiles * params.n_kv_heads;
-    params.head_major = params.n_tiles >= resident ? 1 : 0;
 
-    // Partial results are in the stream's workspace, which is free between two products.
+    // The queue and partial results are in the stream's workspace, which is free between two
+    // products.
     const std::size_t split_bytes =
         std::size_t{kPrefillRows} *
         (static_cast<std::size_t>(head_dim) * sizeof(float) + sizeof(float2));
-    const auto room = static_cast<std::int64_t>(context.blas_workspace_bytes() / split_bytes);
-    const std::int64_t most = room / n_items < kMaxSplits ? room / n_items : kMaxSplits;
-    params.n_splits = choose_splits(n_items, resident, most);
-    params.partial_out = reinterpret_cast<float*>(context.blas_workspace());
+    const std::size_t room = (context.blas_workspace_bytes() - kQueueBytes) / split_bytes;
+    const std::int64_t most = static_cast<std::int64_t>(room) / n_items;
+    params.n_splits = choose_splits(n_items, resident, most < kMaxSplits ? most : kMaxSplits);
+    params.partial_out = reinterpret_cast<float*>(context.blas_workspace() + kQueueBytes);
     params.partial_mass = reinterpret_cast<float2*>(
         params.partial_out + std::int64_t{n_items} * params.n_splits * kPrefillRows * head_dim);
 
     if (wgmma) {
       const int n_units = n_items * params.n_splits;
-      launch_prefill_wgmma(params, head_dim, pool.layout.dtype,
-                           n_units < resident ? n_units : resident, context.stream());
+      if (n_units > resident) {
+        params.queue = reinterpret_cast<int*>(context.blas_workspace());
+        context.fill(params.queue, 0, sizeof(int));
+      } else {
+        params.queue = nullptr;
+      }
+      launch_prefill_wgmma(context, params, head_dim, pool.layout.dtype,
+                           n_units < resident ? n_units : resident);
     } else {
-      launch_prefill_mma(params, head_dim, pool.layout.dtype, n_items, context.stream());
+      launch_prefill_mma(context, params, head_dim, pool.layout.dtype, n_items);
     }
-    if (params.n_splits > 1) {
-      merge_splits(params, head_dim, step_slots, n_items, context.stream());
-    }
+    if (params.n_splits > 1) merge_splits(context, params, head_dim, step_slots, n_items);
   }
 }
 
