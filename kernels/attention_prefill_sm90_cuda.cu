@@ -11,15 +11,10 @@
 #include <cuda.h>
 
 #include "kernels/core/check.h"
-<<<<<<< HEAD
-#include "kernels/core/cuda_check.h"
-#include "kernels/core/cuda_context.h"
-=======
 #include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/prefill_loaders.cuh"
->>>>>>> w-prefill
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"
 #include "kernels/cuda/prefill_work.cuh"
