@@ -4,7 +4,7 @@
 #include <array>
 #include <string>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/device_linear.h"
 
 namespace spindle::kernels {

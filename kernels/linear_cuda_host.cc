@@ -14,8 +14,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/device_linear.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/device_linear.h"
 
 namespace spindle::kernels {

@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/cuda_context.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/tensor_view.h"
-#include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 

@@ -37,12 +37,14 @@ struct DeviceKvBlock {
   std::uint32_t v_codes = kNoPlace;
   std::uint32_t v_scales = kNoPlace;
   std::uint32_t positions = kNoPlace;  // u16 or u32 [32]; kNoPlace: consecutive
+  // Of slot 0 when positions are consecutive. When they are listed, the first visible slot's, from
+  // which keys before RoPE are turned; -1 or one that is too far below others costs time only.
   std::int32_t first_position = 0;
   KvFormat k_format = KvFormat::kRaw;
   KvFormat v_format = KvFormat::kRaw;
   std::uint8_t first = 0;  // tokens [first, end) are visible
   std::uint8_t end = 0;
-  std::uint8_t capacity = kKvBlockTokens;
+  std::uint8_t capacity = kKvBlockTokens;  // a multiple of 4
   std::uint8_t reserved[3] = {};
 };
 static_assert(sizeof(DeviceKvBlock) == 32);
@@ -50,8 +52,8 @@ static_assert(sizeof(DeviceKvBlock) == 32);
 // One kv head of one sequence, KvHeadPages with device tables. Page i of the tail holds the
 // positions [tail_origin + 32 i, tail_origin + 32 (i + 1)); those below tail_first are not visible.
 struct DeviceKvHead {
-  const std::uint32_t* pages = nullptr;  // page numbers of the tail
-  const DeviceKvBlock* blocks = nullptr;
+  const std::uint32_t* pages = nullptr;   // page numbers of the tail
+  const DeviceKvBlock* blocks = nullptr;  // aligned to 8 bytes
   std::int32_t n_blocks = 0;
   std::int32_t tail_origin = 0;
   std::int32_t tail_first = 0;

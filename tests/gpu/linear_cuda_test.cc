@@ -1,7 +1,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"

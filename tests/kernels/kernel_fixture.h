@@ -37,12 +37,12 @@ inline std::vector<Backend> all_backends() {
   return backends;
 }
 
-inline std::string backend_name(const testing::TestParamInfo<Backend>& info) {
+inline std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
   return std::string(cpu_isa_name(info.param.isa)) + "_threads" +
          std::to_string(info.param.n_threads);
 }
 
-class KernelTest : public testing::TestWithParam<Backend> {
+class KernelTest : public ::testing::TestWithParam<Backend> {
  protected:
   const CpuContext& context() const { return *context_; }
   // The same instruction set with another number of threads.
@@ -71,7 +71,7 @@ class Random {
   }
 
  private:
-  testing::ScopedTrace trace_;
+  ::testing::ScopedTrace trace_;
   std::mt19937_64 engine_;
   std::normal_distribution<float> normal_{0.0F, 1.0F};
 };

@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "kernels/bench/cuda/bench.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 

@@ -1,0 +1,160 @@
+#pragma once
+// Units of Lloyd-Max levels. Keys are levels times scale plus mean, in the Hadamard basis and
+// before RoPE: four of the transform's stages are products on the tensor cores with a 16 x 16
+// matrix, the others are butterflies in registers, and the last one is taken together with the
+// rotation, whose pairs it shares.
+
+#include <cstdint>
+
+#include "kernels/cuda/decode_levels.cuh"
+#include "kernels/cuda/decode_rope.cuh"
+
+namespace spindle::kernels::device {
+
+// B operands of the 16 x 16 Hadamard matrix over the channel bits 0, 1, 3 and 4, times 1/4. Inputs:
+// k = 2q + e is channel 8q + 2e, k = 2q + 8 + e channel 8q + 2e + 1. Outputs of tile n: column 2q +
+// e is channel 8q + 2n + e.
+struct HadamardOperand {
+  std::uint32_t b[2][2];  // [n][k / 8]
+
+  __device__ explicit HadamardOperand(const Lane& lane) {
+    constexpr std::uint32_t kQuarter = 0x34003400U;
+    const bool odd = (__popc(lane.q & (lane.g >> 1)) & 1) != 0;
+    const std::uint32_t even_rows = odd ? kQuarter | 0x80008000U : kQuarter;
+    const std::uint32_t odd_rows = (lane.g & 1) != 0 ? even_rows ^ 0x80008000U : even_rows;
+    b[0][0] = even_rows;
+    b[0][1] = odd_rows;
+    b[1][0] = even_rows ^ 0x80000000U;
+    b[1][1] = odd_rows ^ 0x80000000U;
+  }
+};
+
+__device__ inline void butterfly_f16(std::uint32_t& a, std::uint32_t& b) {
+  const std::uint32_t sum = add_f16(a, b);
+  b = sub_f16(a, b);
+  a = sum;
+}
+
+// The f16 number of the lane's token row, twice.
+__device__ inline std::uint32_t twice_of_key_token(std::uint32_t word, const Lane& lane) {
+  return byte_permute(word, word, lane.g % 2 == 0 ? 0x1010 : 0x3232);
+}
+
+// The key tile t (16 tokens) after RoPE as A operands, [chunk][u][n][h]: channels
+// 32 chunk + 8q + 4u + 2n of token (t, h). `k_mean` is in the Hadamard basis: [chunk][quad] of
+// pairs in the order of lookup_levels().
+template <int kBits, int kDim>
+__device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
+                                  const Codes<kBits, kDim>& codes, int t, const uint4& scales,
+                                  std::uint32_t k_mean, const HadamardOperand& hadamard,
+                                  const BlockAngles& block, const DecodeCall& call,
+                                  const Lane& lane) {
+  const std::uint32_t scale[2] = {twice_of_key_token(t == 0 ? scales.x : scales.z, lane),
+                                  twice_of_key_token(t == 0 ? scales.y : scales.w, lane)};
+#pragma unroll
+  for (int chunk = 0; chunk < kDim / 32; ++chunk) {
+    const Words4 mean = words(load_shared(k_mean + (chunk * 4 + lane.q) * 16));
+    std::uint32_t y[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      lookup_levels<kBits>(codes.key_nibbles(chunk, t, h), y[h]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[h][i] = fma_f16(y[h][i], scale[h], mean.x[i]);
+    }
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        mma_f16_to_f16(k[chunk][u][n][0], k[chunk][u][n][1], y[0][u], y[1][u], y[0][2 + u],
+                       y[1][2 + u], hadamard.b[n][0], hadamard.b[n][1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) butterfly_f16(k[chunk][0][i / 2][i % 2], k[chunk][1][i / 2][i % 2]);
+  }
+  if constexpr (kDim == 128) {
+#pragma unroll
+    for (int chunk = 0; chunk < 4; chunk += 2) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        butterfly_f16(k[chunk][i / 4][i / 2 % 2][i % 2], k[chunk + 1][i / 4][i / 2 % 2][i % 2]);
+      }
+    }
+  }
+#pragma unroll
+  for (int chunk = 0; chunk < kDim / 64; ++chunk) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Angles angles =
+          token_angles<kDim>(block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t& a = k[chunk][i / 2][i % 2][h];
+        std::uint32_t& b = k[chunk + kDim / 64][i / 2][i % 2][h];
+        const std::uint32_t low = fma_f16(b, angles.plus.x[i], mul_f16(a, angles.less.x[i]));
+        b = fma_f16(negate_f16(b), angles.less.x[i], mul_f16(a, angles.plus.x[i]));
+        a = low;
+      }
+    }
+  }
+}
+
+template <int kBits, int kDim>
+__device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
+                                    const TurnedQuery<kDim>& query, std::uint32_t k_mean,
+                                    const BlockAngles& block, const DecodeCall& call,
+                                    const Lane& lane) {
+  Codes<kBits, kDim> codes;
+  codes.load(stage, lane);
+  const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
+  const HadamardOperand hadamard(lane);
+  clear_scores(s);
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    std::uint32_t k[kDim / 32][2][2][2];
+    lloyd_keys<kBits, kDim>(k, codes, t, scales, k_mean, hadamard, block, call, lane);
+#pragma unroll
+    for (int chunk = 0; chunk < kDim / 32; ++chunk) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        mma_f16(s.weights[t], k[chunk][u][0][0], k[chunk][u][0][1], k[chunk][u][1][0],
+                k[chunk][u][1][1], query.x[chunk][2 * u], query.x[chunk][2 * u + 1]);
+      }
+    }
+  }
+}
+
+template <int kBits, int kDim>
+__device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
+  s.change_basis(Basis::kHadamard, lane);
+  Codes<kBits, kDim> codes;
+  codes.load(stage, lane);
+  const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
+  std::uint32_t pairs[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const float scale = of_key_token(scales, w, lane);
+    const float low = s.weights[w / 2][w % 2 * 2];
+    const float high = s.weights[w / 2][w % 2 * 2 + 1];
+    s.centred[0] += low;
+    s.centred[1] += high;
+    pairs[w] = transpose_8x8(pack<false>(f16_range(low * scale), f16_range(high * scale)));
+  }
+  // Codes 0 to 3 of a word are the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
+  const std::uint32_t even[2] = {byte_permute(pairs[0], pairs[1], 0x5410),
+                                 byte_permute(pairs[2], pairs[3], 0x5410)};
+  const std::uint32_t odd[2] = {byte_permute(pairs[0], pairs[1], 0x7632),
+                                byte_permute(pairs[2], pairs[3], 0x7632)};
+#pragma unroll
+  for (int m = 0; m < kDim / 16; ++m) {
+    std::uint32_t v[2][4];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) lookup_levels<kBits>(codes.value_nibbles(m, x), v[x]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      mma_f16(s.values[m], v[0][i], v[1][i], v[0][2 + i], v[1][2 + i], even[i], odd[i]);
+    }
+  }
+}
+
+}  // namespace spindle::kernels::device

@@ -1,0 +1,187 @@
+#pragma once
+// The online softmax of a warp: scores and weights of 32 tokens and 8 heads, and the weighted sums
+// of values. A lane has the scores of its four tokens (t, h) for the heads 2q and 2q + 1, and the
+// sums of the channels 16 m + 8 x + g for the same heads.
+//
+// The sums are in one of several bases; a change of basis, between runs of blocks of different
+// formats, transforms them in place.
+
+#include <cstdint>
+
+#include "kernels/cuda/decode_pipe.cuh"
+
+namespace spindle::kernels::device {
+
+enum class Basis : int {
+  kPlain,
+  kHadamard,
+  kHadamardCodes,  // in units of kCodeUnit
+};
+
+// Codes of 4 bits are f16 subnormals to the tensor cores: code c in the low bits is c * 2^-24.
+inline constexpr float kCodeUnit = 0x1p-24F;
+inline constexpr float kCodeUnitInverse = 0x1p24F;
+// Weights are up to 2^8, so that small ones keep their digits in f16; the factor cancels.
+inline constexpr float kWeightExponent = 8.0F;
+
+template <int kDim>
+__device__ constexpr float norm() {
+  return kDim == 64 ? 0.125F : 0.08838834764831845F;
+}
+
+template <int kDim>
+struct Softmax {
+  float values[kDim / 16][4];  // [m][2 x + head]
+  float weights[2][4];         // [t][2 h + head]: scores, then weights of the current unit
+  float best[2];               // in powers of two
+  float mass[2];               // of the lane's tokens
+  float minima[2];             // sum of weight times minimum, int4 values
+  float centred[2];            // mass of values whose mean is still to be added
+  Basis basis = Basis::kPlain;
+
+  __device__ void start() {
+#pragma unroll
+    for (auto& tile : values) {
+#pragma unroll
+      for (float& value : tile) value = 0.0F;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      best[e] = -INFINITY;
+      mass[e] = minima[e] = centred[e] = 0.0F;
+    }
+    basis = Basis::kPlain;
+  }
+
+  // Scores to weights; `scale` is that of the scores times log2(e).
+  __device__ void step(const Stage& stage, const Lane& lane, float scale) {
+    if (stage.is_partial()) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int token = lane.key_token() + 2 * w;
+        if (token < stage.first() || token >= stage.end()) {
+          weights[w / 2][w % 2 * 2] = weights[w / 2][w % 2 * 2 + 1] = -INFINITY;
+        }
+      }
+    }
+    float factor[2];
+    float offset[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float high =
+          fmaxf(fmaxf(weights[0][e], weights[0][2 + e]), fmaxf(weights[1][e], weights[1][2 + e]));
+      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 4));
+      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 8));
+      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 16));
+      const float now = fmaxf(best[e], high * scale);
+      factor[e] = exp2_fast(best[e] - now);
+      best[e] = now;
+      offset[e] = kWeightExponent - now;
+    }
+    if (__any_sync(kAllLanes, factor[0] != 1.0F || factor[1] != 1.0F)) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        mass[e] *= factor[e];
+        minima[e] *= factor[e];
+        centred[e] *= factor[e];
+#pragma unroll
+        for (auto& tile : values) {
+          tile[e] *= factor[e];
+          tile[2 + e] *= factor[e];
+        }
+      }
+    }
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& weight = weights[w / 2][w % 2 * 2 + e];
+        weight = exp2_fast(fmaf(weight, scale, offset[e]));
+        mass[e] += weight;
+      }
+    }
+  }
+
+  __device__ void change_basis(Basis wanted, const Lane& lane) {
+    if (basis == wanted) return;
+    float factor = 1.0F;
+    if (basis == Basis::kHadamardCodes) factor = kCodeUnitInverse;
+    if (wanted == Basis::kHadamardCodes) factor *= kCodeUnit;
+    if ((basis == Basis::kPlain) != (wanted == Basis::kPlain)) {
+      factor *= norm<kDim>();
+      // Channel bits 0 to 2 are g, bit 3 is x, the others m.
+#pragma unroll
+      for (auto& tile : values) {
+#pragma unroll
+        for (float& value : tile) {
+#pragma unroll
+          for (int bit = 1; bit < 8; bit *= 2) {
+            const float other = __shfl_xor_sync(kAllLanes, value, 4 * bit);
+            value = other + ((lane.g & bit) != 0 ? -value : value);
+          }
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e) butterfly(tile[e], tile[2 + e]);
+      }
+#pragma unroll
+      for (int bit = 1; bit < kDim / 16; bit *= 2) {
+#pragma unroll
+        for (int m = 0; m < kDim / 16; ++m) {
+          if ((m & bit) != 0) continue;
+#pragma unroll
+          for (int r = 0; r < 4; ++r) butterfly(values[m][r], values[m + bit][r]);
+        }
+      }
+    }
+#pragma unroll
+    for (auto& tile : values) {
+#pragma unroll
+      for (float& value : tile) value *= factor;
+    }
+    basis = wanted;
+  }
+
+  // Sums over the lanes' tokens, the plain basis, and what minima and means add to the values.
+  __device__ void finish(const Lane& lane, const std::uint16_t* v_mean) {
+    change_basis(Basis::kPlain, lane);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) {
+        mass[e] += __shfl_xor_sync(kAllLanes, mass[e], step);
+        minima[e] += __shfl_xor_sync(kAllLanes, minima[e], step);
+        centred[e] += __shfl_xor_sync(kAllLanes, centred[e], step);
+      }
+      // A constant vector of the Hadamard basis is the plain basis' channel 0.
+      if (lane.g == 0) values[0][e] += minima[e] / norm<kDim>();
+    }
+    if (v_mean == nullptr) return;
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float mean = half_bits_to_float(v_mean[16 * m + 8 * (r / 2) + lane.g]);
+        values[m][r] += centred[r % 2] * mean;
+      }
+    }
+  }
+
+ private:
+  __device__ static void butterfly(float& a, float& b) {
+    const float sum = a + b;
+    b = a - b;
+    a = sum;
+  }
+};
+
+// B operands of the product with V: weights of the token pairs w = 2 t + h of every lane.
+template <bool kBf16>
+__device__ inline void pack_weights(const float (&weights)[2][4], std::uint32_t (&pairs)[4]) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const int at = w % 2 * 2;
+    pairs[w] = transpose_8x8(pack<kBf16>(weights[w / 2][at], weights[w / 2][at + 1]));
+  }
+}
+
+}  // namespace spindle::kernels::device
