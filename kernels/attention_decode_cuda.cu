@@ -159,21 +159,19 @@ __device__ void turned_scores(Shared<kDim>& shared, const Pipe<kDim>& pipe, Soft
   const BlockAngles block = block_angles<kDim>(
       stage, data, pipe.positions_of(stage) != kNoPlace, shared.entry.head.wide_positions != 0,
       shared_address(&shared.steps), shared_address(&shared.strides), call.max_positions, lane);
-  TurnedQuery<kDim> query;
-  query.load(shared_address(shared.q), lane);
-  if (block.kind != BlockAngles::Kind::kTable) query.turn_back(data + kRopeOffset, lane);
+  const std::uint32_t q = shared_address(shared.q);
   const std::uint32_t k_mean = shared_address(shared.k_mean);
   switch (stage.format()) {
     case KvFormat::kLloyd1:
-      return lloyd_scores<1>(s, data, query, k_mean, block, call, lane);
+      return lloyd_scores<1>(s, data, q, k_mean, block, call, lane);
     case KvFormat::kLloyd2:
-      return lloyd_scores<2>(s, data, query, k_mean, block, call, lane);
+      return lloyd_scores<2>(s, data, q, k_mean, block, call, lane);
     case KvFormat::kLloyd3:
-      return lloyd_scores<3>(s, data, query, k_mean, block, call, lane);
+      return lloyd_scores<3>(s, data, q, k_mean, block, call, lane);
     case KvFormat::kLloyd4:
-      return lloyd_scores<4>(s, data, query, k_mean, block, call, lane);
+      return lloyd_scores<4>(s, data, q, k_mean, block, call, lane);
     default:
-      row_scores(s, data, stage.part(), query, block, stage.format() == KvFormat::kCodebook, call,
+      row_scores(s, data, stage.part(), q, block, stage.format() == KvFormat::kCodebook, call,
                  lane);
   }
 }
