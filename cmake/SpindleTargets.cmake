@@ -33,6 +33,11 @@ function(spindle_test)
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
 endfunction()
 
+# Everything that tests/gpu/run.sh runs.
+if(SPINDLE_HAVE_CUDA)
+  add_custom_target(spindle_gpu)
+endif()
+
 # spindle_gpu_test(NAME name SRCS a.cc ... [DEPS target ...] [GPUS n] [TIMEOUT seconds])
 # A GoogleTest binary whose cases need n GPUs (label gpu1 or gpu2). It is built wherever CUDA is, and
 # its cases skip themselves, with the reason, where there is no GPU.
@@ -51,6 +56,7 @@ function(spindle_gpu_test)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} spindle_kernels_cuda spindle_test_support
     GTest::gmock GTest::gtest_main)
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_dependencies(spindle_gpu ${ARG_NAME})
   gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "gpu${ARG_GPUS}" RESOURCE_LOCK gpu)
 endfunction()

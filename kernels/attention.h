@@ -128,9 +128,10 @@ struct DeviceKvPool {
 };
 
 // For every row of a step: rotates q, writes it as f16, and writes k (after RoPE) and v into the
-// tail pages of its sequence.
+// tail pages of its sequence. rotary_dim is a multiple of 16, rows of qkv and q are 16-byte
+// aligned.
 void rope_append(const CudaContext& context, const DeviceRope& rope,
-                 ConstBf16Rows qkv,                 // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
+                 ConstRows qkv,                     // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
                  const std::int32_t* row_sequence,  // [n_tokens], index in `sequences`; -1: no row
                  const std::int32_t* positions,     // [n_tokens]
                  const DeviceSequence* sequences, int layer, const AttentionShape& shape,
@@ -180,7 +181,8 @@ struct DeviceExpandedBlocks {
   const std::int64_t* first_page = nullptr;  // [n_sequences * n_kv_heads]
 };
 // Keys are rotated at their own positions, values have their mean and basis back: K after RoPE and
-// V as the attention of the CPU sees them, rounded to the layout's type.
+// V as the attention of the CPU sees them, rounded to the layout's type (f16 saturates). Blocks
+// before RoPE need rope.rotary_dim == head_dim; rope.cos may be null when there are none.
 void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int n_sequences,
                int layer, const AttentionShape& shape, const DeviceKvPool& pool,
                const DeviceRope& rope,

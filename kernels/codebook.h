@@ -56,15 +56,17 @@ CodebookMatch codebook_match(const CpuContext& context, Codebook& book, ConstRow
 void codebook_decode(const Codebook& book, const CodebookRefs& refs, Rows out);
 
 // CUDA body: one side of one KV head and ONE tile of at most kCodebookTileTokens rows, all device
-// memory. The same cover as the CPU body wherever no cosine is within rounding of theta.
+// memory. The same cover as the CPU body wherever no cosine is within rounding of theta (2e-6).
+// Tiles of one call are of different books: the tiles of a book follow each other call by call.
 struct DeviceCodebookTile {
-  const F16* rows = nullptr;  // [n_rows][head_dim]
+  const F16* rows = nullptr;  // [n_rows][head_dim], 16-byte aligned
   std::int32_t n_rows = 0;
   float theta = 0;
   F16* entries = nullptr;  // [max_entries][head_dim]: n_entries[0] are there, new ones are appended
   std::int32_t max_entries = 0;
   std::int32_t* n_entries = nullptr;  // in: before; out: after, or max_entries + 1 when there would
-                                      // be more than max_entries (then nothing else is valid)
+                                      // be more than max_entries (then nothing else is valid,
+                                      // and it stays so in later calls)
   std::uint16_t* refs = nullptr;      // [n_rows]
   std::uint16_t* magnitudes = nullptr;  // f16 [n_rows]
 };

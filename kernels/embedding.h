@@ -28,12 +28,14 @@ void embedding(const CpuContext& context, const EmbeddingTable& table,
                std::span<const std::int32_t> ids,  // [n_tokens]
                Rows out);                          // [n_tokens, hidden]
 
-// CUDA body: the table, ids and out are device memory.
+// CUDA body: the table, ids and out are device memory. An id outside the table gives a row of NaN:
+// the token -1 of a failed sample() that is fed to the next step without the host ends as -1 again.
 void embedding(const CudaContext& context, const EmbeddingTable& table,
                const std::int32_t* ids,  // [out.n_rows]
                Rows out);                // [n_tokens, hidden]
 
-// out[i] = rows[index[i]], for the rows whose logits are wanted; device memory.
+// out[i] = rows[index[i]], for the rows whose logits are wanted; device memory. An index outside
+// gives a row of NaN.
 void gather_rows(const CudaContext& context, ConstRows rows, const std::int32_t* index,
                  Rows out);  // [n, width]
 

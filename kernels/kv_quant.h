@@ -49,7 +49,8 @@ void kv_decode(KvFormat format, KvSide side, KvPieces pieces, std::span<const st
 // are device memory.
 
 // Tokens of one head's tail that are encoded: K rows are gathered from the pages, and also turned
-// back to before RoPE (rounded to f16 as kv_unrotate does), into f16 rows [n_tokens][head_dim].
+// back to before RoPE (rounded to f16 as kv_unrotate does), into f16 rows [n_tokens][head_dim],
+// which are 16-byte aligned. Values beyond f16 saturate. rotary_dim is a multiple of 16.
 struct DeviceGather {
   const std::uint32_t* pages = nullptr;  // the tail's page numbers
   std::int32_t tail_origin = 0;
@@ -63,7 +64,7 @@ void kv_gather(const CudaContext& context, const std::byte* pool, DType dtype, i
                const DeviceRope& rope, const DeviceGather* gathers, int n_gathers,
                std::int32_t max_tokens);
 
-// The f16 mean of each column of f16 rows, in the order of the CPU body.
+// The f16 mean of each column of f16 rows (16-byte aligned), in the order of the CPU body.
 struct DeviceMean {
   const F16* rows = nullptr;  // [n][head_dim]
   std::int32_t n = 0;
@@ -71,7 +72,8 @@ struct DeviceMean {
 };
 void kv_mean(const CudaContext& context, int head_dim, const DeviceMean* means, int n_means);
 
-// One side of one block. `rows` are [n][head_dim] (K before or after RoPE as the format wants).
+// One side of one block. `rows` are [n][head_dim] (K before or after RoPE as the format wants);
+// rows and mean are 16-byte aligned.
 struct DeviceEncode {
   const F16* rows = nullptr;
   const std::uint16_t* mean = nullptr;  // lloyd

@@ -82,17 +82,22 @@ void defensive_scores(const CpuContext& context, ConstRows p, int group, int win
 void defensive_boost(std::span<DefensiveHead> heads, std::int64_t max_boosted);
 
 // ---- CUDA bodies: the scores of one layer of one sequence for all its kv heads at once. Device
-// memory unless it says host. Slots are the visible tokens of a head, blocks first, ascending.
+// memory, aligned to 16 bytes, unless it says host. Slots are the visible tokens of a head, blocks
+// first, ascending. Rows of scores and probabilities have the stride score_stride(); what lies past
+// a head's last column is neither read nor written.
+
+inline constexpr int kMaxScoreQueries = 64;
+inline constexpr int kMaxScoreKvHeads = 128;
 
 struct DeviceScoreLayer {
   const DeviceSequence* sequence = nullptr;  // one entry, device; heads of the layer at
                                              // sequence->heads + layer * n_kv_heads
   int layer = 0;
-  AttentionShape shape;
-  DeviceKvPool pool;
+  AttentionShape shape;           // head_dim 64 or 128, at most kMaxScoreKvHeads
+  DeviceKvPool pool;              // f16 or bf16
   DeviceExpandedBlocks expanded;  // pages null: no head has blocks
   std::int64_t n_tokens = 0;      // of the sequence
-  int n_queries = 0;              // rows of q: the observation window, <= 64
+  int n_queries = 0;              // rows of q: the observation window, <= kMaxScoreQueries
   const F16* q = nullptr;         // [n_queries][n_heads * head_dim], after RoPE
   // Host, [n_kv_heads]: what the store's tables say.
   std::span<const std::int64_t> n_slots;
@@ -103,35 +108,63 @@ struct DeviceScoreLayer {
 std::int64_t score_stride(std::span<const std::int64_t> n_slots);
 
 // p[(kv_head * group + g) * n_queries + j][slot]: causal softmax of q . k * scale in fp32; 0 where
-// query j does not see. Tail slots are visible up to the query's position.
+// query j does not see. Tail slots are visible up to the query's position. Scores are computed
+// twice, so that nothing but p is written. At least one query.
 void window_probabilities(const CudaContext& context, const DeviceScoreLayer& layer, float scale,
+                          std::byte* workspace, std::size_t workspace_bytes,
                           Rows p);  // [n_heads * n_queries, stride]
+std::size_t window_probabilities_workspace_bytes(const AttentionShape& shape, int n_queries);
 
 // mean[head][slot] over the window's rows of every query head.
 void window_mean(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p,
                  Rows mean);  // [n_heads, stride]
-// Sum over query heads of lazy_mass_decode (decode true) or lazy_mass_prefill, into *mass.
+// lazy_mass_decode (decode true) or lazy_mass_prefill of every query head.
 void lazy_mass(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p, int n_sinks,
-               std::int64_t window, bool decode, float* mass);
+               std::int64_t window, bool decode,
+               float* mass);  // [n_heads]
 // As the CPU body, for every kv head.
 void snapkv_scores(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows means,
                    GroupReduce reduce, Rows scores);  // [n_kv_heads, stride]
 // Over the tail's keys [tail_first, n_tokens): scores[h][i] is of position tail_first + i.
-void keydiff_scores(const CudaContext& context, const DeviceScoreLayer& layer,
-                    Rows scores);  // [n_kv_heads, stride]
+void keydiff_scores(const CudaContext& context, const DeviceScoreLayer& layer, std::byte* workspace,
+                    std::size_t workspace_bytes, Rows scores);  // [n_kv_heads, stride]
+std::size_t keydiff_workspace_bytes(const AttentionShape& shape);
+
 // value_output_norms and normalize_value_norms over the tokens [first, n_tokens) of the tails (in
-// every head's tail): norms[h][i] of position first + i. `output` is W_O.
+// every head's tail): norms[h][i] of position first + i. `output` is W_O. With f16 pages the
+// weights are taken as f16, which holds every bf16 weight between 6e-5 and 65504 exactly; larger
+// ones are cut to it.
 void value_output_norms(const CudaContext& context, const DeviceScoreLayer& layer,
                         const DeviceLinear& output, std::int64_t first, std::byte* workspace,
                         std::size_t workspace_bytes,
                         Rows norms);  // [n_kv_heads, stride]
 std::size_t value_output_norms_workspace_bytes(const AttentionShape& shape, std::int64_t hidden);
-// defensive_scores of every kv head, then defensive_boost over them. Slots before first_norm's take
-// norm 0 as on the CPU.
-void defensive_scores(const CudaContext& context, const DeviceScoreLayer& layer, ConstRows p,
-                      ConstRows norms, std::int64_t first_norm, std::int64_t max_boosted,
-                      std::byte* workspace, std::size_t workspace_bytes,
-                      Rows scores);  // [n_kv_heads, stride]
-std::size_t defensive_workspace_bytes(const AttentionShape& shape, std::int64_t stride);
+
+// What defensive_scores leaves of one layer. Rows have n_slots - n_queries columns.
+struct DeviceDefensive {
+  Rows scores;                   // [n_kv_heads, stride]
+  Rows means;                    // [n_kv_heads, stride], mean attention
+  float* window_mass = nullptr;  // [n_heads * n_queries]
+  float* best = nullptr;         // one: the layer's highest score
+};
+// defensive_scores of every kv head, from the queries: the probabilities are never stored.
+// norms[h][i] is of position first_norm + i; slots before it take norm 0 as on the CPU.
+void defensive_scores(const CudaContext& context, const DeviceScoreLayer& layer, float scale,
+                      ConstRows norms, std::int64_t first_norm, std::byte* workspace,
+                      std::size_t workspace_bytes, const DeviceDefensive& out);
+std::size_t defensive_workspace_bytes(const AttentionShape& shape, int n_queries);
+
+// defensive_boost of any number of heads of any layers.
+struct DeviceBoostHead {
+  float* scores = nullptr;
+  const float* means = nullptr;
+  const float* window_mass = nullptr;  // [n_window_rows], of its layer
+  const float* best = nullptr;         // of its layer
+  std::int32_t n = 0;
+  std::int32_t n_window_rows = 0;
+};
+void defensive_boost(const CudaContext& context,
+                     const DeviceBoostHead* heads,  // device, [n_heads]
+                     int n_heads, std::int64_t max_boosted);
 
 }  // namespace spindle::kernels

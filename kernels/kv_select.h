@@ -55,8 +55,7 @@ std::int64_t pyramidkv_kept(std::int64_t n_tokens, double ratio, int window, int
 
 // ---- CUDA bodies, device memory.
 
-// select_top_k of each row: the k[r] best of scores[r][0 .. n[r]), ascending, into
-// kept[r][0 .. min(k, n)); ties to the lower position, NaN last.
+// One row of scores.
 struct DeviceSelect {
   const float* scores = nullptr;
   std::int32_t n = 0;
@@ -64,12 +63,31 @@ struct DeviceSelect {
   std::int32_t* kept = nullptr;
   std::int32_t add = 0;  // added to every index written
 };
-void select_top_k(const CudaContext& context, const DeviceSelect* rows, int n_rows);
+// select_top_k of each row: the k best of scores[0 .. n), ascending, into kept[0 .. min(k, n));
+// ties to the lower position, NaN last.
+void select_top_k(const CudaContext& context,
+                  const DeviceSelect* rows,  // device, [n_rows]
+                  int n_rows);
 
-// score_histogram of each row, dense: counts[r][65536 / 2] by float bits >> 16, positive scores
-// only; zero, negative and NaN scores in bin 0.
-inline constexpr int kHistogramBins = 32768;
-void score_histogram(const CudaContext& context, const DeviceSelect* rows, int n_rows,
-                     std::uint32_t* counts);  // [n_rows][kHistogramBins]
+inline constexpr int kScoreHistogramBins = 32768;  // of positive scores, and bin 0
+
+// The score_histogram of each row as the sparse form's (bin, count) pairs: those of row r are
+// entries[begin[r]] .. entries[begin[r] + size[r] - 1], ascending bins. Rows lie in any order; a
+// row takes at most min(n, kScoreHistogramBins) entries. *n_entries is their number, and what would
+// go past `capacity` is left out: the caller gives the sum of the bounds, or less and asks again.
+struct DeviceHistogramEntry {
+  std::uint32_t bin = 0;
+  std::uint32_t count = 0;
+};
+struct DeviceHistograms {
+  DeviceHistogramEntry* entries = nullptr;
+  std::int64_t capacity = 0;
+  std::uint32_t* begin = nullptr;      // [n_rows]
+  std::uint32_t* size = nullptr;       // [n_rows]
+  std::uint32_t* n_entries = nullptr;  // one
+};
+void score_histogram(const CudaContext& context,
+                     const DeviceSelect* rows,  // device, [n_rows]; scores and n are read
+                     int n_rows, const DeviceHistograms& out);
 
 }  // namespace spindle::kernels

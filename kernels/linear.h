@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/core/cpu_context.h"
@@ -84,15 +85,25 @@ void linear_slice(const CpuContext& context, const PackedLinear& weights, std::i
                   ConstRows x,  // [n_tokens, width]
                   Rows y);      // [n_tokens, n_out]
 
+// The forms of a product on a device, for tune_linear().
+enum LinearForms : std::uint8_t {
+  kLinearBf16 = 1,    // linear() with bf16 output
+  kLinearF32 = 2,     // linear() with fp32 output
+  kLinearAdd = 4,     // linear_add()
+  kLinearSwiglu = 8,  // linear_swiglu()
+  kAllLinearForms = 15,
+};
+
 // A weight matrix on a device, bf16 row-major [n_out, n_in]; other types are rounded to bf16 when
 // they are uploaded. Move-only; the context outlives it.
 //
 // Products: cuBLASLt with fp32 accumulation, the algorithm timed once per (shape, bucket of rows)
-// by tune_linear(); few rows take a kernel of our own that reads each weight once (a GEMV).
+// by tune_linear(); few rows take a kernel of our own that reads each weight once (a GEMV). Results
+// depend in their last bits on the algorithm, hence on the number of rows and on the tuning.
 class DeviceLinear {
  public:
   // Concatenates host sources along n_out (fused q+k+v, gate+up). RESOURCE_EXHAUSTED when the
-  // device has no room, INVALID_ARGUMENT for bad sizes.
+  // device has no room, INVALID_ARGUMENT for bad sizes; n_in must be a multiple of 8. Synchronises.
   static Result<DeviceLinear> upload(const CudaContext& context,
                                      std::span<const WeightSource> sources, std::int64_t n_in);
   ~DeviceLinear();
@@ -103,6 +114,11 @@ class DeviceLinear {
   std::int64_t n_out() const;
   std::size_t bytes() const;
   const Bf16* data() const;  // device
+  // Takes the choices that tune_linear() made for a weight of the same shape.
+  void copy_tuning(const DeviceLinear& tuned);
+  // What computes `form` for so many rows: "own 16x8, 9 stages, 1 block", "cuBLASLt 66, tile 20,
+  // split 2".
+  std::string choice(const CudaContext& context, LinearForms form, std::int64_t n_rows) const;
 
  private:
   friend class DeviceLinearAccess;
@@ -112,10 +128,16 @@ class DeviceLinear {
   std::unique_ptr<Body> body_;
 };
 
-// Chooses and times cuBLASLt algorithms for every bucket of rows up to max_rows (1, 2, 4, 8, 16,
-// 32, 64, 128, ...), for each form of output below, and remembers them in the weight. Synchronises;
-// called once at load. Without it the library's first choice is taken.
-Status tune_linear(const CudaContext& context, DeviceLinear& weights, std::int64_t max_rows);
+// Chooses and times cuBLASLt algorithms and the kernels for few rows, for every bucket of rows up
+// to max_rows (1, 2, 4, 8, 16, 32, 64, 128, ...) and for each of `forms` (an or of LinearForms),
+// and remembers them in the weight. Synchronises; called once at load, for one weight of each
+// shape. Without it few rows take our own kernel and others the library's first choice, asked for
+// at every call. RESOURCE_EXHAUSTED when there is no room for its temporary operands.
+Status tune_linear(const CudaContext& context, DeviceLinear& weights, std::int64_t max_rows,
+                   unsigned forms = kAllLinearForms);
+
+// In all products: rows of x start at multiples of 16 bytes. Rows of y may start anywhere; at
+// multiples of 16 bytes more algorithms can be taken.
 
 // y = x W^T. All device memory; rows may lie apart. Zero rows are allowed.
 void linear(const CudaContext& context, const DeviceLinear& weights,
@@ -125,10 +147,24 @@ void linear(const CudaContext& context, const DeviceLinear& weights,
 void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
 // y += x W^T in fp32 (the residual stream).
 void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
-// out = swiglu(x W^T) for a fused gate+up weight; few rows need no intermediate.
+// out = swiglu(x W^T) for a fused gate+up weight, rounded once; few rows need no intermediate.
 void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up,
-                   ConstBf16Rows x,   // [n_tokens, n_in]
-                   Bf16Rows scratch,  // [n_tokens, 2 * inter]
-                   Bf16Rows out);     // [n_tokens, inter]
+                   ConstBf16Rows x,  // [n_tokens, n_in]
+                   Rows scratch,     // [n_tokens, 2 * inter]
+                   Bf16Rows out);    // [n_tokens, inter]
+
+// rms_norm (norm.h) of fp32 rows and then the product. One or two rows need no `normed`: every
+// block norms them for itself, and the norm's launch is saved.
+void linear_normed(const CudaContext& context, const DeviceLinear& weights,
+                   ConstRows hidden,   // [n_tokens, n_in]
+                   const float* norm,  // [n_in]
+                   float eps,
+                   Bf16Rows normed,  // scratch [n_tokens, n_in]
+                   Rows y);          // [n_tokens, n_out]
+void linear_swiglu_normed(const CudaContext& context, const DeviceLinear& gate_up, ConstRows hidden,
+                          const float* norm, float eps,
+                          Bf16Rows normed,  // scratch [n_tokens, n_in]
+                          Rows scratch,     // [n_tokens, 2 * inter]
+                          Bf16Rows out);    // [n_tokens, inter]
 
 }  // namespace spindle::kernels

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/core/cpu_context.h"
+#include "kernels/core/tensor_view.h"
 
 namespace spindle {
 class CudaContext;
@@ -144,7 +145,9 @@ struct DeviceSampled {
   std::int32_t reserved = 0;
 };
 std::size_t sample_workspace_bytes(int max_rows, std::int64_t n_vocab);
-// Leaves the logits unchanged.
+// Leaves the logits unchanged. n_vocab is at most 2^19; `rows`, `adjusts` and `sampled` are device
+// memory. The token is the CPU's unless `uniform` is within 1e-5 of where two tokens meet or the
+// limits of two tokens are that close; it does not depend on the other rows.
 void sample(const CudaContext& context, ConstRows logits,  // [n, n_vocab]
             const DeviceSampleRow* rows, int n_rows, const DeviceSampleAdjust* adjusts,
             std::byte* workspace, std::size_t workspace_bytes,

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/codebook.h"
 #include "kernels/core/check.h"
 #include "kernels/kv_compact.h"
 #include "kernels/kv_quant.h"
@@ -25,12 +26,19 @@ struct Rows32 {
 class HeadEncoder {
  public:
   HeadEncoder(const CpuContext& context, const HeadCache& head, const kernels::KvPageLayout& layout,
-              const kernels::RopeTable* rope, const HeadTask& task)
-      : context_(context), head_(head), layout_(layout), rope_(rope), task_(task) {}
+              const kernels::RopeTable* rope, const HeadTask& task, HostScratch& scratch)
+      : context_(context),
+        head_(head),
+        layout_(layout),
+        rope_(rope),
+        task_(task),
+        scratch_(scratch) {}
 
   EncodedHead run() {
     out_.move = move_head(head_, task_);
     if (!out_.move.tokens.empty()) encode(out_.move.tokens);
+    out_.k_entries = new_entries(k_book_, head_.k_book);
+    out_.v_entries = new_entries(v_book_, head_.v_book);
     return std::move(out_);
   }
 
@@ -78,41 +86,46 @@ class HeadEncoder {
 
   // Frozen at the first boundary that encodes.
   void make_means() {
-    const auto d = static_cast<std::size_t>(layout_.head_dim);
     if (wants_mean(task_.plan, task_.plan.codec.k) && head_.context.k_mean == nullptr) {
-      out_.k_mean.resize(d);
-      kernels::kv_mean(all_rows(rows_.pre), out_.k_mean);
+      out_.k_mean = mean_of(rows_.pre);
     }
     if (wants_mean(task_.plan, task_.plan.codec.v) && head_.context.v_mean == nullptr) {
-      out_.v_mean.resize(d);
-      kernels::kv_mean(all_rows(rows_.v), out_.v_mean);
+      out_.v_mean = mean_of(rows_.v);
     }
   }
+  Piece mean_of(const std::vector<float>& values) {
+    const auto d = static_cast<std::size_t>(layout_.head_dim);
+    const std::span<std::byte> bytes = scratch_.allocate(d * sizeof(std::uint16_t));
+    kernels::kv_mean(all_rows(values), {reinterpret_cast<std::uint16_t*>(bytes.data()), d});
+    return bytes;
+  }
   std::span<const std::uint16_t> mean(KvSide side) const {
-    const auto& fresh = side == KvSide::kKey ? out_.k_mean : out_.v_mean;
-    if (!fresh.empty()) return fresh;
-    const std::uint16_t* kept = side == KvSide::kKey ? head_.context.k_mean : head_.context.v_mean;
-    return kept == nullptr ? std::span<const std::uint16_t>()
-                           : std::span(kept, static_cast<std::size_t>(layout_.head_dim));
+    const bool is_key = side == KvSide::kKey;
+    const Piece fresh = is_key ? out_.k_mean : out_.v_mean;
+    const std::uint16_t* values = fresh.empty()
+                                      ? (is_key ? head_.context.k_mean : head_.context.v_mean)
+                                      : reinterpret_cast<const std::uint16_t*>(fresh.data());
+    return values == nullptr ? std::span<const std::uint16_t>()
+                             : std::span(values, static_cast<std::size_t>(layout_.head_dim));
   }
 
   // The codec of one tile: a codebook that would cost more than the next codec gives way to it.
   kernels::KvCodec match_codebooks(std::size_t begin, std::size_t end) {
     kernels::KvCodec codec = task_.plan.codec;
     if (codec.k == KvFormat::kCodebook) {
-      codec.k = match_side(rows(rows_.pre, begin, end), KvSide::kKey, head_.k_book, k_book_,
-                           k_refs_, out_.k_entries);
+      codec.k =
+          match_side(rows(rows_.pre, begin, end), KvSide::kKey, head_.k_book, k_book_, k_refs_);
     }
     if (codec.v == KvFormat::kCodebook) {
-      codec.v = match_side(rows(rows_.v, begin, end), KvSide::kValue, head_.v_book, v_book_,
-                           v_refs_, out_.v_entries);
+      codec.v =
+          match_side(rows(rows_.v, begin, end), KvSide::kValue, head_.v_book, v_book_, v_refs_);
     }
     tile_begin_ = begin;
     return codec;
   }
 
   KvFormat match_side(ConstRows x, KvSide side, const HeadBook& stored, kernels::Codebook& book,
-                      kernels::CodebookRefs& refs, std::vector<std::uint16_t>& new_entries) {
+                      kernels::CodebookRefs& refs) {
     const std::int64_t d = layout_.head_dim;
     if (book.head_dim == 0) {
       book.head_dim = layout_.head_dim;
@@ -127,28 +140,29 @@ class HeadEncoder {
     const kernels::Codebook before = book;
     const float theta = side == KvSide::kKey ? kCodebookThetaK : kCodebookThetaV;
     kernels::CodebookMatch match = kernels::codebook_match(context_, book, x, theta, 65536);
-    const std::int64_t n_blocks = (x.n_rows + kBlock - 1) / kBlock;
-    const KvFormat fallback = task_.plan.fallback;
-    const auto bytes_of = [&](KvFormat format) {
-      return kernels::kv_side_bytes(format, side, layout_.head_dim, layout_.dtype).total() *
-             static_cast<std::uint64_t>(n_blocks);
-    };
-    // New entries lie in whole chunks of their own.
-    const auto chunks_of = [&](const kernels::Codebook& all) {
-      return (all.n_entries() - stored.n_entries() + kernels::kCodebookChunkEntries - 1) /
-             kernels::kCodebookChunkEntries;
-    };
-    const std::int64_t n_entries =
-        (chunks_of(book) - chunks_of(before)) * kernels::kCodebookChunkEntries;
-    const std::uint64_t cost =
-        bytes_of(KvFormat::kCodebook) + static_cast<std::uint64_t>(2 * d * n_entries);
-    if (!match.complete || cost >= bytes_of(fallback)) {
+    if (!match.complete ||
+        !codebook_pays(task_.plan.fallback, side, layout_, x.n_rows, stored.n_entries(),
+                       before.n_entries(), book.n_entries())) {
       book = before;
-      return fallback;
+      return task_.plan.fallback;
     }
     refs = std::move(match.refs);
-    new_entries.assign(book.entries.begin() + stored.n_entries() * d, book.entries.end());
     return KvFormat::kCodebook;
+  }
+
+  EncodedEntries new_entries(const kernels::Codebook& book, const HeadBook& stored) {
+    EncodedEntries entries;
+    entries.n_filled = book.n_entries() == 0 ? 0 : book.n_entries() - stored.n_entries();
+    if (entries.n_filled == 0) return entries;
+    const std::int64_t n_chunks =
+        (entries.n_filled + kernels::kCodebookChunkEntries - 1) / kernels::kCodebookChunkEntries;
+    const std::span<std::byte> chunks = scratch_.allocate_zeroed(
+        static_cast<std::size_t>(n_chunks) * codebook_chunk_bytes(layout_.head_dim));
+    const auto first = static_cast<std::size_t>(stored.n_entries() * layout_.head_dim);
+    std::memcpy(chunks.data(), book.entries.data() + first,
+                (book.entries.size() - first) * sizeof(std::uint16_t));
+    entries.chunks = chunks;
+    return entries;
   }
 
   void add_block(const std::vector<std::int32_t>& tokens, std::size_t begin, std::size_t end,
@@ -175,42 +189,41 @@ class HeadEncoder {
   }
 
   EncodedSide side(KvSide which, KvFormat format, ConstRows x, int capacity, std::size_t begin,
-                   const kernels::CodebookRefs& refs) const {
+                   const kernels::CodebookRefs& refs) {
     const kernels::KvSideBytes bytes =
         kernels::kv_side_bytes(format, which, layout_.head_dim, layout_.dtype, capacity);
-    EncodedSide out;
-    out.codes.resize(bytes.codes);
-    out.scales.resize(bytes.scales);
+    const std::span<std::byte> codes = scratch_.allocate(bytes.codes);
+    const std::span<std::byte> scales = scratch_.allocate(bytes.scales);
     if (format == KvFormat::kRaw) {
-      kernels::kv_write_raw(which, x, capacity, layout_, out.codes.data());
+      kernels::kv_write_raw(which, x, capacity, layout_, codes.data());
     } else if (format == KvFormat::kCodebook) {
       const std::size_t first = begin - tile_begin_;
       const auto n = static_cast<std::size_t>(x.n_rows) * sizeof(std::uint16_t);
-      std::memcpy(out.codes.data(), refs.entry.data() + first, n);
-      std::memcpy(out.scales.data(), refs.magnitude.data() + first, n);
+      std::memset(codes.data(), 0, codes.size());
+      std::memset(scales.data(), 0, scales.size());
+      std::memcpy(codes.data(), refs.entry.data() + first, n);
+      std::memcpy(scales.data(), refs.magnitude.data() + first, n);
     } else {
-      kernels::kv_encode(format, which, x, mean(which), out.codes.data(), out.scales.data());
+      kernels::kv_encode(format, which, x, mean(which), codes.data(), scales.data());
     }
-    return out;
+    return {codes, scales};
   }
 
   template <typename Value>
-  static std::vector<std::byte> list(std::size_t n, const auto& value_at) {
-    std::vector<std::byte> bytes(kBlock * sizeof(Value));
+  Piece list(std::size_t n, const auto& value_at) {
+    const std::span<std::byte> bytes = scratch_.allocate_zeroed(kBlock * sizeof(Value));
     for (std::size_t i = 0; i < n; ++i) {
       const auto value = static_cast<Value>(value_at(i));
       std::memcpy(bytes.data() + i * sizeof(Value), &value, sizeof(Value));
     }
     return bytes;
   }
-  std::vector<std::byte> position_list(const std::vector<std::int32_t>& tokens, std::size_t begin,
-                                       std::size_t end) const {
+  Piece position_list(const std::vector<std::int32_t>& tokens, std::size_t begin, std::size_t end) {
     const auto at = [&](std::size_t i) { return tokens[begin + i]; };
     return head_.context.wide_positions ? list<std::uint32_t>(end - begin, at)
                                         : list<std::uint16_t>(end - begin, at);
   }
-  std::vector<std::byte> id_list(const std::vector<std::int32_t>& tokens, std::size_t begin,
-                                 std::size_t end) const {
+  Piece id_list(const std::vector<std::int32_t>& tokens, std::size_t begin, std::size_t end) {
     const auto at = [&](std::size_t i) {
       return task_.token_ids[static_cast<std::size_t>(tokens[begin + i] - head_.tail_origin)];
     };
@@ -223,6 +236,7 @@ class HeadEncoder {
   const kernels::KvPageLayout& layout_;
   const kernels::RopeTable* rope_;
   const HeadTask& task_;
+  HostScratch& scratch_;
   Rows32 rows_;
   kernels::Codebook k_book_;
   kernels::Codebook v_book_;
@@ -236,8 +250,8 @@ class HeadEncoder {
 
 EncodedHead encode_head(const CpuContext& context, const HeadCache& head,
                         const kernels::KvPageLayout& layout, const kernels::RopeTable* rope,
-                        const HeadTask& task) {
-  return HeadEncoder(context, head, layout, rope, task).run();
+                        const HeadTask& task, HostScratch& scratch) {
+  return HeadEncoder(context, head, layout, rope, task, scratch).run();
 }
 
 }  // namespace spindle::kvstore

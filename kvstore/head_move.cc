@@ -116,6 +116,23 @@ bool wants_mean(const HeadPlan& plan, KvFormat format) {
   return kernels::is_lloyd(format == KvFormat::kCodebook ? plan.fallback : format);
 }
 
+bool codebook_pays(KvFormat fallback, KvSide side, const kernels::KvPageLayout& layout,
+                   std::int64_t n_rows, std::int64_t n_stored, std::int64_t n_before,
+                   std::int64_t n_after) {
+  const auto bytes_of = [&](KvFormat format) {
+    return kernels::kv_side_bytes(format, side, layout.head_dim, layout.dtype).total() *
+           static_cast<std::uint64_t>((n_rows + kBlock - 1) / kBlock);
+  };
+  const auto chunks_of = [&](std::int64_t n_entries) {
+    return static_cast<std::uint64_t>((n_entries - n_stored + kernels::kCodebookChunkEntries - 1) /
+                                      kernels::kCodebookChunkEntries);
+  };
+  const std::uint64_t cost =
+      bytes_of(KvFormat::kCodebook) +
+      (chunks_of(n_after) - chunks_of(n_before)) * codebook_chunk_bytes(layout.head_dim);
+  return cost < bytes_of(fallback);
+}
+
 void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
                         const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes) {
   const kernels::KvCodec planned = task.plan.codec;

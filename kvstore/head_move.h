@@ -59,6 +59,16 @@ BlockForm block_form(kernels::KvCodec codec, std::int64_t n);
 // Whether a head under this plan keeps a mean of the side stored in `format`.
 bool wants_mean(const HeadPlan& plan, kernels::KvFormat format);
 
+// Whether a codebook keeps a tile of n_rows: its references and the chunks that its new entries add
+// must take fewer bytes than the fallback. n_stored entries lie in the arena; the book had n_before
+// entries before the tile and n_after with it.
+bool codebook_pays(kernels::KvFormat fallback, kernels::KvSide side,
+                   const kernels::KvPageLayout& layout, std::int64_t n_rows, std::int64_t n_stored,
+                   std::int64_t n_before, std::int64_t n_after);
+constexpr std::uint64_t codebook_chunk_bytes(int head_dim) {
+  return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
+}
+
 // Sizes of the pieces that the move places, codebooks as their fallback: at most what it takes.
 void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
                         const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes);

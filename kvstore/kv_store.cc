@@ -1,24 +1,37 @@
 #include "kvstore/kv_store.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <unordered_set>
 #include <utility>
 
+#include "kvstore/host_memory.h"
+
 namespace spindle::kvstore {
 
 Result<std::unique_ptr<KvStore>> KvStore::create(const KvStoreConfig& config) {
+  const std::uint64_t page_bytes = config.shape.page_bytes();
+  CHECK(page_bytes > 0, "the KV shape comes from a validated model");
+  // Of a budget without a page the pool says what is wrong.
+  auto memory =
+      HostMemory::create(std::max(config.budget_bytes / page_bytes * page_bytes, std::uint64_t{1}));
+  if (!memory.ok()) return memory.status();
+  return create(config, std::move(*memory));
+}
+
+Result<std::unique_ptr<KvStore>> KvStore::create(const KvStoreConfig& config,
+                                                 std::unique_ptr<KvMemory> memory) {
   CHECK(config.n_layers > 0 && config.shape.n_kv_heads > 0 && config.shape.head_dim > 0 &&
             config.shape.page_tokens > 0,
         "the KV shape comes from a validated model");
-  auto pool = PagePool::create(config.budget_bytes, config.shape.page_bytes());
+  auto pool = PagePool::create(memory->base(), memory->n_bytes(), config.shape.page_bytes());
   if (!pool.ok()) return pool.status();
-  return std::unique_ptr<KvStore>(new KvStore(config, std::move(*pool)));
+  return std::unique_ptr<KvStore>(new KvStore(config, std::move(memory), std::move(*pool)));
 }
 
-KvStore::KvStore(const KvStoreConfig& config, std::unique_ptr<PagePool> pool)
-    : config_(config), pool_(std::move(pool)) {}
+KvStore::KvStore(const KvStoreConfig& config, std::unique_ptr<KvMemory> memory,
+                 std::unique_ptr<PagePool> pool)
+    : config_(config), memory_(std::move(memory)), pool_(std::move(pool)) {}
 
 void KvStore::set_token_table(const std::uint16_t* k, const std::uint16_t* v) {
   token_k_ = k;
@@ -53,7 +66,18 @@ KvStore::Sequence KvStore::make_sequence(std::int64_t max_tokens) const {
   return sequence;
 }
 
+std::vector<TableRoom> KvStore::table_room(const Sequence& sequence) {
+  std::vector<TableRoom> room;
+  for (const HeadCache& cache : sequence.caches) {
+    room.push_back(
+        {static_cast<std::int64_t>(cache.blocks.size()),
+         static_cast<std::int64_t>(cache.k_book.chunks.size() + cache.v_book.chunks.size())});
+  }
+  return room;
+}
+
 void KvStore::refresh_heads(Sequence& sequence) {
+  sequence.covered_tokens = sequence.max_tokens;
   for (std::size_t i = 0; i < n_tables(); ++i) {
     HeadCache& cache = sequence.caches[i];
     cache.context.k_entries = cache.k_book.chunks.data();
@@ -66,6 +90,9 @@ void KvStore::refresh_heads(Sequence& sequence) {
     head.n_blocks = static_cast<std::int64_t>(cache.blocks.size());
     head.context = &cache.context;
     sequence.writable_heads[i] = {cache.tail_data.data(), cache.tail_origin};
+    const auto n_pages = static_cast<std::int64_t>(cache.tail_pages.size());
+    sequence.covered_tokens =
+        std::min(sequence.covered_tokens, cache.tail_origin + n_pages * config_.shape.page_tokens);
   }
 }
 
@@ -78,6 +105,10 @@ Status KvStore::open(SequenceId sequence, std::int64_t max_tokens, std::int64_t 
   if (Status status = pool_->reserve(reserve_pages); !status.ok()) return status;
   Sequence opened = make_sequence(max_tokens);
   opened.reserved_pages = reserve_pages;
+  if (Status status = memory_->open_tables(sequence, opened.caches, max_tokens, {}); !status.ok()) {
+    pool_->unreserve(reserve_pages);
+    return status;
+  }
   refresh_heads(sequences_.emplace(sequence, std::move(opened)).first->second);
   return ok_status();
 }
@@ -86,7 +117,7 @@ void KvStore::add_tail_page(Sequence& sequence, HeadCache& cache) {
   const PageId page = pool_->allocate();
   --sequence.reserved_pages;
   cache.tail_pages.push_back(page);
-  cache.tail_data.push_back(pool_->data(page));
+  cache.tail_data.push_back(pool_->address(page));
 }
 
 Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
@@ -115,6 +146,11 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
   if (Status status = pool_->reserve(reserve_pages); !status.ok()) return status;
 
   Sequence forked = make_sequence(max_tokens);
+  if (Status status = memory_->open_tables(child, forked.caches, max_tokens, table_room(from));
+      !status.ok()) {
+    pool_->unreserve(reserve_pages);
+    return status;
+  }
   forked.reserved_pages = reserve_pages;
   forked.n_tokens = n_tokens;
   forked.arena = from.arena.fork();
@@ -123,6 +159,7 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
     forked.token_ids.assign(from.token_ids.begin(),
                             from.token_ids.begin() + (n_tokens - from.token_ids_begin));
   }
+  std::vector<KvCopy> copies;
   for (std::size_t table = 0; table < n_tables(); ++table) {
     const HeadCache& source = from.caches[table];
     HeadCache& cache = forked.caches[table];
@@ -138,9 +175,11 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
     }
     if (n_tail % page_tokens != 0) {
       add_tail_page(forked, cache);
-      std::memcpy(cache.tail_data.back(), source.tail_data[n_full], pool_->page_bytes());
+      copies.push_back({source.tail_data[n_full], cache.tail_data.back(), pool_->page_bytes()});
     }
   }
+  memory_->copy(copies);
+  memory_->tables_changed(child, TableChange::kAll);
   refresh_heads(sequences_.emplace(child, std::move(forked)).first->second);
   return ok_status();
 }
@@ -168,7 +207,8 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
                             " more were asked for");
   }
   const std::int64_t n_tokens = extended.n_tokens + n_new;
-  const std::int64_t n_pages = pages_to_extend(extended, n_tokens);
+  const bool needs_pages = n_tokens > extended.covered_tokens;
+  const std::int64_t n_pages = needs_pages ? pages_to_extend(extended, n_tokens) : 0;
   if (n_pages > extended.reserved_pages) {
     return resource_exhausted("sequence " + std::to_string(sequence) + " needs " +
                               std::to_string(n_pages) + " KV pages for " + std::to_string(n_new) +
@@ -179,6 +219,7 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
   if (config_.keeps_token_ids) {
     extended.token_ids.insert(extended.token_ids.end(), tokens.begin(), tokens.end());
   }
+  if (!needs_pages) return ok_status();
   for (HeadCache& cache : extended.caches) {
     const std::int64_t wanted =
         pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens);
@@ -187,6 +228,7 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
     }
   }
   refresh_heads(extended);
+  memory_->tables_changed(sequence, TableChange::kPages);
   return ok_status();
 }
 
@@ -248,6 +290,7 @@ Result<FreedBytes> KvStore::free(SequenceId sequence) {
   bytes.kept_bytes = n_pages * pool_->page_bytes();
   freed.arena.clear();
   pool_->unreserve(freed.reserved_pages);
+  memory_->close_tables(sequence);
   sequences_.erase(found);
   CHECK(pool_->n_free() + pool_->n_used() == pool_->n_pages(), "free + used = total");
   return bytes;
@@ -284,6 +327,8 @@ void KvStore::check_invariants() const {
   for (const auto& [id, sequence] : sequences_) {
     reserved += sequence.reserved_pages;
     CHECK(pages_to_extend(sequence, sequence.n_tokens) == 0, "pages of a tail = its tokens' pages");
+    CHECK(pages_to_extend(sequence, std::max(sequence.n_tokens, sequence.covered_tokens)) == 0,
+          "every tail has pages for the covered tokens");
     std::uint64_t live_bytes = 0;
     for (const HeadCache& cache : sequence.caches) {
       pages.insert(cache.tail_pages.begin(), cache.tail_pages.end());

@@ -12,8 +12,10 @@
 // at a boundary the store projects what it may still take, which is never more than it had, and
 // reports that.
 //
-// Owner of: the page pool, all page tables and arenas. Kernels get raw pointers that stay valid
-// until the sequence is extended or compressed, for the tables, or freed, for the pages.
+// Owner of: the page pool, all page tables and arenas, and the memory (kv_memory.h) behind the
+// pages, which is the host's or a device's; every address in a cache or table is one of that
+// memory, and the store itself follows none. Kernels get raw pointers that stay valid until the
+// sequence is extended or compressed, for the tables, or freed, for the pages.
 // Invariant, after every call: pool free + used = total, and used pages = distinct pages in tables
 // and arenas.
 // Thread-safety: none; one stage thread owns the store.
@@ -28,16 +30,15 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/core/status.h"
 #include "kernels/rope.h"
+#include "kvstore/encoded_head.h"
 #include "kvstore/head_cache.h"
-#include "kvstore/head_encoder.h"
+#include "kvstore/kv_memory.h"
 #include "kvstore/page_pool.h"
 #include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_shape.h"
 #include "kvstore/sequence_arena.h"
 
 namespace spindle::kvstore {
-
-using SequenceId = std::uint64_t;
 
 struct KvStoreConfig {
   KvShape shape;
@@ -93,10 +94,15 @@ struct BoundaryKept {
 
 class KvStore {
  public:
+  // In the host's memory.
   static Result<std::unique_ptr<KvStore>> create(const KvStoreConfig& config);
+  // In `memory`, all of which becomes pages; config.budget_bytes is not looked at.
+  static Result<std::unique_ptr<KvStore>> create(const KvStoreConfig& config,
+                                                 std::unique_ptr<KvMemory> memory);
 
-  // Layer 0's K before RoPE and V of every token id, f16 [vocab, n_kv_heads, head_dim] each; they
-  // outlive the store. Without it a plan with the token codec is refused.
+  // Layer 0's K before RoPE and V of every token id, f16 [vocab, n_kv_heads, head_dim] each, where
+  // the kernels of the store's memory can read them; they outlive the store. Sequences opened
+  // before do not see it. Without it a plan with the token codec is refused.
   void set_token_table(const std::uint16_t* k, const std::uint16_t* v);
   bool has_token_table() const { return token_k_ != nullptr; }
 
@@ -120,21 +126,36 @@ class KvStore {
   // given back. INVALID_ARGUMENT for a plan that does not fit this store, RESOURCE_EXHAUSTED when
   // the pieces do not fit the reservation; nothing changes then.
   Result<BoundaryKept> compress(const CpuContext& context, const kernels::RopeTable* rope,
-                                SequenceId sequence, const StageBoundary& boundary);
+                                SequenceId sequence, const StageBoundary& boundary) {
+    return compress(HostEncoding{&context, rope}, sequence, boundary);
+  }
+  // On a device, whose memory has what encoding needs.
+  Result<BoundaryKept> compress(SequenceId sequence, const StageBoundary& boundary) {
+    return compress(HostEncoding{}, sequence, boundary);
+  }
 
   // Tokens seen; 0 for an unknown sequence.
   std::int64_t length(SequenceId sequence) const;
   // Position up to which all heads' tokens may have been dropped or encoded.
   std::int64_t compressed_length(SequenceId sequence) const;
 
-  // The caches of one layer, [n_kv_heads]; valid until the next extend, compress or free of the
-  // sequence. The sequence must be open and the layer in [0, n_layers).
+  // For kernels of the host: the caches of one layer, [n_kv_heads]; valid until the next extend,
+  // compress or free of the sequence. The sequence must be open and the layer in [0, n_layers).
   std::span<const kernels::KvHeadPages> heads(SequenceId sequence, int layer) const;
   // The same for appending. Only positions added by the last extend may be written: earlier pages
   // can be shared with forks.
   std::span<const kernels::KvWritableHeadPages> writable_heads(SequenceId sequence,
                                                                int layer) const;
-  // For tests and inspection.
+  // For kernels of a device: the tables [n_layers][n_kv_heads] of an open sequence in its memory,
+  // valid until the sequence is freed. They show what was true at the last flush_tables(), which is
+  // one small upload for everything that changed since the one before, in any sequence: a stage
+  // calls it before the kernels of a step, after its extend() calls. On the host null, and nothing
+  // to do.
+  const kernels::DeviceKvHead* device_heads(SequenceId sequence) const {
+    return memory_->device_heads(sequence);
+  }
+  void flush_tables() { memory_->flush_tables(); }
+  // What the scheduler, the scorer and tests look at.
   const HeadCache& head_cache(SequenceId sequence, int layer, int kv_head) const;
 
   // Returns every page; NOT_FOUND for an unknown sequence.
@@ -146,6 +167,7 @@ class KvStore {
   kernels::KvPageLayout page_layout() const;
   KvStats stats() const;
   const PagePool& pool() const { return *pool_; }
+  const KvMemory& memory() const { return *memory_; }
   // Compares the pool with the page tables; walks everything, for tests and debug builds.
   void check_invariants() const;
 
@@ -154,6 +176,7 @@ class KvStore {
     explicit Sequence(PagePool& pool) : arena(pool) {}
     std::int64_t n_tokens = 0;
     std::int64_t max_tokens = 0;
+    std::int64_t covered_tokens = 0;  // that every tail has a page for
     std::int64_t reserved_pages = 0;  // not yet allocated
     std::vector<HeadCache> caches;    // [n_layers * n_kv_heads]
     SequenceArena arena;
@@ -164,13 +187,19 @@ class KvStore {
     std::vector<kernels::KvWritableHeadPages> writable_heads;  // [n_layers * n_kv_heads]
   };
 
-  KvStore(const KvStoreConfig& config, std::unique_ptr<PagePool> pool);
+  KvStore(const KvStoreConfig& config, std::unique_ptr<KvMemory> memory,
+          std::unique_ptr<PagePool> pool);
+  Result<BoundaryKept> compress(const HostEncoding& host, SequenceId sequence,
+                                const StageBoundary& boundary);
   std::size_t n_tables() const;
   Sequence make_sequence(std::int64_t max_tokens) const;
   const Sequence& find_open(SequenceId sequence, int layer) const;
-  Status check_boundary(const Sequence& sequence, const kernels::RopeTable* rope,
+  Status check_boundary(const Sequence& sequence, const HostEncoding& host,
                         const StageBoundary& boundary) const;
-  Status check_room(const Sequence& sequence, const StageBoundary& boundary) const;
+  // That the pieces fit the reservation; answers what the tables then need room for, at most.
+  Result<std::vector<TableRoom>> check_room(const Sequence& sequence,
+                                            const StageBoundary& boundary) const;
+  static std::vector<TableRoom> table_room(const Sequence& sequence);
   HeadTask head_task(const Sequence& sequence, const StageBoundary& boundary,
                      std::size_t table) const;
   std::int64_t pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const;
@@ -189,13 +218,15 @@ class KvStore {
   void expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move);
   Status place_layer(Sequence& sequence, std::size_t first_table,
                      std::vector<EncodedHead>& encoded);
-  void add_entries(HeadBook& book, const std::vector<std::uint16_t>& entries,
-                   std::vector<std::vector<std::byte>>& chunks) const;
+  Status compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence, int layer,
+                        const StageBoundary& boundary);
+  void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
   std::uint64_t piece_bytes(const HeadCache& cache) const;
   HeadKept head_kept(const HeadCache& cache, std::int64_t n_tokens) const;
 
   KvStoreConfig config_;
+  std::unique_ptr<KvMemory> memory_;
   std::unique_ptr<PagePool> pool_;
   const std::uint16_t* token_k_ = nullptr;
   const std::uint16_t* token_v_ = nullptr;

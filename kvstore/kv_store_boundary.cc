@@ -2,7 +2,6 @@
 // rest of the class is in kv_store.cc and kv_store_bytes.cc.
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -15,20 +14,15 @@ namespace {
 using kernels::KvFormat;
 using kernels::KvSide;
 
-// A piece that waits for its place.
-struct Piece {
-  const std::byte* bytes;
-  std::uint64_t size;
+// A piece and what is to point at its place.
+struct Waiting {
+  Piece piece;
   const std::byte** place;
 };
 
-std::uint64_t chunk_bytes(int head_dim) {
-  return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
-}
-
 }  // namespace
 
-Status KvStore::check_boundary(const Sequence& sequence, const kernels::RopeTable* rope,
+Status KvStore::check_boundary(const Sequence& sequence, const HostEncoding& host,
                                const StageBoundary& boundary) const {
   if (boundary.heads.size() != n_tables()) {
     return invalid_argument("a plan of " + std::to_string(boundary.heads.size()) +
@@ -47,7 +41,8 @@ Status KvStore::check_boundary(const Sequence& sequence, const kernels::RopeTabl
     if (!is_raw && config_.shape.head_dim % kernels::kKvBlockTokens != 0) {
       return invalid_argument("coded KV needs a head_dim that 32 divides");
     }
-    if (kernels::is_pre_rope(plan.codec.k) && plan.codec.k != KvFormat::kToken && rope == nullptr) {
+    if (kernels::is_pre_rope(plan.codec.k) && plan.codec.k != KvFormat::kToken &&
+        !memory_->has_rope(host)) {
       return invalid_argument("keys before RoPE need its table");
     }
     const bool k_token = plan.codec.k == KvFormat::kToken;
@@ -134,13 +129,20 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
 
 Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
                             std::vector<EncodedHead>& encoded) {
-  std::vector<Piece> pieces;
-  const auto add = [&](const auto& bytes, const std::byte** place) {
-    if (bytes.empty()) return;
-    pieces.push_back(
-        {reinterpret_cast<const std::byte*>(bytes.data()), bytes.size() * sizeof(bytes[0]), place});
+  std::vector<Waiting> waiting;
+  const auto add = [&](Piece piece, const std::byte** place) {
+    if (!piece.empty()) waiting.push_back({piece, place});
   };
-  std::vector<std::vector<std::vector<std::byte>>> chunks(2 * encoded.size());
+  const std::uint64_t chunk_bytes = codebook_chunk_bytes(config_.shape.head_dim);
+  const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries) {
+    const std::size_t n_chunks = entries.chunks.size() / chunk_bytes;
+    const std::size_t n_old = book.chunks.size();
+    book.chunks.resize(n_old + n_chunks);
+    book.n_filled += entries.n_filled;
+    for (std::size_t c = 0; c < n_chunks; ++c) {
+      add(entries.chunks.subspan(c * chunk_bytes, chunk_bytes), &book.chunks[n_old + c]);
+    }
+  };
   std::vector<const std::byte*> means(2 * encoded.size());
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     HeadCache& cache = sequence.caches[first_table + h];
@@ -156,33 +158,30 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
     }
     add(encoded[h].k_mean, &means[2 * h]);
     add(encoded[h].v_mean, &means[2 * h + 1]);
-    add_entries(cache.k_book, encoded[h].k_entries, chunks[2 * h]);
-    add_entries(cache.v_book, encoded[h].v_entries, chunks[2 * h + 1]);
-    for (std::size_t side = 0; side < 2; ++side) {
-      HeadBook& book = side == 0 ? cache.k_book : cache.v_book;
-      const std::size_t n_old = book.chunks.size() - chunks[2 * h + side].size();
-      for (std::size_t c = 0; c < chunks[2 * h + side].size(); ++c) {
-        add(chunks[2 * h + side][c], &book.chunks[n_old + c]);
-      }
-    }
+    add_entries(cache.k_book, encoded[h].k_entries);
+    add_entries(cache.v_book, encoded[h].v_entries);
   }
   // Largest first: sizes divide each other, so nothing is left between them.
-  std::stable_sort(pieces.begin(), pieces.end(),
-                   [](const Piece& a, const Piece& b) { return a.size > b.size; });
-  for (const Piece& piece : pieces) {
-    std::byte* place = sequence.arena.allocate(piece.size, &sequence.reserved_pages);
+  std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
+    return a.piece.size() > b.piece.size();
+  });
+  std::vector<KvCopy> copies;
+  copies.reserve(waiting.size());
+  for (const auto& [piece, place] : waiting) {
+    std::byte* target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
     // check_room took codebooks for their fallback, whose pieces may have met gaps that a
     // codebook's do not fit.
-    if (place == nullptr && pool_->reserve(1).ok()) {
+    if (target == nullptr && pool_->reserve(1).ok()) {
       ++sequence.reserved_pages;
-      place = sequence.arena.allocate(piece.size, &sequence.reserved_pages);
+      target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
     }
-    if (place == nullptr) {
+    if (target == nullptr) {
       return resource_exhausted("compressed KV does not fit the sequence's reservation");
     }
-    std::memcpy(place, piece.bytes, piece.size);
-    *piece.place = place;
+    copies.push_back({piece.data(), target, piece.size()});
+    *place = target;
   }
+  memory_->copy(copies);
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     kernels::KvHeadContext& context = sequence.caches[first_table + h].context;
     if (means[2 * h] != nullptr) {
@@ -195,54 +194,67 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   return ok_status();
 }
 
-Result<BoundaryKept> KvStore::compress(const CpuContext& context, const kernels::RopeTable* rope,
-                                       SequenceId sequence, const StageBoundary& boundary) {
+Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence,
+                               int layer, const StageBoundary& boundary) {
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  const std::size_t first = static_cast<std::size_t>(layer) * n_heads;
+  const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, n_heads);
+  std::vector<HeadTask> tasks;
+  for (std::size_t h = 0; h < n_heads; ++h) {
+    tasks.push_back(head_task(sequence, boundary, first + h));
+  }
+  std::vector<EncodedHead> encoded =
+      memory_->encode(host, page_layout(), {id, layer, caches, tasks});
+  for (std::size_t h = 0; h < n_heads; ++h) {
+    caches[h].plan = boundary.heads[first + h];
+    const HeadMove& move = encoded[h].move;
+    if (!move.changes) continue;
+    expire_blocks(sequence, caches[h], move);
+    free_tail(sequence, caches[h], move.tail_origin);
+    caches[h].tail_first = move.tail_first;
+  }
+  if (Status status = place_layer(sequence, first, encoded); !status.ok()) return status;
+  for (HeadCache& cache : caches) cache.piece_bytes = piece_bytes(cache);
+  return ok_status();
+}
+
+void KvStore::forget_token_ids(Sequence& sequence) const {
+  if (!config_.keeps_token_ids) return;
+  std::int64_t begin = sequence.n_tokens;
+  for (std::size_t h = 0; h < static_cast<std::size_t>(config_.shape.n_kv_heads); ++h) {
+    begin = std::min(begin, sequence.caches[h].tail_origin);
+  }
+  sequence.token_ids.erase(sequence.token_ids.begin(),
+                           sequence.token_ids.begin() + (begin - sequence.token_ids_begin));
+  sequence.token_ids_begin = begin;
+}
+
+Result<BoundaryKept> KvStore::compress(const HostEncoding& host, SequenceId sequence,
+                                       const StageBoundary& boundary) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) {
     return invalid_argument("sequence " + std::to_string(sequence) + " is not open");
   }
   Sequence& compressed = found->second;
-  if (Status status = check_boundary(compressed, rope, boundary); !status.ok()) return status;
-  if (Status status = check_room(compressed, boundary); !status.ok()) return status;
-  const kernels::KvPageLayout layout = page_layout();
-  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
-  for (std::size_t first = 0; first < n_tables(); first += n_heads) {
-    std::vector<EncodedHead> encoded;
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      HeadCache& cache = compressed.caches[first + h];
-      encoded.push_back(
-          encode_head(context, cache, layout, rope, head_task(compressed, boundary, first + h)));
-    }
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      HeadCache& cache = compressed.caches[first + h];
-      cache.plan = boundary.heads[first + h];
-      const HeadMove& move = encoded[h].move;
-      if (!move.changes) continue;
-      expire_blocks(compressed, cache, move);
-      free_tail(compressed, cache, move.tail_origin);
-      cache.tail_first = move.tail_first;
-    }
-    if (Status status = place_layer(compressed, first, encoded); !status.ok()) return status;
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      HeadCache& cache = compressed.caches[first + h];
-      cache.piece_bytes = piece_bytes(cache);
-    }
+  if (Status status = check_boundary(compressed, host, boundary); !status.ok()) return status;
+  auto room = check_room(compressed, boundary);
+  if (!room.ok()) return room.status();
+  if (Status status = memory_->grow_tables(sequence, *room); !status.ok()) return status;
+  // Encoding reads the tails by them.
+  memory_->flush_tables();
+  Status status;
+  for (int layer = 0; layer < config_.n_layers && status.ok(); ++layer) {
+    status = compress_layer(host, sequence, compressed, layer, boundary);
   }
-  if (config_.keeps_token_ids) {
-    std::int64_t begin = compressed.n_tokens;
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      begin = std::min(begin, compressed.caches[h].tail_origin);
-    }
-    compressed.token_ids.erase(compressed.token_ids.begin(),
-                               compressed.token_ids.begin() + (begin - compressed.token_ids_begin));
-    compressed.token_ids_begin = begin;
-  }
+  memory_->tables_changed(sequence, TableChange::kAll);
+  refresh_heads(compressed);
+  if (!status.ok()) return status;
+  forget_token_ids(compressed);
   // What is still uncompressed may be under any plan after the next boundary; later ones keep it.
   const bool is_open = boundary.boundaries_left > 0 &&
                        std::all_of(boundary.heads.begin(), boundary.heads.end(),
                                    [](const HeadPlan& head) { return head == HeadPlan{}; });
   if (!is_open) shrink_reservation(compressed, future_pages(compressed, boundary));
-  refresh_heads(compressed);
 
   BoundaryKept kept;
   kept.full_bytes = full_bytes(config_.shape, config_.n_layers, compressed.n_tokens);
@@ -253,26 +265,6 @@ Result<BoundaryKept> KvStore::compress(const CpuContext& context, const kernels:
     kept.heads.push_back(head_kept(cache, compressed.n_tokens));
   }
   return kept;
-}
-
-void KvStore::add_entries(HeadBook& book, const std::vector<std::uint16_t>& entries,
-                          std::vector<std::vector<std::byte>>& chunks) const {
-  const auto d = static_cast<std::size_t>(config_.shape.head_dim);
-  const std::size_t n_new = entries.size() / d;
-  if (n_new == 0) return;
-  const auto per_chunk = static_cast<std::size_t>(kernels::kCodebookChunkEntries);
-  // A fork may share the last chunk, so new entries begin one of their own. The entries left out at
-  // a chunk's end are zero vectors, which match nothing.
-  const std::size_t n_chunks = (n_new + per_chunk - 1) / per_chunk;
-  for (std::size_t c = 0; c < n_chunks; ++c) {
-    std::vector<std::byte> chunk(chunk_bytes(config_.shape.head_dim));
-    const std::size_t first = c * per_chunk;
-    const std::size_t n = std::min(per_chunk, n_new - first);
-    std::memcpy(chunk.data(), entries.data() + first * d, n * d * sizeof(std::uint16_t));
-    chunks.push_back(std::move(chunk));
-    book.chunks.push_back(nullptr);
-  }
-  book.n_filled += static_cast<std::int64_t>(n_new);
 }
 
 }  // namespace spindle::kvstore

@@ -16,12 +16,22 @@ constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
 
 std::uint64_t rounded(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-std::uint64_t chunk_bytes(int head_dim) {
-  return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
-}
-
 bool is_raw(const HeadPlan& plan) { return plan.codec == kernels::KvCodec{}; }
 bool is_kivi(KvFormat format) { return format == KvFormat::kKivi4 || format == KvFormat::kKivi2; }
+
+std::int64_t n_blocks(const HeadMove& move) {
+  const auto n_sinks = static_cast<std::int64_t>(move.n_sinks);
+  const auto n_tokens = static_cast<std::int64_t>(move.tokens.size());
+  return (n_sinks + kBlock - 1) / kBlock + (n_tokens - n_sinks + kBlock - 1) / kBlock;
+}
+// No token needs an entry of its own on each side and more.
+std::int64_t max_chunks(const HeadPlan& plan, const HeadMove& move) {
+  const int n_sides =
+      (plan.codec.k == KvFormat::kCodebook ? 1 : 0) + (plan.codec.v == KvFormat::kCodebook ? 1 : 0);
+  const auto n_tokens = static_cast<std::int64_t>(move.tokens.size());
+  return n_sides *
+         ((n_tokens + kernels::kCodebookChunkEntries - 1) / kernels::kCodebookChunkEntries);
+}
 
 // What a piece takes of its page when only pieces of its size lie there.
 std::uint64_t packed_bytes(std::uint64_t bytes, std::uint64_t page_bytes) {
@@ -46,10 +56,12 @@ std::int64_t KvStore::own_tail_pages(const HeadCache& cache, std::size_t n_pages
 
 // Layer by layer, as compress() goes: the pages that a layer's tails give back, then those that its
 // pieces take.
-Status KvStore::check_room(const Sequence& sequence, const StageBoundary& boundary) const {
+Result<std::vector<TableRoom>> KvStore::check_room(const Sequence& sequence,
+                                                   const StageBoundary& boundary) const {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   SequenceArena::Trial arena = sequence.arena.trial();
   std::int64_t n_pages = sequence.reserved_pages;
+  std::vector<TableRoom> room = table_room(sequence);
   std::vector<std::uint64_t> sizes;
   for (std::size_t first = 0; first < n_tables(); first += n_heads) {
     sizes.clear();
@@ -58,6 +70,8 @@ Status KvStore::check_room(const Sequence& sequence, const StageBoundary& bounda
       const HeadTask task = head_task(sequence, boundary, table);
       const HeadMove move = move_head(cache, task);
       if (!move.changes) continue;
+      room[table].n_blocks += n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
+      room[table].n_chunks += max_chunks(task.plan, move);
       append_piece_sizes(cache, task, move, page_layout(), sizes);
       n_pages += own_tail_pages(cache, n_tail_pages_freed(cache, move.tail_origin));
     }
@@ -69,7 +83,7 @@ Status KvStore::check_room(const Sequence& sequence, const StageBoundary& bounda
                                 " pages, the sequence may take " + std::to_string(n_pages));
     }
   }
-  return ok_status();
+  return room;
 }
 
 // Pages that the sequence may still take until it holds max_tokens, when generated tokens leave the
@@ -183,7 +197,8 @@ std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
   const std::uint64_t mean_bytes = rounded(2ULL * static_cast<std::uint64_t>(d));
   if (cache.context.k_mean != nullptr) bytes += mean_bytes;
   if (cache.context.v_mean != nullptr) bytes += mean_bytes;
-  bytes += (cache.k_book.chunks.size() + cache.v_book.chunks.size()) * rounded(chunk_bytes(d));
+  bytes +=
+      (cache.k_book.chunks.size() + cache.v_book.chunks.size()) * rounded(codebook_chunk_bytes(d));
   return bytes;
 }
 

@@ -1,45 +1,31 @@
 #include "kvstore/page_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <limits>
 #include <string>
 
 namespace spindle::kvstore {
 
-Result<std::unique_ptr<PagePool>> PagePool::create(std::uint64_t budget_bytes,
+Result<std::unique_ptr<PagePool>> PagePool::create(std::byte* base, std::uint64_t n_bytes,
                                                    std::uint64_t page_bytes) {
-  if (page_bytes == 0 || budget_bytes < page_bytes) {
-    return invalid_argument("a KV budget of " + std::to_string(budget_bytes) +
+  if (page_bytes == 0 || n_bytes < page_bytes) {
+    return invalid_argument("a KV budget of " + std::to_string(n_bytes) +
                             " bytes holds no page of " + std::to_string(page_bytes) + " bytes");
   }
-  const std::uint64_t n_pages = budget_bytes / page_bytes;
+  const std::uint64_t n_pages = n_bytes / page_bytes;
   if (n_pages > std::numeric_limits<PageId>::max()) {
-    return invalid_argument("a KV budget of " + std::to_string(budget_bytes) +
+    return invalid_argument("a KV budget of " + std::to_string(n_bytes) +
                             " bytes makes more than 2^32 - 1 pages");
   }
-  const std::uint64_t mapped_bytes = n_pages * page_bytes;
-  void* memory = mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    return resource_exhausted("cannot map " + std::to_string(mapped_bytes) +
-                              " bytes for the KV pool: " + std::strerror(errno));
-  }
-  return std::unique_ptr<PagePool>(new PagePool(static_cast<std::byte*>(memory), mapped_bytes,
-                                                page_bytes, static_cast<std::uint32_t>(n_pages)));
+  return std::unique_ptr<PagePool>(
+      new PagePool(base, page_bytes, static_cast<std::uint32_t>(n_pages)));
 }
 
-PagePool::PagePool(std::byte* memory, std::uint64_t mapped_bytes, std::uint64_t page_bytes,
-                   std::uint32_t n_pages)
-    : memory_(memory), mapped_bytes_(mapped_bytes), page_bytes_(page_bytes), references_(n_pages) {
+PagePool::PagePool(std::byte* base, std::uint64_t page_bytes, std::uint32_t n_pages)
+    : base_(base), page_bytes_(page_bytes), references_(n_pages) {
   free_.reserve(n_pages);
   for (std::uint32_t i = n_pages; i > 0; --i) free_.push_back(i - 1);
 }
-
-PagePool::~PagePool() { munmap(memory_, mapped_bytes_); }
 
 Status PagePool::reserve(std::int64_t n_pages) {
   CHECK(n_pages >= 0, "a reservation cannot be negative");

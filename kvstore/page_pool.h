@@ -1,9 +1,9 @@
 #pragma once
-// The KV memory of one rank: one allocation cut into pages of equal size, handed out by number.
+// The KV memory of one rank (kv_memory.h) cut into pages of equal size, handed out by number. The
+// pool knows their addresses and never what is there.
 //
 // A page has a reference count so that forked sequences can share it; it returns to the pool when
-// the last owner releases it. The memory is reserved as address space at creation and committed by
-// the operating system page by page when first written.
+// the last owner releases it.
 //
 // Reservations make promises keepable: reserve() sets pages aside without choosing them, allocate()
 // draws from what the caller reserved.
@@ -25,11 +25,10 @@ using PageId = std::uint32_t;
 
 class PagePool {
  public:
-  // As many pages of page_bytes as fit into budget_bytes. INVALID_ARGUMENT when not one fits or
-  // there are more than 2^32 - 1; RESOURCE_EXHAUSTED when the system refuses the address space.
-  static Result<std::unique_ptr<PagePool>> create(std::uint64_t budget_bytes,
+  // As many pages of page_bytes as fit into n_bytes, the first one at `base`. INVALID_ARGUMENT when
+  // not one fits or there are more than 2^32 - 1.
+  static Result<std::unique_ptr<PagePool>> create(std::byte* base, std::uint64_t n_bytes,
                                                   std::uint64_t page_bytes);
-  ~PagePool();
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
@@ -44,7 +43,9 @@ class PagePool {
 
   std::uint32_t references(PageId page) const { return references_[page]; }
 
-  std::byte* data(PageId page) { return memory_ + static_cast<std::uint64_t>(page) * page_bytes_; }
+  std::byte* address(PageId page) const {
+    return base_ + static_cast<std::uint64_t>(page) * page_bytes_;
+  }
 
   std::uint64_t page_bytes() const { return page_bytes_; }
   std::int64_t n_pages() const { return static_cast<std::int64_t>(references_.size()); }
@@ -56,11 +57,9 @@ class PagePool {
   void check_invariants() const;
 
  private:
-  PagePool(std::byte* memory, std::uint64_t mapped_bytes, std::uint64_t page_bytes,
-           std::uint32_t n_pages);
+  PagePool(std::byte* base, std::uint64_t page_bytes, std::uint32_t n_pages);
 
-  std::byte* memory_;
-  std::uint64_t mapped_bytes_;
+  std::byte* base_;
   std::uint64_t page_bytes_;
   std::vector<std::uint32_t> references_;  // [n_pages]
   std::vector<PageId> free_;               // a stack: the page freed last is reused first

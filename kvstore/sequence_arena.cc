@@ -1,7 +1,6 @@
 #include "kvstore/sequence_arena.h"
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 
 #include "kernels/core/check.h"
@@ -34,9 +33,7 @@ std::byte* SequenceArena::allocate(std::uint64_t bytes, std::int64_t* n_reserved
   Page& page = pages_[taken.page];
   page.live_bytes += size;
   live_bytes_ += size;
-  std::byte* piece = pool_->data(page.id) + taken.offset;
-  std::memset(piece, 0, size);
-  return piece;
+  return pool_->address(page.id) + taken.offset;
 }
 
 void SequenceArena::add_gap(Gap gap) {
@@ -58,7 +55,7 @@ void SequenceArena::add_gap(Gap gap) {
 
 std::size_t SequenceArena::page_of(const std::byte* piece) const {
   for (std::size_t i = 0; i < pages_.size(); ++i) {
-    const std::byte* begin = pool_->data(pages_[i].id);
+    const std::byte* begin = pool_->address(pages_[i].id);
     if (piece >= begin && piece < begin + pool_->page_bytes()) return i;
   }
   CHECK(false, "a piece of another arena");
@@ -82,7 +79,7 @@ std::int64_t SequenceArena::release(const std::byte* piece, std::uint64_t bytes)
   live_bytes_ -= size;
   if (page.live_bytes > 0) {
     // A page that a fork shares must not change.
-    const auto offset = static_cast<std::uint64_t>(piece - pool_->data(page.id));
+    const auto offset = static_cast<std::uint64_t>(piece - pool_->address(page.id));
     if (pool_->references(page.id) == 1) add_gap({size, index, offset});
     return 0;
   }

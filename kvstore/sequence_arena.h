@@ -24,8 +24,8 @@ class SequenceArena {
   SequenceArena(const SequenceArena&) = delete;
   SequenceArena& operator=(const SequenceArena&) = delete;
 
-  // `bytes` (1 to a page) of zeros, aligned to 64. Takes at most one page, of the *n_reserved that
-  // the caller has; null when it needs one and none is left.
+  // `bytes` (1 to a page), aligned to 64, with unspecified content. Takes at most one page, of the
+  // *n_reserved that the caller has; null when it needs one and none is left.
   std::byte* allocate(std::uint64_t bytes, std::int64_t* n_reserved);
   // Gives back a piece of this arena; answers the pages that became free.
   std::int64_t release(const std::byte* piece, std::uint64_t bytes);

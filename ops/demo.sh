@@ -70,7 +70,16 @@ trap 'exit 143' TERM HUP
 "$root/ops/setup.sh" "${setup_options[@]}" || fail 'setup failed'
 built_ms=$(now_ms)
 
-step "a cluster of $stages stages on this machine's CPU"
+# GPUs are used when there are any and the build has CUDA; stages that outnumber them share them.
+config=mini-cpu.pbtxt
+device="this machine's CPU"
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+if ((gpus > 0)) && grep -q '^CMAKE_CUDA_COMPILER:' "$root/build/CMakeCache.txt"; then
+  config=mini-gpu.pbtxt
+  device="$gpus GPU(s)"
+fi
+
+step "a cluster of $stages stages on $device"
 folder=$(mktemp -d "${TMPDIR:-/tmp}/spindle-demo-XXXXXX")
 read -r http_port tcp_port < <(python3 -c '
 import socket
@@ -87,7 +96,7 @@ spindle() {
 as_root=()
 if ((EUID == 0)); then as_root=(--allow-run-as-root); fi
 launch=(mpirun "${as_root[@]}" --oversubscribe --bind-to none --mca btl "self,vader" -n "$stages"
-  "$root/build/bin/spindled" --config "$root/configs/mini-cpu.pbtxt"
+  "$root/build/bin/spindled" --config "$root/configs/$config"
   --port "$http_port" --set "api.tcp.port=$tcp_port")
 printf '%s\n' "${launch[*]}"
 env "$mark" "${launch[@]}" >"$folder/cluster.log" 2>&1 </dev/null &

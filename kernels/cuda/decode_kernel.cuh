@@ -13,7 +13,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/decode_int4.cuh"
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"

@@ -25,7 +25,7 @@ namespace spindle::kvstore::testing {
 inline float f16_value(float x) { return f16_to_f32(f32_to_f16(x)); }
 
 inline const CpuContext& cpu() {
-  static const std::unique_ptr<CpuContext> context = std::move(*CpuContext::create({}));
+  static const std::unique_ptr<CpuContext> context = *CpuContext::create({});
   return *context;
 }
 
@@ -98,7 +98,7 @@ class FakeKv {
       inv_freq.push_back(
           std::pow(10000.0F, -2.0F * static_cast<float>(i) / static_cast<float>(head_dim)));
     }
-    return std::move(*kernels::RopeTable::create(inv_freq, max_positions));
+    return *kernels::RopeTable::create(inv_freq, max_positions);
   }
   std::vector<float> row(const std::vector<std::uint16_t>& table, int layer, int head,
                          std::int32_t token) const {

@@ -53,7 +53,8 @@ class TestHead {
     task.has_selection = kept != nullptr;
     if (kept != nullptr) task.kept = *kept;
     task.token_ids = std::span(tokens_).subspan(static_cast<std::size_t>(head_.tail_origin));
-    EncodedHead encoded = encode_head(cpu(), head_, layout_, &model_.rope(), task);
+    scratch_.reset();
+    EncodedHead encoded = encode_head(cpu(), head_, layout_, &model_.rope(), task, scratch_);
     sizes_.clear();
     append_piece_sizes(head_, task, encoded.move, layout_, sizes_);
     apply(encoded);
@@ -81,12 +82,11 @@ class TestHead {
     auto address = reinterpret_cast<std::uintptr_t>(memory_.back().data());
     return reinterpret_cast<std::byte*>((address + 63) / 64 * 64);
   }
-  template <typename T>
-  const std::byte* place(const std::vector<T>& values) {
-    if (values.empty()) return nullptr;
-    std::byte* piece = new_memory(values.size() * sizeof(T));
-    std::memcpy(piece, values.data(), values.size() * sizeof(T));
-    placed_bytes_ += values.size() * sizeof(T);
+  const std::byte* place(Piece bytes) {
+    if (bytes.empty()) return nullptr;
+    std::byte* piece = new_memory(bytes.size());
+    std::memcpy(piece, bytes.data(), bytes.size());
+    placed_bytes_ += bytes.size();
     return piece;
   }
 
@@ -131,15 +131,13 @@ class TestHead {
     }
   }
 
-  void add_entries(HeadBook& book, const std::vector<std::uint16_t>& entries) {
-    const std::size_t chunk = kernels::kCodebookChunkEntries * kTestDim;
-    for (std::size_t first = 0; first < entries.size(); first += chunk) {
-      std::vector<std::uint16_t> values(chunk);
-      std::copy_n(entries.begin() + static_cast<std::ptrdiff_t>(first),
-                  std::min(chunk, entries.size() - first), values.begin());
-      book.chunks.push_back(place(values));
+  void add_entries(HeadBook& book, const EncodedEntries& entries) {
+    const std::size_t chunk = codebook_chunk_bytes(kTestDim);
+    ASSERT_EQ(entries.chunks.size() % chunk, 0u);
+    for (std::size_t first = 0; first < entries.chunks.size(); first += chunk) {
+      book.chunks.push_back(place(entries.chunks.subspan(first, chunk)));
     }
-    book.n_filled += static_cast<std::int64_t>(entries.size()) / kTestDim;
+    book.n_filled += entries.n_filled;
   }
 
   FakeKv model_;
@@ -147,6 +145,7 @@ class TestHead {
   kernels::KvPageLayout layout_;
   HeadCache head_;
   std::vector<std::int32_t> tokens_;
+  HostScratch scratch_;
   std::deque<std::vector<std::byte>> memory_;
   std::vector<std::uint64_t> sizes_;
   std::uint64_t placed_bytes_ = 0;

@@ -46,7 +46,7 @@ class TestStore {
     config.wide_positions = options.wide;
     config.wide_ids = options.wide;
     config.keeps_token_ids = true;
-    store_ = std::move(*KvStore::create(config));
+    store_ = *KvStore::create(config);
     store_->set_token_table(model_.k_tokens(), model_.v_tokens());
   }
 

@@ -22,7 +22,8 @@ import time
 import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "mini-cpu.pbtxt"
+# tests/gpu/run.sh runs the same tests with the configuration for GPUs.
+CONFIG = pathlib.Path(os.environ.get("SPINDLE_TEST_CONFIG", ROOT / "configs" / "mini-cpu.pbtxt"))
 GOLDEN = ROOT / "tests" / "golden" / "golden.json"
 MODEL = "spindle-mini"
 READY_SECONDS = 60

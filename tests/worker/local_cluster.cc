@@ -73,8 +73,20 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
   settings.rank.max_num_seqs = settings.max_num_seqs;
   settings.rank.worker.check_invariants = true;
   std::vector<control::StageInfo> stages;
+  // At once: ranks on GPUs meet while they start.
+  std::vector<Result<std::unique_ptr<RankRuntime>>> created;
+  for (int stage = 0; stage < settings.n_stages; ++stage) created.push_back(unavailable("not yet"));
+  std::vector<std::thread> starting;
   for (int stage = 0; stage < settings.n_stages; ++stage) {
-    auto rank = RankRuntime::create(settings.rank, groups_.host(stage), groups_.device(stage));
+    starting.emplace_back([this, stage, &settings, &created] {
+      RankSettings rank = settings.rank;
+      rank.local_rank = stage;
+      created[static_cast<std::size_t>(stage)] =
+          RankRuntime::create(rank, groups_.host(stage), groups_.device(stage));
+    });
+  }
+  for (std::thread& thread : starting) thread.join();
+  for (auto& rank : created) {
     EXPECT_TRUE(rank.ok()) << rank.status().to_string();
     ranks_.push_back(std::move(*rank));
     stages.push_back(ranks_.back()->info());
@@ -89,8 +101,8 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
   config.eos_token_ids = {2, 0};
   config.limits.vocab_size = ranks_[0]->model().vocab_size;
   config.limits.max_model_len = static_cast<std::int32_t>(ranks_[0]->max_model_len());
-  config.kv_model = make_kv_model(ranks_[0]->model(), settings.rank.kv_dtype,
-                                  ranks_[0]->max_model_len(), stages);
+  config.kv_model =
+      make_kv_model(ranks_[0]->model(), settings.rank.kv_dtype, ranks_[0]->max_model_len(), stages);
   config.profile_table = settings.profile_table;
   config.session_ttl_us = settings.session_ttl_us;
   engine_ = std::make_unique<PipelineEngine>(

@@ -1,6 +1,8 @@
 // Tokens per second of the whole pipeline, beside the machine's own rates in the same run.
 //
 //   mpirun -n 2 --bind-to none build/bin/pipeline_bench --model models/spindle-mini [--json FILE]
+//   build/bin/pipeline_bench --device cuda --dummy --model models/shapes/llama-3-8b
+//       --decode-batches 1,16 --decode-prompt 32768 --max-model-len 33024 --kv-policy spindle
 //
 // Every rank takes part; rank 0 submits requests to the real engine, without sockets and text.
 // Prefill is held against the rate of a library's matrix product, decode against the rate at which
@@ -23,6 +25,7 @@
 
 #include "cluster/comm/mpi_world.h"
 #include "kernels/bench/yardsticks.h"
+#include "worker/bench/device_rates.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/engine/pipeline_engine.h"
@@ -33,10 +36,26 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kPrefillTokens = 2048;
-constexpr int kDecodePrompt = 128;
-constexpr int kDecodeTokens = 96;
-constexpr int kRepeats = 3;
+// What to measure.
+struct Options {
+  std::string model_dir;
+  std::string json_file;
+  bool on_gpu = false;
+  bool dummy = false;
+  int max_num_seqs = 32;
+  int max_num_batched_tokens = 512;
+  std::int64_t max_model_len = 0;  // 0: the model's
+  std::uint64_t kv_bytes = std::uint64_t{1} << 30;
+  int prefill_tokens = 2048;
+  int decode_prompt = 128;
+  int decode_tokens = 96;
+  std::vector<int> prefill_batches = {1, 8};
+  std::vector<int> decode_batches = {1, 8, 32};
+  int repeats = 3;  // of which the best counts
+  std::vector<int> layers_per_stage;
+  kvstore::KvProfile kv_profile = kvstore::KvProfile::kFull;
+  double kv_ratio = 0;
+};
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -78,18 +97,19 @@ std::vector<std::int32_t> random_prompt(int n_tokens, int vocab_size, std::mt199
 
 class Bench {
  public:
-  Bench(PipelineEngine& engine, int vocab_size) : engine_(engine), vocab_size_(vocab_size) {}
+  Bench(PipelineEngine& engine, int vocab_size, const Options& options)
+      : engine_(engine), vocab_size_(vocab_size), options_(options) {}
 
-  // Prompt tokens per second when `batch` prompts of kPrefillTokens come at once.
+  // Prompt tokens per second when `batch` prompts of prefill_tokens come at once.
   double prefill_rate(int batch) {
     const Clock::time_point start = Clock::now();
-    run(batch, kPrefillTokens, 1);
-    return batch * kPrefillTokens / seconds_between(start, Clock::now());
+    run(batch, options_.prefill_tokens, 1);
+    return batch * options_.prefill_tokens / seconds_between(start, Clock::now());
   }
 
   // Generated tokens per second while all `batch` requests decode.
   double decode_rate(int batch) {
-    const auto sinks = run(batch, kDecodePrompt, kDecodeTokens);
+    const auto sinks = run(batch, options_.decode_prompt, options_.decode_tokens);
     Clock::time_point from = Clock::time_point::min();
     Clock::time_point to = Clock::time_point::max();
     for (const auto& sink : sinks) {
@@ -113,6 +133,10 @@ class Bench {
       request.sampling.temperature = 0;
       request.sampling.max_tokens = n_output;
       request.sampling.ignore_eos = true;
+      if (n_output > 1) {
+        request.kv_policy.profile = options_.kv_profile;
+        request.kv_policy.ratio = options_.kv_ratio;
+      }
       sinks.push_back(std::make_shared<TimingSink>());
       const auto handle = engine_.submit(std::move(request), sinks.back());
       CHECK(handle.ok(), handle.status().to_string());
@@ -123,34 +147,34 @@ class Bench {
 
   PipelineEngine& engine_;
   int vocab_size_;
+  const Options& options_;
   std::mt19937 random_{20261121};
 };
 
 template <typename Measure>
-double best_of(Measure&& measure) {
+double best_of(int repeats, Measure&& measure) {
   double best = 0;
-  for (int i = 0; i < kRepeats; ++i) best = std::max(best, measure());
+  for (int i = 0; i < repeats; ++i) best = std::max(best, measure());
   return best;
 }
 
 // Multiplications and additions of one prompt token's linear layers and of its attention over half
 // of the prompt, without the head (one row a prompt).
-double prefill_flops_per_token(const model::ModelConfig& m) {
+double prefill_flops_per_token(const model::ModelConfig& m, int n_tokens) {
   const double linear =
       2.0 * m.n_layers * m.hidden_size *
       (m.head_dim * (2.0 * m.n_heads + 2.0 * m.n_kv_heads) + 3.0 * m.intermediate_size);
-  const double attention = 4.0 * m.n_layers * m.n_heads * m.head_dim * (kPrefillTokens / 2.0);
+  const double attention = 4.0 * m.n_layers * m.n_heads * m.head_dim * (n_tokens / 2.0);
   return linear + attention;
 }
 
-// The same for a generated token: with the head, and attention over the whole short context.
-double decode_flops_per_token(const model::ModelConfig& m) {
+// The same for a generated token: with the head, and attention over the whole context.
+double decode_flops_per_token(const model::ModelConfig& m, double n_context) {
   const double linear =
       2.0 * m.n_layers * m.hidden_size *
           (m.head_dim * (2.0 * m.n_heads + 2.0 * m.n_kv_heads) + 3.0 * m.intermediate_size) +
       2.0 * m.hidden_size * m.vocab_size;
-  const double attention =
-      4.0 * m.n_layers * m.n_heads * m.head_dim * (kDecodePrompt + kDecodeTokens / 2.0);
+  const double attention = 4.0 * m.n_layers * m.n_heads * m.head_dim * n_context;
   return linear + attention;
 }
 
@@ -185,81 +209,160 @@ Result<Yardsticks> measure_yardsticks(comm::HostGroup& host, std::uint64_t weigh
   return sum;
 }
 
+// What a rate is held against: the CPU's or the GPU's.
+struct Limits {
+  double flops_per_second = 0;  // 0: nothing to compare with
+  double bytes_per_second = 0;
+};
+
+// Computing time of all stages so far.
+double busy_seconds(const PipelineEngine& engine) {
+  double sum = 0;
+  for (const engine::StageState& stage : engine.stats().stages) sum += stage.busy_seconds;
+  return sum;
+}
+
 boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
-                            const std::vector<control::StageInfo>& stages,
-                            const Yardsticks& yardsticks) {
+                            const std::vector<control::StageInfo>& stages, const Limits& limits,
+                            const Options& options) {
   double weight_bytes = 0;
   for (const auto& stage : stages) weight_bytes += static_cast<double>(stage.weight_bytes());
-  std::printf(
-      "%zu rank(s) at once, one thread each: matrix product %.1f GFLOP/s, reads %.1f GB/s "
-      "from buffers of the weights' size, %.1f GB/s from 512 MB\n",
-      stages.size(), yardsticks.gemm_flops / 1e9, yardsticks.read_gb_per_s,
-      yardsticks.memory_gb_per_s);
+  const model::ModelConfig& m = rank.model();
+  // What a decode step does not read: the embedding table.
+  const double table_bytes = m.tie_word_embeddings ? 0.0 : 2.0 * m.vocab_size * m.hidden_size;
+  const double step_weight_bytes = weight_bytes - (options.on_gpu ? table_bytes : 0.0);
+  const double kv_token_bytes = 4.0 * m.n_layers * m.n_kv_heads * m.head_dim;
   boost::json::object report;
+  report["name"] = "pipeline";
+  report["model"] = options.model_dir;
   report["ranks"] = stages.size();
   report["device"] = stages[0].device();
   report["weight_bytes"] = weight_bytes;
-  report["gemm_gflops"] = yardsticks.gemm_flops / 1e9;
-  report["read_weights_gb_per_s"] = yardsticks.read_gb_per_s;
-  report["read_memory_gb_per_s"] = yardsticks.memory_gb_per_s;
+  report["gemm_gflops"] = limits.flops_per_second / 1e9;
+  report["read_gb_per_s"] = limits.bytes_per_second / 1e9;
+  report["kv_policy"] = std::string(kvstore::profile_name(options.kv_profile));
+  report["kv_ratio"] = options.kv_ratio;
 
-  Bench bench(engine, rank.model().vocab_size);
+  Bench bench(engine, m.vocab_size, options);
   bench.prefill_rate(1);  // warm up
   boost::json::array rows;
   const double n_ranks = static_cast<double>(stages.size());
-  for (const int batch : {1, 8}) {
-    const double rate = best_of([&] { return bench.prefill_rate(batch); });
-    const double flops = rate * prefill_flops_per_token(rank.model());
-    std::printf("prefill  batch %2d  %8.0f tokens/s  %6.1f GFLOP/s", batch, rate, flops / 1e9);
-    const double share = yardsticks.gemm_flops > 0 ? flops / yardsticks.gemm_flops : 0;
+  for (const int batch : options.prefill_batches) {
+    const double rate = best_of(options.repeats, [&] { return bench.prefill_rate(batch); });
+    const double flops = rate * prefill_flops_per_token(m, options.prefill_tokens);
+    std::printf("prefill  batch %2d of %d  %8.0f tokens/s  %9.1f GFLOP/s", batch,
+                options.prefill_tokens, rate, flops / 1e9);
+    const double share = limits.flops_per_second > 0 ? flops / limits.flops_per_second : 0;
     if (share > 0) std::printf("  %3.0f %% of the product", 100 * share);
     std::printf("\n");
     rows.push_back({{"phase", "prefill"},
                     {"batch", batch},
+                    {"tokens", options.prefill_tokens},
                     {"tokens_per_s", rate},
                     {"gflops", flops / 1e9},
                     {"share_of_gemm", share}});
   }
-  for (const int batch : {1, 8, 32}) {
-    const double rate = best_of([&] { return bench.decode_rate(batch); });
+  const double n_context = options.decode_prompt + options.decode_tokens / 2.0;
+  for (const int batch : options.decode_batches) {
+    const double busy_before = busy_seconds(engine);
+    const Clock::time_point row_began = Clock::now();
+    const double rate = best_of(options.repeats, [&] { return bench.decode_rate(batch); });
     // Weights are read once for each micro-batch; all stages' micro-batches together make a round.
     const double rounds = rate / batch * std::min<double>(batch, n_ranks);
-    const double bytes = rounds * weight_bytes;
-    const double share = bytes / 1e9 / yardsticks.read_gb_per_s;
-    const double flops = rate * decode_flops_per_token(rank.model());
+    const double weight_rate = rounds * step_weight_bytes;
+    // Of the uncompressed cache; with another policy it is what `full` would have read.
+    const double kv_rate = rate * n_context * kv_token_bytes;
+    const bool is_full = options.kv_profile == kvstore::KvProfile::kFull;
+    const double share = (weight_rate + (is_full ? kv_rate : 0)) / limits.bytes_per_second;
+    const double flops = rate * decode_flops_per_token(m, n_context);
+    // Prefill of the prompts included.
+    const double busy =
+        (busy_seconds(engine) - busy_before) / (seconds_between(row_began, Clock::now()) * n_ranks);
     std::printf(
-        "decode   batch %2d  %8.0f tokens/s  %6.1f GFLOP/s  %5.1f GB/s of weights, %3.0f %% "
-        "of the read rate\n",
-        batch, rate, flops / 1e9, bytes / 1e9, 100 * share);
+        "decode   batch %2d at %.0f tokens, %s  %8.1f tokens/s, %7.3f ms a round  %5.1f GB/s of "
+        "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s, stages busy %.1f %%\n",
+        batch, n_context, std::string(kvstore::profile_name(options.kv_profile)).c_str(), rate,
+        1e3 * batch / rate, weight_rate / 1e9, kv_rate / 1e9, 100 * share,
+        options.on_gpu ? "copy rate" : "read rate", 100 * busy);
     rows.push_back({{"phase", "decode"},
                     {"batch", batch},
+                    {"context", n_context},
                     {"tokens_per_s", rate},
+                    {"ms_per_round", 1e3 * batch / rate},
                     {"gflops", flops / 1e9},
-                    {"weight_gb_per_s", bytes / 1e9},
-                    {"share_of_read", share}});
+                    {"weight_gb_per_s", weight_rate / 1e9},
+                    {"full_kv_gb_per_s", kv_rate / 1e9},
+                    {"share_of_read", share},
+                    {"busy_share", busy}});
+    std::fflush(stdout);
   }
   report["rows"] = rows;
   return report;
 }
 
-int run(int argc, char** argv) {
-  std::string model_dir;
-  std::string json_file;
-  CLI::App app{"Tokens per second of the pipeline"};
-  app.add_option("--model", model_dir, "Hugging Face folder")->required();
-  app.add_option("--json", json_file, "write the figures to this file");
-  CLI11_PARSE(app, argc, argv);
+Options parse(int argc, char** argv, CLI::App& app) {
+  Options options;
+  std::string device = "cpu";
+  app.add_option("--model", options.model_dir, "Hugging Face folder")->required();
+  app.add_option("--json", options.json_file, "write the figures to this file");
+  app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_flag("--dummy", options.dummy, "random weights of the shape in config.json");
+  app.add_option("--max-num-seqs", options.max_num_seqs, "sequences at the same time");
+  app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens, "tokens of a step");
+  app.add_option("--max-model-len", options.max_model_len, "longest prompt + output");
+  app.add_option("--kv-bytes", options.kv_bytes, "KV pool of a rank; 0: what is left on a GPU");
+  app.add_option("--prefill-tokens", options.prefill_tokens, "prompt of the prefill rows");
+  app.add_option("--prefill-batches", options.prefill_batches, "prompts at once")->delimiter(',');
+  app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
+  app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows");
+  app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
+  app.add_option("--repeats", options.repeats, "runs of a row, of which the best counts")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--layers-per-stage", options.layers_per_stage, "one for each rank")
+      ->delimiter(',');
+  std::string profile = "full";
+  app.add_option("--kv-policy", profile, "profile of the decode rows");
+  app.add_option("--kv-ratio", options.kv_ratio, "its share of the KV bytes");
+  app.parse(argc, argv);
+  options.on_gpu = device == "cuda";
+  const auto known = kvstore::parse_profile(profile);
+  if (!known) throw CLI::ValidationError("--kv-policy", "there is no profile " + profile);
+  options.kv_profile = *known;
+  return options;
+}
 
+int run(int argc, char** argv) {
+  CLI::App app{"Tokens per second of the pipeline"};
+  Options options;
+  try {
+    options = parse(argc, argv, app);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
   auto world = comm::MpiWorld::init();
   CHECK(world.ok(), world.status().to_string());
   comm::HostGroup& host = (*world)->host();
+  Limits limits;
+  if (options.on_gpu) {
+    const auto rates = measure_device_rates((*world)->local_rank());
+    if (rates) {
+      limits.flops_per_second = rates->gemm_flops_per_second * host.size();
+      limits.bytes_per_second = rates->copy_bytes_per_second * host.size();
+    }
+  }
   RankSettings settings;
-  settings.model_dir = model_dir;
-  settings.max_num_seqs = 32;
-  settings.kv_bytes = std::uint64_t{1} << 30;
+  settings.model_dir = options.model_dir;
+  settings.dummy_weights = options.dummy;
+  settings.max_num_seqs = options.max_num_seqs;
+  settings.max_num_batched_tokens = options.max_num_batched_tokens;
+  settings.max_model_len = options.max_model_len;
+  settings.layers_per_stage = options.layers_per_stage;
+  settings.kv_bytes = options.kv_bytes;
   settings.host_name = (*world)->host_name();
+  settings.local_rank = (*world)->local_rank();
+  settings.device = options.on_gpu ? ComputeDevice::kCuda : ComputeDevice::kCpu;
   auto rank = RankRuntime::create(settings, host, (*world)->device());
-  const Deadline deadline = Deadline::after_ms(60000);
+  const Deadline deadline = Deadline::after_ms(300000);
   const Status agreed = agree_on_outcome(host, rank.status(), deadline);
   if (!agreed.ok()) {
     std::fprintf(stderr, "pipeline_bench: %s\n", agreed.to_string().c_str());
@@ -267,15 +370,26 @@ int run(int argc, char** argv) {
   }
   const auto stages = gather_stages(host, (*rank)->info(), deadline);
   CHECK(stages.ok(), stages.status().to_string());
-  const auto yardsticks = measure_yardsticks(host, (*rank)->info().weight_bytes());
-  CHECK(yardsticks.ok(), yardsticks.status().to_string());
+  if (!options.on_gpu) {
+    const auto yardsticks = measure_yardsticks(host, (*rank)->info().weight_bytes());
+    CHECK(yardsticks.ok(), yardsticks.status().to_string());
+    limits = {yardsticks->gemm_flops, yardsticks->read_gb_per_s * 1e9};
+    if (host.rank() == 0) {
+      std::printf(
+          "%d rank(s) at once, one thread each: matrix product %.1f GFLOP/s, reads %.1f GB/s "
+          "from buffers of the weights' size, %.1f GB/s from 512 MB\n",
+          host.size(), yardsticks->gemm_flops / 1e9, yardsticks->read_gb_per_s,
+          yardsticks->memory_gb_per_s);
+    }
+  }
   std::thread stage_thread([&] {
     const Status ended = (*rank)->worker().run();
     if (!ended.ok()) host.abort(1, ended.to_string());
   });
   if ((*world)->rank() == 0) {
     coordinator::SchedulerConfig config;
-    config.max_num_seqs = 32;
+    config.max_num_seqs = options.max_num_seqs;
+    config.max_num_batched_tokens = options.max_num_batched_tokens;
     config.max_in_flight = (*world)->size() + 1;
     config.limits.vocab_size = (*rank)->model().vocab_size;
     config.limits.max_model_len = static_cast<std::int32_t>((*rank)->max_model_len());
@@ -284,9 +398,11 @@ int run(int argc, char** argv) {
     PipelineEngine engine(host, config, make_ledger((*rank)->store().shape(), *stages), *stages, {},
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();
-    const boost::json::object report = measure(engine, **rank, *stages, *yardsticks);
+    const boost::json::object report = measure(engine, **rank, *stages, limits, options);
     engine.stop();
-    if (!json_file.empty()) std::ofstream(json_file) << boost::json::serialize(report) << "\n";
+    if (!options.json_file.empty()) {
+      std::ofstream(options.json_file) << boost::json::serialize(report) << "\n";
+    }
   }
   stage_thread.join();
   return 0;

@@ -247,6 +247,11 @@ Status validate_config(const Config& config) {
     return invalid_argument("model.served_model_name is empty");
   }
   if (const Status status = check_group(config, ""); !status.ok()) return status;
+  const double share = config.compute().gpu_memory_utilization();
+  if (!(share > 0 && share <= 1)) {
+    return invalid_argument("compute.gpu_memory_utilization must be above 0 and at most 1, got " +
+                            std::to_string(share));
+  }
   if (const auto policy = to_kv_policy(config.kv().policy()); !policy.ok()) return policy.status();
   return check_api(config.api());
 }

@@ -38,6 +38,9 @@ constexpr auto kFieldFlags = std::to_array<FieldFlag>({
     {"--kv-cache-dtype", "kv.dtype", "DTYPE", "auto, float16, bfloat16 or float32"},
     {"--kv-policy", "kv.policy.profile", "PROFILE", "how KV is compressed: full, spindle, ..."},
     {"--kv-ratio", "kv.policy.ratio", "SHARE", "KV bytes kept, of the uncompressed ones"},
+    {"--device", "compute.device", "DEVICE", "auto, cpu or cuda"},
+    {"--gpu-memory-utilization", "compute.gpu_memory_utilization", "SHARE",
+     "share of a GPU's memory that a rank may use"},
     {"--seed", "scheduler.seed", "SEED", "seed for requests that bring none"},
 });
 
@@ -63,7 +66,6 @@ struct CommandLine {
   std::string config_path;
   std::vector<std::string> assignments;
   std::vector<std::string> api_keys;
-  std::string gpu_memory_utilization;
   bool print_config = false;
   std::vector<std::string> values = std::vector<std::string>(kFieldFlags.size());
   std::vector<CLI::Option*> options;
@@ -89,9 +91,6 @@ void declare(CLI::App& app, CommandLine& line) {
         app.add_option(flag.flag, line.values[i], std::string(flag.help) + " [" + flag.path + "]")
             ->type_name(flag.value_name));
   }
-  app.add_option("--gpu-memory-utilization", line.gpu_memory_utilization,
-                 "not supported: set kv.memory_bytes")
-      ->type_name("SHARE");
 }
 
 Status apply_flags(const CommandLine& line, Config& config) {
@@ -114,11 +113,6 @@ Status apply_flags(const CommandLine& line, Config& config) {
 }
 
 Result<Config> build_config(const CommandLine& line) {
-  if (!line.gpu_memory_utilization.empty()) {
-    return invalid_argument(
-        "--gpu-memory-utilization: a share of a GPU's memory has no meaning on the CPU device; "
-        "set the KV pool of each rank in bytes instead, e.g. --set kv.memory_bytes=2147483648");
-  }
   Config config;
   if (!line.config_path.empty()) {
     Result<Config> loaded = load_config_file(line.config_path);

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -66,6 +67,9 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
   settings.host_name = world.host_name();
   settings.available_memory_bytes = resources.available_memory_bytes;
   settings.ranks_on_host = world.local_size();
+  settings.local_rank = world.local_rank();
+  settings.gpu_memory_utilization = config.compute().gpu_memory_utilization();
+  settings.startup_timeout = std::chrono::milliseconds(config.cluster().startup_timeout_ms());
   settings.worker.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
   return settings;
 }
@@ -89,8 +93,8 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
       generation.eos_token_ids.empty() ? rank.model().eos_token_ids : generation.eos_token_ids;
   out.limits.vocab_size = rank.model().vocab_size;
   out.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
-  out.kv_model = make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(),
-                               stages);
+  out.kv_model =
+      make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(), stages);
   out.max_sessions = config.kv().max_sessions();
   out.session_ttl_us = config.kv().session_ttl_ms() * 1000;
   out.max_session_bytes = static_cast<std::uint64_t>(config.kv().max_session_bytes());
@@ -121,17 +125,21 @@ void log_topology(const std::vector<control::StageInfo>& stages, const RankRunti
   }
 }
 
-// This version computes on the CPU; whoever has GPUs should not have to guess.
-void log_unused_gpus() {
+// What all ranks compute on. AUTO takes the GPUs only when no rank would be left without one.
+Result<ComputeDevice> choose_device(const config::Config& config, comm::HostGroup& host,
+                                    Deadline deadline) {
+  if (config.compute().device() == config::Compute::CPU) return ComputeDevice::kCpu;
+  if (config.compute().device() == config::Compute::CUDA) return ComputeDevice::kCuda;
   const auto devices = kernels::list_cuda_devices();
-  if (!devices.ok()) {
-    spdlog::warn("{}", devices.status().message());
-    return;
+  const bool has_gpu = devices.ok() && !devices->empty();
+  auto all = host.all_gather(has_gpu ? "gpu" : "", deadline);
+  if (!all.ok()) return all.status();
+  const auto without = std::count(all->begin(), all->end(), "");
+  if (without == 0) return ComputeDevice::kCuda;
+  if (host.rank() == 0 && without < host.size()) {
+    spdlog::warn("{} of {} ranks have no GPU, so all compute on the CPU", without, host.size());
   }
-  for (const kernels::CudaDevice& device : *devices) {
-    spdlog::warn("GPU {} ({}, {:.0f} GiB) is not used: this version computes on the CPU",
-                 device.index, device.name, static_cast<double>(device.total_bytes) / (1 << 30));
-  }
+  return ComputeDevice::kCpu;
 }
 
 // Rank 0's part: the engine and the front end, until `stop` is requested.
@@ -159,7 +167,8 @@ class Coordinator {
           "tokens is not known, so quality falls sooner; see spindle eval --calibrate");
     }
     self->engine_ = std::make_unique<PipelineEngine>(
-        world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages, options,
+        world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages,
+        options,
         [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
     PipelineEngine& engine = *self->engine_;
     FrontEndOptions front_end;
@@ -232,6 +241,10 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   settings.worker.on_step = [&monitor](std::uint64_t step) {
     monitor.report(step, comm::RankState::kServing);
   };
+  const auto device = choose_device(config, host, startup());
+  status = agree_on_outcome(host, device.status(), startup());
+  if (!status.ok()) return leave(world, status);
+  settings.device = *device;
   auto rank = RankRuntime::create(settings, host, world.device());
   status = agree_on_outcome(host, rank.status(), startup());
   if (!status.ok()) return leave(world, status);
@@ -242,7 +255,6 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   std::unique_ptr<Coordinator> coordinator;
   if (world.rank() == 0) {
     log_topology(*stages, **rank);
-    log_unused_gpus();
     auto created = Coordinator::create(world, config, **rank, *stages, stop);
     status = created.status();
     if (created.ok()) coordinator = std::move(*created);

@@ -36,28 +36,6 @@ Result<model::LlamaStageWeights> load_weights(const RankSettings& settings,
   return model::load_llama_stage(*checkpoint, model, range, is_first, is_last);
 }
 
-// The KV pool's size: as told, or enough for max_num_seqs; refused when one request of full length
-// would not fit.
-Result<std::uint64_t> resolve_kv_bytes(const RankSettings& settings,
-                                       const kvstore::KvStoreConfig& store,
-                                       std::int64_t max_model_len) {
-  const std::uint64_t one_sequence =
-      static_cast<std::uint64_t>(kvstore::stage_pages(store.shape, store.n_layers, max_model_len)) *
-      store.shape.page_bytes();
-  const std::uint64_t bytes =
-      settings.kv_bytes > 0
-          ? settings.kv_bytes
-          : default_kv_bytes(one_sequence * static_cast<std::uint64_t>(settings.max_num_seqs),
-                             settings.available_memory_bytes, settings.ranks_on_host);
-  if (bytes < one_sequence) {
-    return invalid_argument("one sequence of max_model_len " + std::to_string(max_model_len) +
-                            " takes " + std::to_string(one_sequence) +
-                            " bytes of KV on this stage, the pool has " + std::to_string(bytes) +
-                            "; raise kv.memory_bytes or lower model.max_model_len");
-  }
-  return bytes;
-}
-
 }  // namespace
 
 Result<std::vector<coordinator::LayerRange>> plan_layers(const model::ModelConfig& model,
@@ -102,46 +80,59 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   store.wide_positions = *max_model_len > 65536;
   store.wide_ids = model->vocab_size > 65536;
   store.keeps_token_ids = own.first == 0;
-  auto kv_bytes = resolve_kv_bytes(settings, store, *max_model_len);
-  if (!kv_bytes.ok()) return kv_bytes.status();
-  store.budget_bytes = *kv_bytes;
-  auto created_store = kvstore::KvStore::create(store);
-  if (!created_store.ok()) return created_store.status();
-  rank->store_ = std::move(*created_store);
-
   LlamaStageConfig config;
   config.model = *model;
   config.layers = {own.first, own.count};
   config.is_first = host.rank() == 0;
   config.is_last = host.rank() == host.size() - 1;
   config.max_batched_tokens = settings.max_num_batched_tokens;
+  config.max_num_seqs = settings.max_num_seqs;
   config.max_model_len = *max_model_len;
   config.linear_math = settings.linear_math;
   config.token_table_bytes = settings.token_table_bytes;
-  auto weights = load_weights(settings, *model, config.layers, config.is_first, config.is_last);
-  if (!weights.ok()) return weights.status();
-  auto stage = LlamaStage::create(config, std::move(*weights), *rank->context_, *rank->store_);
-  if (!stage.ok()) return stage.status();
-  rank->stage_ = std::move(*stage);
-  rank->worker_ = std::make_unique<StageWorker>(host, device, *rank->stage_, *rank->store_,
-                                                *rank->context_, settings.worker);
+
+  ComputeOptions options;
+  options.stage = config;
+  options.store = store;
+  options.one_sequence_bytes = static_cast<std::uint64_t>(kvstore::stage_pages(
+                                   store.shape, store.n_layers, *max_model_len)) *
+                               store.shape.page_bytes();
+  options.store.budget_bytes = settings.kv_bytes;
+  options.load_weights = [&] {
+    return load_weights(settings, *model, config.layers, config.is_first, config.is_last);
+  };
+  options.local_rank = settings.local_rank;
+  options.gpu_memory_utilization = settings.gpu_memory_utilization;
+  options.startup_timeout = settings.startup_timeout;
+  if (settings.device == ComputeDevice::kCpu && settings.kv_bytes == 0) {
+    options.store.budget_bytes = default_kv_bytes(
+        options.one_sequence_bytes * static_cast<std::uint64_t>(settings.max_num_seqs),
+        settings.available_memory_bytes, settings.ranks_on_host);
+  }
+  auto parts = settings.device == ComputeDevice::kCpu
+                   ? make_cpu_parts(options, *rank->context_, device)
+                   : make_cuda_parts(options, host, device);
+  if (!parts.ok()) return parts.status();
+  rank->parts_ = std::move(*parts);
+  rank->worker_ =
+      std::make_unique<StageWorker>(host, *rank->parts_.device_group, *rank->parts_.stage,
+                                    *rank->parts_.store, *rank->context_, settings.worker);
   return rank;
 }
 
 control::StageInfo RankRuntime::info() const {
-  const kvstore::KvStats kv = store_->stats();
+  const kvstore::KvStats kv = parts_.store->stats();
   control::StageInfo info;
   info.set_stage(rank_);
   info.set_host(host_name_);
-  info.set_device("cpu (" + std::string(cpu_isa_name(context_->isa())) + ", " +
-                  std::to_string(context_->n_threads()) + " threads)");
-  info.set_instruction_set(std::string(cpu_isa_name(context_->isa())));
-  info.set_first_layer(stage_->config().layers.first);
-  info.set_n_layers(stage_->config().layers.count);
-  info.set_weight_bytes(stage_->weight_bytes());
+  info.set_device(parts_.device);
+  info.set_instruction_set(parts_.instruction_set);
+  info.set_first_layer(parts_.stage->config().layers.first);
+  info.set_n_layers(parts_.stage->config().layers.count);
+  info.set_weight_bytes(parts_.stage->weight_bytes());
   info.set_kv_capacity_bytes(kv.capacity_bytes);
-  info.set_kv_page_bytes(store_->pool().page_bytes());
-  info.set_has_token_table(store_->has_token_table());
+  info.set_kv_page_bytes(parts_.store->pool().page_bytes());
+  info.set_has_token_table(parts_.store->has_token_table());
   return info;
 }
 

@@ -16,11 +16,13 @@
 #include "kernels/linear.h"
 #include "kvstore/kv_store.h"
 #include "proto/control.pb.h"
+#include "worker/daemon/compute_parts.h"
 #include "worker/model/model_config.h"
 #include "worker/pipeline/stage_worker.h"
-#include "worker/stage/llama_stage.h"
 
 namespace spindle::worker {
+
+enum class ComputeDevice : std::uint8_t { kCpu, kCuda };
 
 struct RankSettings {
   std::filesystem::path model_dir;
@@ -32,8 +34,12 @@ struct RankSettings {
   kernels::LinearMath linear_math = kernels::LinearMath::kF32;
   DType kv_dtype = DType::kF16;
   std::uint64_t token_table_bytes = 256ULL << 20;  // LlamaStageConfig
-  std::uint64_t kv_bytes = 0;  // 0: default_kv_bytes()
+  std::uint64_t kv_bytes = 0;                      // 0: default_kv_bytes()
   int n_threads = 1;
+  ComputeDevice device = ComputeDevice::kCpu;
+  int local_rank = 0;  // among the ranks of this host
+  double gpu_memory_utilization = 0.9;
+  std::chrono::milliseconds startup_timeout{600000};
   std::string host_name;
   std::uint64_t available_memory_bytes = 0;
   int ranks_on_host = 1;
@@ -45,7 +51,7 @@ Result<std::vector<coordinator::LayerRange>> plan_layers(const model::ModelConfi
                                                          int n_stages,
                                                          const std::vector<int>& layers_per_stage);
 
-// Owns the context, the store, the stage and its worker; not the groups.
+// Owns the context, the store, the stage and its worker; not the groups it is given.
 // Thread-safety: create on one thread; worker().run() on one; the rest while it does not run.
 class RankRuntime {
  public:
@@ -56,7 +62,7 @@ class RankRuntime {
 
   const model::ModelConfig& model() const { return model_; }
   std::int64_t max_model_len() const { return max_model_len_; }
-  const kvstore::KvStore& store() const { return *store_; }
+  const kvstore::KvStore& store() const { return *parts_.store; }
   StageWorker& worker() { return *worker_; }
   control::StageInfo info() const;
 
@@ -68,8 +74,7 @@ class RankRuntime {
   int rank_ = 0;
   std::string host_name_;
   std::unique_ptr<CpuContext> context_;
-  std::unique_ptr<kvstore::KvStore> store_;
-  std::unique_ptr<LlamaStage> stage_;
+  ComputeParts parts_;
   std::unique_ptr<StageWorker> worker_;
 };
 

@@ -248,20 +248,43 @@ float near_normal(std::uint64_t bits) {
   return (sum - kMean) / kStandardDeviation;
 }
 
-Result<HostTensor> dummy_tensor(const TensorSpec& spec, std::uint64_t seed) {
-  constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15u;
-  constexpr float kScale = 0.02f;
-  Result<HostTensor> tensor = make_host_tensor(DType::kBF16, spec.shape);
-  if (!tensor.ok()) return tensor.status().with_context("tensor " + in_quotes(spec.name));
-  const bool is_norm = spec.shape.size() == 1;
-  const std::uint64_t key = mix(mix(seed + kStep) ^ name_key(spec.name));
-  auto* out = reinterpret_cast<std::uint16_t*>(tensor->data.bytes().data());
-  const auto n = static_cast<std::uint64_t>(tensor->n_elements());
-  for (std::uint64_t i = 0; i < n; ++i) {
-    out[i] = f32_to_bf16(is_norm ? 1.0f : kScale * near_normal(mix(key + (i + 1) * kStep)));
+// Random weights are cut from one ring of numbers, each tensor from its own place: billions of them
+// come at the speed of a copy. The ring's length is a prime, so that the rows of a matrix differ.
+class DummyWeights {
+ public:
+  explicit DummyWeights(std::uint64_t seed) : seed_(mix(seed + kStep)), ring_(kRing) {
+    for (std::size_t i = 0; i < kRing; ++i) {
+      ring_[i] = f32_to_bf16(kScale * near_normal(mix(seed_ + (i + 1) * kStep)));
+    }
   }
-  return tensor;
-}
+
+  Result<HostTensor> tensor(const TensorSpec& spec) const {
+    Result<HostTensor> tensor = make_host_tensor(DType::kBF16, spec.shape);
+    if (!tensor.ok()) return tensor.status().with_context("tensor " + in_quotes(spec.name));
+    auto* out = reinterpret_cast<std::uint16_t*>(tensor->data.bytes().data());
+    const auto n = static_cast<std::size_t>(tensor->n_elements());
+    if (spec.shape.size() == 1) {  // a norm
+      std::fill_n(out, n, f32_to_bf16(1.0f));
+      return tensor;
+    }
+    std::size_t at = mix(seed_ ^ name_key(spec.name)) % kRing;
+    for (std::size_t done = 0; done < n;) {
+      const std::size_t count = std::min(n - done, kRing - at);
+      std::copy_n(ring_.begin() + static_cast<std::ptrdiff_t>(at), count, out + done);
+      done += count;
+      at = 0;
+    }
+    return tensor;
+  }
+
+ private:
+  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15u;
+  static constexpr float kScale = 0.02f;
+  static constexpr std::size_t kRing = 1048573;
+
+  std::uint64_t seed_;
+  std::vector<std::uint16_t> ring_;
+};
 
 }  // namespace
 
@@ -309,8 +332,9 @@ Result<LlamaStageWeights> make_dummy_llama_stage(const ModelConfig& config, Laye
                                                  std::uint64_t seed) {
   const Status status = check_range(config, range);
   if (!status.ok()) return status;
+  const DummyWeights dummy(seed);
   return build_stage(config, range, with_embedding, with_head,
-                     [&](const TensorSpec& spec) { return dummy_tensor(spec, seed); });
+                     [&](const TensorSpec& spec) { return dummy.tensor(spec); });
 }
 
 }  // namespace spindle::model

@@ -17,7 +17,7 @@ std::uint64_t micros_since(Clock::time_point start) {
 
 }  // namespace
 
-StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, LlamaStage& stage,
+StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage& stage,
                          kvstore::KvStore& store, const CpuContext& context,
                          StageWorkerOptions options)
     : host_(host),
@@ -25,13 +25,10 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Llama
       stage_(stage),
       store_(store),
       sampler_(context),
-      options_(std::move(options)) {
-  const LlamaStageConfig& config = stage.config();
-  hidden_.resize(static_cast<std::size_t>(config.max_batched_tokens) *
-                 static_cast<std::size_t>(config.model.hidden_size));
-}
+      options_(std::move(options)) {}
 
 Status StageWorker::run() {
+  stage_.bind_thread();
   while (true) {
     auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
     if (!message.ok()) {
@@ -47,7 +44,7 @@ Status StageWorker::run() {
     control::StepResult result;
     result.set_step(plan.step());
     result.set_stage(host_.rank());
-    const Status status = do_step(plan, result);
+    const Status status = try_step(plan, result);
     if (!status.ok()) result.set_error(status.to_string());
     report_kv(result);
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
@@ -56,6 +53,14 @@ Status StageWorker::run() {
     if (!sent.ok()) return sent;
     if (options_.on_step) options_.on_step(plan.step());
     if (options_.check_invariants) store_.check_invariants();
+  }
+}
+
+Status StageWorker::try_step(const control::StepPlan& plan, control::StepResult& result) {
+  try {
+    return do_step(plan, result);
+  } catch (const std::exception& error) {
+    return internal_error("stage " + std::to_string(host_.rank()) + ": " + error.what());
   }
 }
 
@@ -131,8 +136,8 @@ void StageWorker::open_boundaries(const control::OpenSequence& open) {
 Status StageWorker::compress(const control::Compress& order, control::StepResult& result) {
   const Clock::time_point start = Clock::now();
   if (store_.length(order.sequence()) != order.n_tokens()) {
-    return invalid_argument("a boundary at " + std::to_string(order.n_tokens()) +
-                            " of sequence " + std::to_string(order.sequence()) + ", which holds " +
+    return invalid_argument("a boundary at " + std::to_string(order.n_tokens()) + " of sequence " +
+                            std::to_string(order.sequence()) + ", which holds " +
                             std::to_string(store_.length(order.sequence())) + " tokens");
   }
   const int n_kv_heads = store_.shape().n_kv_heads;
@@ -188,50 +193,38 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   const LlamaStageConfig& config = stage_.config();
   runs_.clear();
   tokens_.clear();
-  std::int64_t n_logits = 0;
   for (const control::Run& run : plan.runs()) {
     const bool wants_logits = config.is_last && run.sample();
     runs_.push_back({run.sequence(), run.first_position(), run.tokens_size(), wants_logits});
     tokens_.insert(tokens_.end(), run.tokens().begin(), run.tokens().end());
-    n_logits += wants_logits ? 1 : 0;
   }
   const auto n_tokens = static_cast<std::int64_t>(tokens_.size());
   if (n_tokens > config.max_batched_tokens) {
     return invalid_argument("a plan of " + std::to_string(n_tokens) + " tokens, at most " +
                             std::to_string(config.max_batched_tokens) + " are allowed");
   }
-  const Rows hidden(hidden_.data(), n_tokens, config.model.hidden_size);
-  const auto bytes = std::as_writable_bytes(
-      std::span(hidden_).first(static_cast<std::size_t>(n_tokens * config.model.hidden_size)));
+  const std::span<std::byte> activations = stage_.activations(n_tokens);
   if (!config.is_first) {
     const Status status =
-        device_.recv(host_.rank() - 1, bytes, Deadline::after(options_.step_timeout));
+        device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
   }
-  const std::size_t n_logit_values =
-      static_cast<std::size_t>(n_logits) * static_cast<std::size_t>(config.model.vocab_size);
-  if (logits_.size() < n_logit_values) logits_.resize(n_logit_values);
-
   const Clock::time_point start = Clock::now();
-  const Status status = stage_.forward(runs_, tokens_, hidden,
-                                       Rows(logits_.data(), n_logits, config.model.vocab_size));
-  if (!status.ok()) return status;
-  if (!config.is_last) {
+  if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
+  std::uint64_t sending_us = 0;
+  if (config.is_last) {
+    if (Status status = sample(plan, result); !status.ok()) return status;
+    if (Status status = score_prompt(plan, result); !status.ok()) return status;
+  } else {
     // The next stage works while this one scores.
     const Clock::time_point sending = Clock::now();
     const Status sent =
-        device_.send(host_.rank() + 1, bytes, Deadline::after(options_.step_timeout));
+        device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
     if (!sent.ok()) return sent;
-    const std::uint64_t sending_us = micros_since(sending);
-    score_boundaries(plan, result);
-    result.set_busy_us(micros_since(start) - sending_us);
-    return ok_status();
+    sending_us = micros_since(sending);
   }
-  const Status sampled = sample(plan, result);
-  if (!sampled.ok()) return sampled;
-  score_prompt(plan, hidden, result);
   score_boundaries(plan, result);
-  result.set_busy_us(micros_since(start));
+  result.set_busy_us(stage_.device_busy_us().value_or(micros_since(start) - sending_us));
   return ok_status();
 }
 
@@ -255,8 +248,7 @@ void StageWorker::score_boundaries(const control::StepPlan& plan, control::StepR
 }
 
 // The prompt tokens after rows [score_first, score_end) of a run, given the row's logits.
-void StageWorker::score_prompt(const control::StepPlan& plan, ConstRows hidden,
-                               control::StepResult& result) {
+Status StageWorker::score_prompt(const control::StepPlan& plan, control::StepResult& result) {
   constexpr std::int32_t kRows = 16;
   const auto n_vocab = static_cast<std::int64_t>(stage_.config().model.vocab_size);
   std::int64_t first_row = 0;
@@ -269,35 +261,45 @@ void StageWorker::score_prompt(const control::StepPlan& plan, ConstRows hidden,
     for (std::int32_t row = std::max(run.score_first(), 0); row < end; row += kRows) {
       const std::int32_t n = std::min(kRows, end - row);
       const Rows logits(score_logits_.data(), n, n_vocab);
-      stage_.logits_of(hidden.rows(begin + row, n), logits);
+      if (Status status = stage_.prompt_logits(begin + row, logits); !status.ok()) return status;
       for (std::int32_t i = 0; i < n; ++i) {
         const std::int32_t next = row + i + 1;
-        const std::int32_t token =
-            next < run.tokens_size() ? run.tokens(next) : run.score_next();
+        const std::int32_t token = next < run.tokens_size() ? run.tokens(next) : run.score_next();
         if (token < 0 || token >= n_vocab) continue;
         control::PromptScore& score = *result.add_prompt_scores();
         score.set_sequence(run.sequence());
         score.set_position(run.first_position() + next);
-        sampler_.score({logits.row(i), static_cast<std::size_t>(n_vocab)}, token,
-                       run.score_dense(), score);
+        sampler_.score({logits.row(i), static_cast<std::size_t>(n_vocab)}, token, run.score_dense(),
+                       score);
       }
     }
   }
+  return ok_status();
 }
 
 Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& result) {
-  const auto n_vocab = static_cast<std::size_t>(stage_.config().model.vocab_size);
-  std::span<const float> rest(logits_);
+  requests_.clear();
+  std::int64_t row = 0;
   for (const control::Run& run : plan.runs()) {
     sampler_.saw(run.sequence(),
                  {run.tokens().data(), static_cast<std::size_t>(run.tokens_size())});
     if (!run.sample()) continue;
-    const std::span<const float> logits = rest.first(n_vocab);
-    rest = rest.subspan(n_vocab);
-    *result.add_sampled() = sampler_.sample(run.sequence(), logits);
+    requests_.push_back(sampler_.request(run.sequence(), row));
     for (const control::OpenSequence& choice : run.also_sample()) {
-      *result.add_sampled() = sampler_.sample_first(run.sequence(), choice, logits);
+      requests_.push_back(sampler_.first_request(run.sequence(), choice, row));
     }
+    ++row;
+  }
+  sampled_.resize(requests_.size());
+  if (Status status = stage_.sample(requests_, sampled_); !status.ok()) return status;
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    std::span<const float> logits;
+    if (TokenSampler::wants_logits(requests_[i], sampled_[i])) {
+      const auto raw = stage_.logits(requests_[i].row);
+      if (!raw.ok()) return raw.status();
+      logits = *raw;
+    }
+    *result.add_sampled() = sampler_.report(requests_[i], sampled_[i], logits);
   }
   return ok_status();
 }

@@ -15,7 +15,7 @@
 #include "kernels/core/status.h"
 #include "kvstore/kv_store.h"
 #include "proto/control.pb.h"
-#include "worker/stage/llama_stage.h"
+#include "worker/stage/stage.h"
 #include "worker/stage/token_sampler.h"
 
 namespace spindle::worker {
@@ -33,7 +33,7 @@ struct StageWorkerOptions {
 // Thread-safety: run() on one thread.
 class StageWorker {
  public:
-  StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, LlamaStage& stage,
+  StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage& stage,
               kvstore::KvStore& store, const CpuContext& context, StageWorkerOptions options);
 
   // Works until a plan says shutdown (OK), the host group is shut down or fails, or a step fails
@@ -43,11 +43,13 @@ class StageWorker {
 
  private:
   Status do_step(const control::StepPlan& plan, control::StepResult& result);
+  // do_step, with what a device throws as a Status.
+  Status try_step(const control::StepPlan& plan, control::StepResult& result);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
   Status compress(const control::Compress& order, control::StepResult& result);
   void open_boundaries(const control::OpenSequence& open);
   std::int64_t reserve_pages(const google::protobuf::RepeatedField<std::int64_t>& pages) const;
-  void score_prompt(const control::StepPlan& plan, ConstRows hidden, control::StepResult& result);
+  Status score_prompt(const control::StepPlan& plan, control::StepResult& result);
   void score_boundaries(const control::StepPlan& plan, control::StepResult& result);
   Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
   Status sample(const control::StepPlan& plan, control::StepResult& result);
@@ -55,15 +57,15 @@ class StageWorker {
 
   comm::HostGroup& host_;
   comm::DeviceGroup& device_;
-  LlamaStage& stage_;
+  Stage& stage_;
   kvstore::KvStore& store_;
   TokenSampler sampler_;
   StageWorkerOptions options_;
-  std::vector<float> hidden_;  // [max_batched_tokens, hidden_size]
-  std::vector<float> logits_;  // [runs that want logits, vocab_size], last stage
   std::vector<float> score_logits_;
   std::vector<StageRun> runs_;
   std::vector<std::int32_t> tokens_;
+  std::vector<SampleRequest> requests_;
+  std::vector<std::int32_t> sampled_;
 };
 
 }  // namespace spindle::worker

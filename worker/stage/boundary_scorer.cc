@@ -24,7 +24,7 @@ struct BoundaryScorer::LayerWork {
   std::int64_t n_tokens;
   ConstRows queries;  // [window, n_heads * head_dim]
   int group;
-  std::int64_t candidates_end;
+  std::int64_t window_begin;
   std::vector<float> values;  // [n common tail tokens, n_kv_heads * head_dim]
   std::vector<float> norms;   // [n_kv_heads][n common tail tokens]
   std::int64_t first_value = 0;
@@ -40,14 +40,7 @@ void BoundaryScorer::open(kvstore::SequenceId sequence, const ScoringNeeds& need
                           std::vector<std::int32_t> boundaries) {
   Sequence& opened = sequences_[sequence];
   opened = {};
-  opened.needs = needs;
-  opened.boundaries = std::move(boundaries);
-}
-
-std::int64_t BoundaryScorer::window_begin(const Sequence& sequence) const {
-  const std::int64_t boundary = sequence.boundaries[sequence.next];
-  const std::int64_t before = sequence.next == 0 ? 0 : sequence.boundaries[sequence.next - 1];
-  return std::max(boundary - kvstore::kObservationWindow, before);
+  opened.windows = BoundaryWindows(needs, std::move(boundaries));
 }
 
 void BoundaryScorer::take_queries(kvstore::SequenceId id, int layer, std::int64_t first_position,
@@ -55,50 +48,35 @@ void BoundaryScorer::take_queries(kvstore::SequenceId id, int layer, std::int64_
   const auto found = sequences_.find(id);
   if (found == sequences_.end()) return;
   Sequence& sequence = found->second;
-  if (sequence.next >= sequence.boundaries.size() ||
-      !sequence.needs.boundary.window_scores) {
-    return;
-  }
-  const std::int64_t begin = window_begin(sequence);
-  const std::int64_t end = sequence.boundaries[sequence.next];
-  const std::int64_t from = std::max(begin, first_position);
-  const std::int64_t to = std::min(end, first_position + q.n_rows);
-  if (from >= to) return;
-  // A continued sequence may have begun inside the window: what came before has no queries.
-  if (sequence.queries.empty()) {
-    sequence.first_query = from;
-    sequence.queries.resize(static_cast<std::size_t>(shape_.n_layers) *
-                            static_cast<std::size_t>((end - from) * q.width));
-  }
-  const std::int64_t n_window = end - sequence.first_query;
-  for (std::int64_t p = from; p < to; ++p) {
-    const std::int64_t row = layer * n_window + p - sequence.first_query;
+  const PositionRange wanted = sequence.windows.wanted(first_position, q.n_rows);
+  if (wanted.empty()) return;
+  if (!sequence.windows.has_queries()) sequence.windows.keep_from(wanted.begin);
+  const std::int64_t n_window = sequence.windows.n_queries();
+  sequence.queries.resize(static_cast<std::size_t>(shape_.n_layers) *
+                          static_cast<std::size_t>(n_window * q.width));
+  for (std::int64_t p = wanted.begin; p < wanted.end; ++p) {
+    const std::int64_t row = layer * n_window + p - sequence.windows.first_query();
     std::copy_n(q.row(p - first_position), q.width, sequence.queries.data() + row * q.width);
   }
 }
 
 bool BoundaryScorer::is_boundary(kvstore::SequenceId id, std::int64_t n_tokens) const {
   const auto found = sequences_.find(id);
-  return found != sequences_.end() && found->second.next < found->second.boundaries.size() &&
-         found->second.boundaries[found->second.next] == n_tokens;
+  return found != sequences_.end() && found->second.windows.is_boundary(n_tokens);
 }
 
 BoundarySummary BoundaryScorer::score(const CpuContext& context, kvstore::SequenceId id,
-                                      const kvstore::KvStore& store,
-                                      const kernels::RopeTable& rope,
+                                      const kvstore::KvStore& store, const kernels::RopeTable& rope,
                                       std::span<const kernels::PackedLinear* const> outputs) {
   Sequence& sequence = sequences_.at(id);
   const std::int64_t n_tokens = store.length(id);
   CHECK(is_boundary(id, n_tokens), "a boundary that was announced");
-  const kvstore::BoundaryNeeds& needs = sequence.needs.boundary;
+  const kvstore::BoundaryNeeds& needs = sequence.windows.needs().boundary;
   BoundarySummary summary;
   sequence.scores.assign(
       static_cast<std::size_t>(shape_.n_layers) * static_cast<std::size_t>(shape_.n_kv_heads), {});
   const std::int64_t width = std::int64_t{shape_.n_heads} * shape_.head_dim;
-  const bool has_queries = !sequence.queries.empty();
-  const std::int64_t n_window =
-      has_queries ? n_tokens - sequence.first_query
-                  : std::min<std::int64_t>(kvstore::kObservationWindow, n_tokens);
+  const PositionRange window = sequence.windows.window();
   for (int layer = 0; layer < shape_.n_layers; ++layer) {
     LayerWork work{.sequence = sequence,
                    .store = store,
@@ -109,16 +87,16 @@ BoundarySummary BoundaryScorer::score(const CpuContext& context, kvstore::Sequen
                    .n_tokens = n_tokens,
                    .queries = {},
                    .group = shape_.n_heads / shape_.n_kv_heads,
-                   .candidates_end = n_tokens - n_window,
+                   .window_begin = window.begin,
                    .values = {},
                    .norms = {},
                    .score = {},
                    .mean = {},
                    .defensive = {},
                    .first_column = {}};
-    if (has_queries) {
+    if (sequence.windows.has_queries()) {
       work.queries =
-          ConstRows(sequence.queries.data() + layer * n_window * width, n_window, width);
+          ConstRows(sequence.queries.data() + layer * window.size() * width, window.size(), width);
     }
     score_layer(context, work);
     if (needs.lazy_mass) summary.lazy_mass.push_back(work.lazy_mass);
@@ -126,12 +104,12 @@ BoundarySummary BoundaryScorer::score(const CpuContext& context, kvstore::Sequen
       const HeadScores& scores =
           sequence.scores[static_cast<std::size_t>(layer * shape_.n_kv_heads + h)];
       summary.n_candidates =
-          std::max(summary.n_candidates, work.candidates_end - scores.first_candidate);
+          std::max(summary.n_candidates, work.window_begin - scores.first_candidate);
       if (needs.histograms) summary.histograms.push_back(kernels::score_histogram(scores.scores));
     }
   }
   std::vector<float>().swap(sequence.queries);
-  ++sequence.next;
+  sequence.windows.pass();
   return summary;
 }
 
@@ -147,7 +125,7 @@ std::int64_t common_tail(std::span<const kernels::KvHeadPages> heads) {
 }  // namespace
 
 void BoundaryScorer::score_layer(const CpuContext& context, LayerWork& work) {
-  const KvSelector selector = work.sequence.needs.boundary.selector;
+  const KvSelector selector = work.sequence.windows.needs().boundary.selector;
   const auto n_heads = static_cast<std::size_t>(shape_.n_kv_heads);
   work.score.resize(n_heads);
   work.mean.resize(n_heads);
@@ -167,8 +145,8 @@ void BoundaryScorer::score_layer(const CpuContext& context, LayerWork& work) {
     }
     for (int h = 0; h < shape_.n_kv_heads; ++h) {
       const kernels::KvHeadPages& head = work.heads[static_cast<std::size_t>(h)];
-      kernels::kv_gather(context, head.pages, head.tail_origin, positions,
-                         work.store.page_layout(), Rows(keys.data(), n, shape_.head_dim),
+      kernels::kv_gather(context, head.pages, head.tail_origin, positions, work.store.page_layout(),
+                         Rows(keys.data(), n, shape_.head_dim),
                          values.columns(std::int64_t{h} * shape_.head_dim, shape_.head_dim));
     }
     const Rows norms(work.norms.data(), shape_.n_kv_heads, n);
@@ -179,19 +157,17 @@ void BoundaryScorer::score_layer(const CpuContext& context, LayerWork& work) {
   for (int h = 0; h < shape_.n_kv_heads; ++h) score_head(context, work, h);
   work.lazy_mass /= shape_.n_heads;
   if (selector == KvSelector::kDefensive) {
-    const auto max_boosted = static_cast<std::int64_t>(work.sequence.needs.boost_share *
-                                                       static_cast<double>(work.n_tokens)) -
-                             kvstore::kObservationWindow;
-    kernels::defensive_boost(work.defensive, std::max<std::int64_t>(max_boosted, 0));
+    kernels::defensive_boost(work.defensive, work.sequence.windows.max_boosted());
   }
   for (int h = 0; h < shape_.n_kv_heads; ++h) {
     const auto head = static_cast<std::size_t>(h);
     HeadScores& out = work.sequence.scores[static_cast<std::size_t>(work.layer) * n_heads + head];
     const std::int64_t first = work.heads[head].tail_first;
-    out.first_candidate =
-        std::min(first == 0 ? std::int64_t{work.sequence.needs.sinks} : first, work.candidates_end);
+    const PositionRange candidates =
+        head_candidates(first, work.sequence.windows.needs().sinks, work.window_begin);
+    out.first_candidate = candidates.begin;
     if (work.score[head].empty()) continue;
-    const std::int64_t n = work.candidates_end - out.first_candidate;
+    const std::int64_t n = candidates.size();
     const std::int64_t column = work.first_column[head] + out.first_candidate - first;
     const auto n_rows = selector == KvSelector::kSpindleKv ? std::int64_t{work.group} : 1;
     const auto stride = static_cast<std::int64_t>(work.score[head].size()) / n_rows;
@@ -205,7 +181,7 @@ void BoundaryScorer::score_layer(const CpuContext& context, LayerWork& work) {
 void BoundaryScorer::score_head(const CpuContext& context, LayerWork& work, int h) {
   const auto index = static_cast<std::size_t>(h);
   const kernels::KvHeadPages& head = work.heads[index];
-  const kvstore::BoundaryNeeds& needs = work.sequence.needs.boundary;
+  const kvstore::BoundaryNeeds& needs = work.sequence.windows.needs().boundary;
   const kernels::KvPageLayout layout = work.store.page_layout();
   const std::int64_t n_slots = kernels::visible_slots(head, work.n_tokens);
   work.first_column[index] = n_slots - (work.n_tokens - head.tail_first);
@@ -242,10 +218,11 @@ void BoundaryScorer::score_head(const CpuContext& context, LayerWork& work, int 
     const Rows rows(p.data + g * n_slots, window, n_slots, group * n_slots);
     kernels::window_softmax(context, rows);
     if (needs.lazy_mass) {
-      work.lazy_mass +=
-          work.sequence.needs.lazy_test == kvstore::LazyTest::kDecode
-              ? kernels::lazy_mass_decode(rows, work.sequence.needs.sinks, needs.lazy_window)
-              : kernels::lazy_mass_prefill(rows, work.sequence.needs.sinks, needs.lazy_window);
+      work.lazy_mass += work.sequence.windows.needs().lazy_test == kvstore::LazyTest::kDecode
+                            ? kernels::lazy_mass_decode(rows, work.sequence.windows.needs().sinks,
+                                                        needs.lazy_window)
+                            : kernels::lazy_mass_prefill(rows, work.sequence.windows.needs().sinks,
+                                                         needs.lazy_window);
     }
     kernels::window_mean(context, rows,
                          std::span(means).subspan(static_cast<std::size_t>(g * n_slots),
@@ -258,9 +235,8 @@ void BoundaryScorer::score_head(const CpuContext& context, LayerWork& work, int 
     case KvSelector::kSnapKvMax:
       work.score[index].resize(n_scores);
       kernels::snapkv_scores(mean_rows, static_cast<int>(window),
-                             needs.selector == KvSelector::kSnapKvMean
-                                 ? kernels::GroupReduce::kMean
-                                 : kernels::GroupReduce::kMax,
+                             needs.selector == KvSelector::kSnapKvMean ? kernels::GroupReduce::kMean
+                                                                       : kernels::GroupReduce::kMax,
                              work.score[index]);
       return;
     case KvSelector::kSpindleKv:
@@ -273,8 +249,7 @@ void BoundaryScorer::score_head(const CpuContext& context, LayerWork& work, int 
       work.defensive[index].mean = work.mean[index];
       std::vector<float> norms(static_cast<std::size_t>(n_slots));
       const std::int64_t n_values = work.n_tokens - work.first_value;
-      std::copy_n(work.norms.data() + h * n_values, n_values,
-                  norms.data() + n_slots - n_values);
+      std::copy_n(work.norms.data() + h * n_values, n_values, norms.data() + n_slots - n_values);
       kernels::defensive_scores(context, p, work.group, static_cast<int>(window), norms,
                                 work.defensive[index]);
       return;
@@ -295,18 +270,14 @@ std::vector<std::vector<std::int32_t>> BoundaryScorer::select(
     const kvstore::HeadPlan& plan = heads[table];
     const HeadScores& scores = sequence.scores[table];
     if (plan.mode != kvstore::KvMode::kEvict || scores.scores.empty()) continue;
-    const std::int64_t group = plan.selector == KvSelector::kSpindleKv
-                                   ? shape_.n_heads / shape_.n_kv_heads
-                                   : 1;
+    const std::int64_t group =
+        plan.selector == KvSelector::kSpindleKv ? shape_.n_heads / shape_.n_kv_heads : 1;
     const auto n_scores = static_cast<std::int64_t>(scores.scores.size()) / group;
     const auto n_kv_heads = static_cast<std::size_t>(shape_.n_kv_heads);
-    const kvstore::HeadCache& cache =
-        store.head_cache(id, static_cast<int>(table / n_kv_heads),
-                         static_cast<int>(table % n_kv_heads));
-    const std::int64_t n = std::clamp<std::int64_t>(
-        kvstore::tail_begin(cache.tail_origin, cache.tail_first, recent, store.length(id)) -
-            scores.first_candidate,
-        0, n_scores);
+    const kvstore::HeadCache& cache = store.head_cache(id, static_cast<int>(table / n_kv_heads),
+                                                       static_cast<int>(table % n_kv_heads));
+    const std::int64_t n =
+        n_selectable(cache, recent, store.length(id), scores.first_candidate, n_scores);
     if (plan.selector == KvSelector::kSpindleKv) {
       kept[table] =
           kernels::select_union(ConstRows(scores.scores.data(), group, n, n_scores), plan.n_keep);

@@ -7,8 +7,8 @@
 // Scores are recomputed from the window's queries and the cache (kernels/kv_score.h), so they do
 // not depend on how the prompt was cut into chunks.
 //
-// Owns the window queries and scores of open sequences; borrows context, store and weights per call.
-// Thread-safety: none; the stage's thread.
+// Owns the window queries and scores of open sequences; borrows context, store and weights per
+// call. Thread-safety: none; the stage's thread.
 
 #include <cstdint>
 #include <span>
@@ -21,21 +21,9 @@
 #include "kernels/rope.h"
 #include "kvstore/kv_store.h"
 #include "kvstore/plan/kv_plan.h"
+#include "worker/stage/boundary_windows.h"
 
 namespace spindle::worker {
-
-struct ScoringNeeds {
-  kvstore::BoundaryNeeds boundary;
-  kvstore::LazyTest lazy_test = kvstore::LazyTest::kPrefill;
-  int sinks = 4;
-  double boost_share = 0.25;
-};
-
-struct BoundarySummary {
-  std::int64_t n_candidates = 0;
-  std::vector<double> lazy_mass;                    // [n_layers] or empty
-  std::vector<kernels::ScoreHistogram> histograms;  // [n_layers * n_kv_heads] or empty
-};
 
 class BoundaryScorer {
  public:
@@ -81,16 +69,12 @@ class BoundaryScorer {
 
  private:
   struct Sequence {
-    ScoringNeeds needs;
-    std::vector<std::int32_t> boundaries;
-    std::size_t next = 0;
-    std::int64_t first_query = 0;        // position of the first row kept
-    std::vector<float> queries;          // [n_layers][window][n_heads * head_dim]
-    std::vector<HeadScores> scores;      // [n_layers * n_kv_heads]
+    BoundaryWindows windows;
+    std::vector<float> queries;      // [n_layers][window][n_heads * head_dim]
+    std::vector<HeadScores> scores;  // [n_layers * n_kv_heads]
   };
   struct LayerWork;
 
-  std::int64_t window_begin(const Sequence& sequence) const;
   void score_layer(const CpuContext& context, LayerWork& work);
   void score_head(const CpuContext& context, LayerWork& work, int head);
 

@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 #include "kernels/embedding.h"
 #include "kernels/norm.h"
+#include "worker/stage/step_rows.h"
 
 namespace spindle::worker {
 namespace {
@@ -59,6 +60,7 @@ LlamaStage::LlamaStage(const LlamaStageConfig& config, const CpuContext& context
                config.model.head_dim}) {
   const model::ModelConfig& m = config_.model;
   const std::int64_t n = config_.max_batched_tokens;
+  hidden_.resize(elements(n, m.hidden_size));
   normed_.resize(elements(n, m.hidden_size));
   qkv_.resize(elements(n, (m.n_heads + 2 * m.n_kv_heads) * m.head_dim));
   attention_.resize(elements(n, m.n_heads * m.head_dim));
@@ -125,52 +127,60 @@ Status LlamaStage::pack_layer(model::LlamaLayerWeights& w) {
   return ok_status();
 }
 
-Status LlamaStage::prepare(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
-                           std::int64_t n_tokens) {
+std::span<std::byte> LlamaStage::activations(std::int64_t n_tokens) {
+  CHECK(n_tokens >= 0 && n_tokens <= config_.max_batched_tokens, "rows of a step");
+  return std::as_writable_bytes(
+      std::span(hidden_).first(elements(n_tokens, config_.model.hidden_size)));
+}
+
+Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   if (n_tokens > config_.max_batched_tokens) {
-    return invalid_argument("a step of " + std::to_string(n_tokens) + " tokens, at most " +
-                            std::to_string(config_.max_batched_tokens) + " are allowed");
+    return extend_for_step(config_, store_, runs, tokens, n_tokens, positions_);
   }
-  if (static_cast<std::int64_t>(tokens.size()) != n_tokens) {
-    return invalid_argument("the runs of a step have " + std::to_string(tokens.size()) +
-                            " tokens, its activations " + std::to_string(n_tokens));
+  const std::int64_t n_logits =
+      config_.is_last ? std::count_if(runs.begin(), runs.end(),
+                                      [](const StageRun& run) { return run.wants_logits; })
+                      : 0;
+  logits_.resize(std::max(logits_.size(), elements(n_logits, config_.model.vocab_size)));
+  return forward(runs, tokens, Rows(hidden_.data(), n_tokens, config_.model.hidden_size),
+                 Rows(logits_.data(), n_logits, config_.model.vocab_size));
+}
+
+Status LlamaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens) {
+  CHECK(requests.size() == tokens.size(), "a token for each request");
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const SampleRequest& request = requests[i];
+    const auto row = logits(request.row);
+    if (!row.ok()) return row.status();
+    const kernels::SampleHistory history{request.prompt_ids, request.output_ids, request.bias,
+                                         request.banned};
+    tokens[i] =
+        kernels::sample(context_, *row, request.params, history, request.key, sample_workspace_);
   }
-  positions_.clear();
-  for (const StageRun& run : runs) {
-    if (run.n_tokens < 1 || store_.length(run.sequence) != run.first_position ||
-        run.first_position + run.n_tokens > config_.max_model_len) {
-      return invalid_argument("sequence " + std::to_string(run.sequence) + " holds " +
-                              std::to_string(store_.length(run.sequence)) +
-                              " tokens, the plan runs " + std::to_string(run.n_tokens) +
-                              " from position " + std::to_string(run.first_position));
-    }
-    if (positions_.size() + static_cast<std::size_t>(run.n_tokens) > tokens.size()) {
-      return invalid_argument("the runs of a step have more tokens than it brings");
-    }
-    const Status status = store_.extend(
-        run.sequence, tokens.subspan(positions_.size(), static_cast<std::size_t>(run.n_tokens)));
-    if (!status.ok()) return status;
-    for (std::int32_t i = 0; i < run.n_tokens; ++i) positions_.push_back(run.first_position + i);
-  }
-  if (static_cast<std::int64_t>(positions_.size()) != n_tokens) {
-    return invalid_argument("the runs of a step have " + std::to_string(positions_.size()) +
-                            " tokens, its activations " + std::to_string(n_tokens));
-  }
+  return ok_status();
+}
+
+Result<std::span<const float>> LlamaStage::logits(std::int64_t row) {
+  const std::size_t width = elements(1, config_.model.vocab_size);
+  CHECK(row >= 0 && elements(row + 1, config_.model.vocab_size) <= logits_.size(),
+        "a row of the step's logits");
+  return std::span<const float>(logits_).subspan(static_cast<std::size_t>(row) * width, width);
+}
+
+Status LlamaStage::prompt_logits(std::int64_t first_row, Rows logits) {
+  logits_of(ConstRows(hidden_.data() + elements(first_row, config_.model.hidden_size),
+                      logits.n_rows, config_.model.hidden_size),
+            logits);
   return ok_status();
 }
 
 Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
                            Rows hidden, Rows logits) {
-  if (Status status = prepare(runs, tokens, hidden.n_rows); !status.ok()) return status;
+  Status status = extend_for_step(config_, store_, runs, tokens, hidden.n_rows, positions_);
+  if (!status.ok()) return status;
   if (config_.is_first) {
     const model::ModelConfig& m = config_.model;
-    const auto outside = std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t id) {
-      return id < 0 || id >= m.vocab_size;
-    });
-    if (outside != tokens.end()) {
-      return invalid_argument("token id " + std::to_string(*outside) +
-                              " is not in the vocabulary of " + std::to_string(m.vocab_size));
-    }
     const kernels::EmbeddingTable table{embedding_->data.bytes().data(), embedding_->dtype,
                                         m.vocab_size, m.hidden_size};
     kernels::embedding(context_, table, tokens, hidden);

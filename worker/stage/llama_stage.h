@@ -1,5 +1,5 @@
 #pragma once
-// The forward pass of a contiguous range of a Llama's layers: what one rank computes in a step.
+// The CPU body of Stage.
 //
 // Per layer: RMSNorm, fused q/k/v projection, RoPE, append to the KV pages, causal attention over
 // the pages, output projection, RMSNorm, fused gate/up projection, SwiGLU, down projection, with
@@ -23,71 +23,53 @@
 #include "worker/model/llama_weights.h"
 #include "worker/model/model_config.h"
 #include "worker/stage/boundary_scorer.h"
+#include "worker/stage/stage.h"
 #include "worker/stage/token_table.h"
 
 namespace spindle::worker {
 
-struct LlamaStageConfig {
-  model::ModelConfig model;
-  model::LayerRange layers;
-  bool is_first = false;
-  bool is_last = false;
-  int max_batched_tokens = 512;
-  std::int64_t max_model_len = 0;  // positions are below it
-  kernels::LinearMath linear_math = kernels::LinearMath::kF32;
-  // Layer 0's table of K and V by token id is built up to this size; beyond, its KV cannot be kept
-  // as token ids.
-  std::uint64_t token_table_bytes = 256ULL << 20;
-};
-
-// A contiguous run of one sequence's tokens; rows follow one another in the order of the runs.
-struct StageRun {
-  kvstore::SequenceId sequence = 0;
-  std::int32_t first_position = 0;
-  std::int32_t n_tokens = 0;
-  bool wants_logits = false;  // of its last token; last stage only
-};
-
 // Owns the packed weights and the activations' workspace; does not own the context and the store,
 // which must outlive it. Weights are packed once, here.
 // Thread-safety: none; one stage thread owns it together with its context and store.
-class LlamaStage {
+class LlamaStage final : public Stage {
  public:
   static Result<std::unique_ptr<LlamaStage>> create(const LlamaStageConfig& config,
                                                     model::LlamaStageWeights weights,
                                                     const CpuContext& context,
                                                     kvstore::KvStore& store);
 
-  // Runs one micro-batch and appends its K and V to the store. `hidden` is
-  // [n_tokens, hidden_size]: written by the first stage from `tokens`, updated in place by all;
-  // `logits` is [runs that want logits, vocab_size] on the last stage and empty elsewhere.
-  // INVALID_ARGUMENT when the plan does not fit the store (unknown sequence, a gap in positions, a
-  // token id outside the vocabulary); the store may then hold part of the step.
+  void bind_thread() override {}
+  const LlamaStageConfig& config() const override { return config_; }
+  std::uint64_t weight_bytes() const override { return weight_bytes_; }
+  std::span<std::byte> activations(std::int64_t n_tokens) override;
+  Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) override;
+  Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens) override;
+  Result<std::span<const float>> logits(std::int64_t row) override;
+  Status prompt_logits(std::int64_t first_row, Rows logits) override;
+
+  // forward() on the caller's memory: `hidden` is [n_tokens, hidden_size], written by the first
+  // stage from `tokens`, updated in place by all; `logits` is [runs that want logits, vocab_size]
+  // on the last stage and empty elsewhere.
   Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens, Rows hidden,
                  Rows logits);
 
   // Logits [n, vocab_size] of rows of a finished step's `hidden`; last stage only.
   void logits_of(ConstRows hidden, Rows logits);
 
-  // Prompt boundaries of a sequence that was just opened or forked; queries of their observation
-  // windows are kept as the runs pass.
   void open_boundaries(kvstore::SequenceId sequence, const ScoringNeeds& needs,
-                       std::vector<std::int32_t> boundaries) {
+                       std::vector<std::int32_t> boundaries) override {
     scorer_.open(sequence, needs, std::move(boundaries));
   }
-  bool is_boundary(kvstore::SequenceId sequence) const {
+  bool is_boundary(kvstore::SequenceId sequence) const override {
     return scorer_.is_boundary(sequence, store_.length(sequence));
   }
-  // Scores the boundary that the last run of the sequence reached.
-  BoundarySummary score_boundary(kvstore::SequenceId sequence);
-  // Carries out a boundary; with `selects`, by the scores of the last score_boundary().
+  BoundarySummary score_boundary(kvstore::SequenceId sequence) override;
   Result<kvstore::BoundaryKept> compress(kvstore::SequenceId sequence,
-                                         kvstore::StageBoundary boundary, bool selects);
-  void close_boundaries(kvstore::SequenceId sequence) { scorer_.free(sequence); }
+                                         kvstore::StageBoundary boundary, bool selects) override;
+  void close_boundaries(kvstore::SequenceId sequence) override { scorer_.free(sequence); }
+  std::optional<std::uint64_t> device_busy_us() override { return std::nullopt; }
 
   const BoundaryScorer& scorer() const { return scorer_; }
-  const LlamaStageConfig& config() const { return config_; }
-  std::uint64_t weight_bytes() const { return weight_bytes_; }
 
  private:
   struct Layer {
@@ -103,8 +85,6 @@ class LlamaStage {
              kernels::RopeTable rope);
   Status pack(model::LlamaStageWeights weights);
   Status pack_layer(model::LlamaLayerWeights& weights);
-  Status prepare(std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
-                 std::int64_t n_tokens);
   void forward_layer(int layer, std::span<const StageRun> runs, Rows hidden);
   void attend(int layer, std::span<const StageRun> runs, Rows qkv, Rows out);
   void project_logits(std::span<const StageRun> runs, ConstRows hidden, Rows logits);
@@ -120,6 +100,10 @@ class LlamaStage {
   std::uint64_t weight_bytes_ = 0;
   TokenTable token_table_;  // of the stage that has layer 0
   BoundaryScorer scorer_;
+
+  std::vector<float> hidden_;  // [max_tokens, hidden]
+  std::vector<float> logits_;  // [runs that want logits, vocab_size], last stage
+  kernels::SampleWorkspace sample_workspace_;
 
   // Workspace for max_batched_tokens rows.
   std::vector<float> normed_;     // [max_tokens, hidden]

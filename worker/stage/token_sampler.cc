@@ -59,51 +59,58 @@ void TokenSampler::saw(std::uint64_t sequence, std::span<const std::int32_t> tok
   }
 }
 
-control::Sampled TokenSampler::sample(std::uint64_t sequence, std::span<const float> logits) {
+SampleRequest TokenSampler::request(std::uint64_t sequence, std::int64_t row) const {
   const auto found = sequences_.find(sequence);
   CHECK(found != sequences_.end(), "a sample of a sequence that is not open");
-  return sample_with(sequence, found->second, found->second.history, found->second.n_seen, logits);
+  return request_of(sequence, found->second, found->second.history, found->second.n_seen, row);
 }
 
-control::Sampled TokenSampler::sample_first(std::uint64_t parent,
-                                            const control::OpenSequence& choice,
-                                            std::span<const float> logits) {
+SampleRequest TokenSampler::first_request(std::uint64_t parent, const control::OpenSequence& choice,
+                                          std::int64_t row) const {
   const auto found = sequences_.find(parent);
   CHECK(found != sequences_.end(), "a choice of a sequence that is not open");
-  return sample_with(choice.sequence(), make_sequence(choice), found->second.history,
-                     found->second.n_seen, logits);
+  return request_of(choice.sequence(), make_sequence(choice), found->second.history,
+                    found->second.n_seen, row);
 }
 
-control::Sampled TokenSampler::sample_with(std::uint64_t id, const Sequence& sequence,
-                                           std::span<const std::int32_t> history,
-                                           std::size_t n_seen, std::span<const float> logits) {
-  kernels::SampleHistory seen;
+SampleRequest TokenSampler::request_of(std::uint64_t id, const Sequence& sequence,
+                                       std::span<const std::int32_t> history, std::size_t n_seen,
+                                       std::int64_t row) {
+  SampleRequest request;
+  request.sequence = id;
+  request.row = row;
+  request.params = sequence.params;
+  request.key = sequence.key;
+  request.key.position = static_cast<std::uint32_t>(n_seen);
   const std::size_t n_prompt = std::min(sequence.n_prompt, history.size());
-  seen.prompt_ids = history.first(n_prompt);
-  seen.output_ids = history.subspan(n_prompt);
-  seen.logit_bias = sequence.bias;
+  request.prompt_ids = history.first(n_prompt);
+  request.output_ids = history.subspan(n_prompt);
+  request.bias = sequence.bias;
   const std::size_t n_generated = n_seen - std::min(sequence.n_prompt, n_seen);
   if (n_generated < static_cast<std::size_t>(std::max(0, sequence.min_tokens))) {
-    seen.banned_ids = sequence.banned;
+    request.banned = sequence.banned;
   }
-  kernels::SampleKey key = sequence.key;
-  key.position = static_cast<std::uint32_t>(n_seen);
+  request.n_logprobs = sequence.n_logprobs;
+  return request;
+}
 
+control::Sampled TokenSampler::report(const SampleRequest& request, std::int32_t token,
+                                      std::span<const float> logits) {
   control::Sampled sampled;
-  sampled.set_sequence(id);
-  sampled.set_token(kernels::sample(context_, logits, sequence.params, seen, key, workspace_));
-  if (sampled.token() >= 0 && sequence.n_logprobs >= 0) add_logprobs(sequence, logits, sampled);
+  sampled.set_sequence(request.sequence);
+  sampled.set_token(token);
+  if (wants_logits(request, token)) add_logprobs(request.n_logprobs, logits, sampled);
   return sampled;
 }
 
-void TokenSampler::add_logprobs(const Sequence& sequence, std::span<const float> logits,
+void TokenSampler::add_logprobs(std::int32_t n_logprobs, std::span<const float> logits,
                                 control::Sampled& sampled) {
   const std::int32_t id = sampled.token();
   kernels::TokenLogprob chosen;
   kernels::log_softmax_at(context_, logits, {&id, 1}, {&chosen, 1});
   sampled.set_logprob(chosen.logprob);
   std::vector<kernels::TokenLogprob> top(
-      std::min(static_cast<std::size_t>(sequence.n_logprobs), logits.size()));
+      std::min(static_cast<std::size_t>(n_logprobs), logits.size()));
   kernels::top_logprobs(context_, logits, top, workspace_);
   for (const kernels::TokenLogprob& entry : top) {
     control::TopLogprob& out = *sampled.add_top();

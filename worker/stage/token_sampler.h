@@ -1,6 +1,6 @@
 #pragma once
-// Chooses tokens on the last stage. It remembers, for every open sequence, how it samples and the
-// tokens it has seen, which the penalties need.
+// What the last stage draws tokens from. It remembers, for every open sequence, how it samples and
+// the tokens it has seen, which the penalties need; the stage itself draws.
 
 #include <cstdint>
 #include <span>
@@ -10,6 +10,7 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/sample.h"
 #include "proto/control.pb.h"
+#include "worker/stage/stage.h"
 
 namespace spindle::worker {
 
@@ -26,12 +27,19 @@ class TokenSampler {
   // Tokens that the stages ran for an open sequence, in order.
   void saw(std::uint64_t sequence, std::span<const std::int32_t> tokens);
 
-  // The next token of an open sequence after all it has seen; token -1 when the logits [vocab_size]
-  // have no finite probability.
-  control::Sampled sample(std::uint64_t sequence, std::span<const float> logits);
+  // What the next token of an open sequence is drawn from, given all it has seen, and row `row` of
+  // the step's logits. Borrows the history until the sequence changes.
+  SampleRequest request(std::uint64_t sequence, std::int64_t row) const;
   // The first token of a choice that is not forked yet: as its parent's prompt, its own parameters.
-  control::Sampled sample_first(std::uint64_t parent, const control::OpenSequence& choice,
-                                std::span<const float> logits);
+  SampleRequest first_request(std::uint64_t parent, const control::OpenSequence& choice,
+                              std::int64_t row) const;
+  // The report of a drawn token; -1: the logits had no finite probability. `logits` is the raw row,
+  // needed when log-probabilities are wanted.
+  control::Sampled report(const SampleRequest& request, std::int32_t token,
+                          std::span<const float> logits);
+  static bool wants_logits(const SampleRequest& request, std::int32_t token) {
+    return token >= 0 && request.n_logprobs >= 0;
+  }
 
   // Log-probability of `token` and of the most likely token, from the raw logits; with `dense` of
   // every token.
@@ -53,10 +61,10 @@ class TokenSampler {
   };
 
   static Sequence make_sequence(const control::OpenSequence& open);
-  control::Sampled sample_with(std::uint64_t id, const Sequence& sequence,
-                               std::span<const std::int32_t> history, std::size_t n_seen,
-                               std::span<const float> logits);
-  void add_logprobs(const Sequence& sequence, std::span<const float> logits,
+  static SampleRequest request_of(std::uint64_t id, const Sequence& sequence,
+                                  std::span<const std::int32_t> history, std::size_t n_seen,
+                                  std::int64_t row);
+  void add_logprobs(std::int32_t n_logprobs, std::span<const float> logits,
                     control::Sampled& sampled);
 
   const CpuContext& context_;

@@ -68,6 +68,9 @@ INSTANTIATE_TEST_SUITE_P(
         Flag{{"--kv-policy", "int4"}, "kv.policy.profile = \"int4\""},
         Flag{{"--kv-ratio", "0.25"}, "kv.policy.ratio = 0.25"},
         Flag{{"--set", "kv.profile_table=/data/../t.pbtxt"}, "kv.profile_table = \"/t.pbtxt\""},
+        Flag{{"--device", "cuda"}, "compute.device = CUDA"},
+        Flag{{"--device", "auto"}, "compute.device = AUTO"},
+        Flag{{"--gpu-memory-utilization", "0.5"}, "compute.gpu_memory_utilization = 0.5"},
         Flag{{"--seed", "42"}, "scheduler.seed = 42"},
         Flag{{"--set", "api.tcp.port=9001"}, "api.tcp.port = 9001"},
         Flag{{"--set", "api.tcp.port=1", "--set", "api.tcp.port=2"}, "api.tcp.port = 2"},
@@ -169,7 +172,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadCommandLine{{"--model", "m", "--load-format", "gguf"}, "SAFETENSORS, DUMMY"},
         BadCommandLine{{"--model", "m", "--set", "api.http"}, "--set: 'api.http' must have"},
         BadCommandLine{{"--model", "m", "--set", "a.b=1"}, "--set: 'a.b'"},
-        BadCommandLine{{"--model", "m", "--gpu-memory-utilization", "0.9"}, "kv.memory_bytes"},
+        BadCommandLine{{"--model", "m", "--gpu-memory-utilization", "1.5"},
+                       "compute.gpu_memory_utilization"},
+        BadCommandLine{{"--model", "m", "--device", "abacus"}, "--device"},
         BadCommandLine{{"--config", "/"}, "is a directory"}));
 
 TEST_F(OptionsTest, MissingConfigFile) {

@@ -50,7 +50,7 @@ class Model {
     kv.n_layers = config->n_layers;
     kv.budget_bytes = 256 << 20;
     kv.keeps_token_ids = true;
-    store_ = std::move(*kvstore::KvStore::create(kv));
+    store_ = *kvstore::KvStore::create(kv);
     LlamaStageConfig stage;
     stage.model = *config;
     stage.layers = {0, config->n_layers};

@@ -58,7 +58,7 @@ class Stages {
       kv.shape = {model_.n_kv_heads, model_.head_dim, kv_dtype, kernels::kKvPageTokens};
       kv.n_layers = layers_per_stage;
       kv.budget_bytes = 256 << 20;
-      stores_.push_back(std::move(*kvstore::KvStore::create(kv)));
+      stores_.push_back(*kvstore::KvStore::create(kv));
       LlamaStageConfig config;
       config.model = model_;
       config.layers = {first, layers_per_stage};

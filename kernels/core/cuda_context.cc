@@ -1,11 +1,11 @@
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <cstdio>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 
 namespace spindle {
 namespace {
@@ -64,6 +64,8 @@ Result<std::unique_ptr<CudaContext>> CudaContext::create(int device) {
   std::unique_ptr<CudaContext> context(new CudaContext());
   context->device_ = device;
   context->device_name_ = properties.name;
+  context->unique_id_.assign(properties.uuid.bytes, sizeof(properties.uuid.bytes));
+  context->total_bytes_ = properties.totalGlobalMem;
   context->compute_capability_ = properties.major * 10 + properties.minor;
   context->n_multiprocessors_ = properties.multiProcessorCount;
   context->shared_bytes_per_block_ = static_cast<int>(properties.sharedMemPerBlockOptin);

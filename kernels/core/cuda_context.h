@@ -101,6 +101,9 @@ class CudaContext {
 
   int device() const { return device_; }
   const std::string& device_name() const { return device_name_; }
+  // Names the physical device across processes and hosts.
+  const std::string& unique_id() const { return unique_id_; }
+  std::uint64_t total_bytes() const { return total_bytes_; }
   int compute_capability() const { return compute_capability_; }  // 90 for 9.0
   int n_multiprocessors() const { return n_multiprocessors_; }
   int shared_bytes_per_block() const { return shared_bytes_per_block_; }  // opt-in limit
@@ -131,6 +134,8 @@ class CudaContext {
 
   int device_ = 0;
   std::string device_name_;
+  std::string unique_id_;
+  std::uint64_t total_bytes_ = 0;
   int compute_capability_ = 0;
   int n_multiprocessors_ = 0;
   int shared_bytes_per_block_ = 0;

@@ -1,0 +1,327 @@
+#include "cluster/comm/nccl_device_group.h"
+
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "kernels/core/cuda_check.h"
+
+namespace spindle::comm {
+namespace {
+
+constexpr std::chrono::microseconds kPoll{50};
+// CTAs a transfer may take from the stage's own kernels.
+constexpr int kMaxCtas = 8;
+
+cudaStream_t make_stream() {
+  int least = 0;
+  int greatest = 0;
+  cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities");
+  cudaStream_t stream = nullptr;
+  cuda_check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+             "cudaStreamCreate");
+  return stream;
+}
+
+cudaEvent_t make_event() {
+  cudaEvent_t event = nullptr;
+  cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  return event;
+}
+
+// After `before` has reached this point, `after` goes on.
+void order(cudaStream_t before, cudaStream_t after, cudaEvent_t event) {
+  cuda_check(cudaEventRecord(event, before), "cudaEventRecord");
+  cuda_check(cudaStreamWaitEvent(after, event, 0), "cudaStreamWaitEvent");
+}
+
+}  // namespace
+
+NcclDeviceGroup::NcclDeviceGroup(int rank, int size, const CudaContext& context,
+                                 std::size_t max_tensor_bytes)
+    : DeviceGroup(rank, size), context_(context), max_tensor_bytes_(max_tensor_bytes) {}
+
+Result<std::unique_ptr<NcclDeviceGroup>> NcclDeviceGroup::create(HostGroup& host,
+                                                                 const CudaContext& context,
+                                                                 std::size_t max_tensor_bytes,
+                                                                 Deadline deadline) {
+  std::unique_ptr<NcclDeviceGroup> group(
+      new NcclDeviceGroup(host.rank(), host.size(), context, max_tensor_bytes));
+  auto library = NcclLibrary::load();
+  // Ranks agree before anyone waits inside NCCL.
+  auto outcomes = host.all_gather(library.ok() ? "" : library.status().message(), deadline);
+  if (!outcomes.ok()) return outcomes.status();
+  for (std::size_t rank = 0; rank < outcomes->size(); ++rank) {
+    if (!(*outcomes)[rank].empty()) {
+      return unavailable("rank " + std::to_string(rank) + ": " + (*outcomes)[rank]);
+    }
+  }
+  group->nccl_ = std::move(*library);
+  if (Status status = group->connect(host, deadline); !status.ok()) return status;
+  if (Status status = group->warm_up(deadline); !status.ok()) return status;
+  return group;
+}
+
+Status NcclDeviceGroup::connect(HostGroup& host, Deadline deadline) {
+  cuda_check(cudaSetDevice(context_.device()), "cudaSetDevice");
+  compute_reached_ = make_event();
+  // Every rank names its edge to the next stage; rank 0 also the communicator of all.
+  std::array<ncclUniqueId, 2> mine{};
+  for (ncclUniqueId& id : mine) {
+    if (const ncclResult_t result = nccl_->get_unique_id(&id); result != ncclSuccess) {
+      return unavailable(std::string("NCCL: ") + nccl_->get_error_string(result));
+    }
+  }
+  const std::string_view bytes(reinterpret_cast<const char*>(mine.data()), sizeof(mine));
+  auto all = host.all_gather(bytes, deadline);
+  if (!all.ok()) return all.status();
+  const auto id_of = [&](int rank, std::size_t which) {
+    std::array<ncclUniqueId, 2> ids{};
+    const std::string& text = (*all)[static_cast<std::size_t>(rank)];
+    if (text.size() == sizeof(ids)) std::memcpy(ids.data(), text.data(), sizeof(ids));
+    return ids[which];
+  };
+  if (Status s = make_link(world_, id_of(0, 1), size(), rank(), -1, deadline); !s.ok()) return s;
+  // Even edges first, then odd ones: both ends of an edge are at the same point.
+  for (int parity = 0; parity < 2; ++parity) {
+    if (rank() + 1 < size() && rank() % 2 == parity) {
+      if (Status s = make_link(to_next_, id_of(rank(), 0), 2, 0, 1, deadline); !s.ok()) return s;
+    }
+    if (rank() > 0 && (rank() - 1) % 2 == parity) {
+      Status s = make_link(from_previous_, id_of(rank() - 1, 0), 2, 1, 0, deadline);
+      if (!s.ok()) return s;
+    }
+  }
+  if (to_next_.comm != nullptr) {
+    if (Status s = make_staging(sending_, "activations to send"); !s.ok()) return s;
+  }
+  if (from_previous_.comm != nullptr) {
+    if (Status s = make_staging(receiving_, "activations to receive"); !s.ok()) return s;
+  }
+  return ok_status();
+}
+
+Status NcclDeviceGroup::make_link(Link& link, const ncclUniqueId& id, int n_ranks, int rank,
+                                  int peer, Deadline deadline) {
+  link.stream = make_stream();
+  link.peer = peer;
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  config.maxCTAs = kMaxCtas;
+  const ncclResult_t result = nccl_->comm_init_rank_config(&link.comm, n_ranks, id, rank, &config);
+  return settle(link.comm, result, "connecting the GPUs", deadline);
+}
+
+Status NcclDeviceGroup::make_staging(Staging& staging, std::string_view what) {
+  auto memory = context_.allocate(kSlots * max_tensor_bytes_, what);
+  if (!memory.ok()) return memory.status();
+  staging.memory = std::move(*memory);
+  for (std::size_t slot = 0; slot < kSlots; ++slot) {
+    staging.filled[slot] = make_event();
+    staging.drained[slot] = make_event();
+  }
+  return ok_status();
+}
+
+Status NcclDeviceGroup::settle(ncclComm_t comm, ncclResult_t result, std::string_view what,
+                               Deadline deadline) {
+  while (result == ncclInProgress) {
+    if (aborted_) return fail(unavailable("the group was aborted"));
+    if (deadline.passed()) {
+      return fail(deadline_exceeded("NCCL did not finish in time: " + std::string(what)));
+    }
+    std::this_thread::sleep_for(kPoll);
+    if (nccl_->comm_get_async_error(comm, &result) != ncclSuccess) break;
+  }
+  if (result == ncclSuccess) return ok_status();
+  return fail(unavailable("NCCL, " + std::string(what) + ": " + nccl_->get_error_string(result)));
+}
+
+Status NcclDeviceGroup::warm_up(Deadline deadline) {
+  // One byte over every edge and one collective: connections are made at the first use.
+  auto scratch = context_.allocate(static_cast<std::size_t>(size()) * 256, "warming NCCL up");
+  if (!scratch.ok()) return scratch.status();
+  context_.fill(scratch->data(), 1, scratch->n_bytes());
+  const std::span<std::byte> one(scratch->data(), 1);
+  if (rank() > 0) {
+    if (Status s = recv(rank() - 1, one, deadline); !s.ok()) return s;
+  }
+  if (rank() + 1 < size()) {
+    if (Status s = send(rank() + 1, one, deadline); !s.ok()) return s;
+  }
+  const std::span<std::byte> all(scratch->data() + 1, static_cast<std::size_t>(size()));
+  if (Status s = all_gather(one, all, deadline); !s.ok()) return s;
+  return flush(deadline);
+}
+
+Status NcclDeviceGroup::fail(Status status) {
+  abort(status.message());
+  return status;
+}
+
+void NcclDeviceGroup::remember(cudaEvent_t event, Deadline deadline, std::string what) {
+  std::erase_if(pending_, [event](const Pending& pending) { return pending.event == event; });
+  pending_.push_back({event, deadline, std::move(what)});
+}
+
+Status NcclDeviceGroup::check_health() {
+  {
+    const std::lock_guard lock(abort_mutex_);
+    if (aborted_) return unavailable(abort_reason_);
+  }
+  for (const Link* link : {&world_, &to_next_, &from_previous_}) {
+    if (link->comm == nullptr) continue;
+    ncclResult_t error = ncclSuccess;
+    const ncclResult_t asked = nccl_->comm_get_async_error(link->comm, &error);
+    const ncclResult_t worst = asked != ncclSuccess ? asked : error;
+    if (worst != ncclSuccess && worst != ncclInProgress) {
+      return fail(unavailable(std::string("NCCL: ") + nccl_->get_error_string(worst)));
+    }
+  }
+  while (!pending_.empty()) {
+    const cudaError_t state = cudaEventQuery(pending_.front().event);
+    if (state == cudaSuccess) {
+      pending_.pop_front();
+      continue;
+    }
+    if (state != cudaErrorNotReady) cuda_check(state, "cudaEventQuery");
+    static_cast<void>(cudaGetLastError());
+    if (!pending_.front().deadline.passed()) break;
+    return fail(deadline_exceeded(pending_.front().what + " did not finish in time"));
+  }
+  return ok_status();
+}
+
+Status NcclDeviceGroup::send(int dest, std::span<const std::byte> data, Deadline deadline) {
+  if (Status s = check_health(); !s.ok()) return s;
+  if (dest != rank() + 1 || to_next_.comm == nullptr) {
+    return invalid_argument("stage " + std::to_string(rank()) + " sends to the next stage only");
+  }
+  if (data.size() > max_tensor_bytes_) {
+    return too_large("a tensor of " + std::to_string(data.size()) + " bytes; the limit is " +
+                     std::to_string(max_tensor_bytes_));
+  }
+  if (data.empty()) return ok_status();
+  Staging& staging = sending_;
+  const std::size_t slot = std::exchange(staging.next, (staging.next + 1) % kSlots);
+  std::byte* memory = staging.memory.data() + slot * max_tensor_bytes_;
+  if (std::exchange(staging.used[slot], true)) {
+    cuda_check(cudaStreamWaitEvent(context_.stream(), staging.drained[slot], 0),
+               "waiting for a staging slot");
+  }
+  context_.copy(memory, data.data(), data.size());
+  order(context_.stream(), to_next_.stream, staging.filled[slot]);
+  const ncclResult_t result =
+      nccl_->send(memory, data.size(), ncclUint8, to_next_.peer, to_next_.comm, to_next_.stream);
+  if (Status s = settle(to_next_.comm, result, "sending activations", deadline); !s.ok()) return s;
+  cuda_check(cudaEventRecord(staging.drained[slot], to_next_.stream), "cudaEventRecord");
+  remember(staging.drained[slot], deadline, "sending to stage " + std::to_string(dest));
+  return ok_status();
+}
+
+Status NcclDeviceGroup::recv(int source, std::span<std::byte> out, Deadline deadline) {
+  if (Status s = check_health(); !s.ok()) return s;
+  if (source != rank() - 1 || from_previous_.comm == nullptr) {
+    return invalid_argument("stage " + std::to_string(rank()) +
+                            " receives from the stage before it only");
+  }
+  if (out.size() > max_tensor_bytes_) {
+    return too_large("a tensor of " + std::to_string(out.size()) + " bytes; the limit is " +
+                     std::to_string(max_tensor_bytes_));
+  }
+  if (out.empty()) return ok_status();
+  Staging& staging = receiving_;
+  const std::size_t slot = std::exchange(staging.next, (staging.next + 1) % kSlots);
+  std::byte* memory = staging.memory.data() + slot * max_tensor_bytes_;
+  if (std::exchange(staging.used[slot], true)) {
+    cuda_check(cudaStreamWaitEvent(from_previous_.stream, staging.drained[slot], 0),
+               "waiting for a staging slot");
+  }
+  const ncclResult_t result = nccl_->recv(memory, out.size(), ncclUint8, from_previous_.peer,
+                                          from_previous_.comm, from_previous_.stream);
+  Status s = settle(from_previous_.comm, result, "receiving activations", deadline);
+  if (!s.ok()) return s;
+  order(from_previous_.stream, context_.stream(), staging.filled[slot]);
+  remember(staging.filled[slot], deadline, "receiving from stage " + std::to_string(source));
+  context_.copy(out.data(), memory, out.size());
+  cuda_check(cudaEventRecord(staging.drained[slot], context_.stream()), "cudaEventRecord");
+  return ok_status();
+}
+
+Status NcclDeviceGroup::flush(Deadline deadline) {
+  while (true) {
+    if (Status s = check_health(); !s.ok()) return s;
+    if (pending_.empty()) return ok_status();
+    if (deadline.passed()) {
+      return fail(deadline_exceeded(pending_.front().what + " did not finish in time"));
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+Status NcclDeviceGroup::all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
+                                   Deadline deadline) {
+  if (Status s = check_health(); !s.ok()) return s;
+  if (all.size() != mine.size() * static_cast<std::size_t>(size())) {
+    return invalid_argument("all_gather of " + std::to_string(mine.size()) + " bytes over " +
+                            std::to_string(size()) + " ranks into " + std::to_string(all.size()) +
+                            " bytes");
+  }
+  if (mine.empty()) return ok_status();
+  order(context_.stream(), world_.stream, compute_reached_);
+  const ncclResult_t result = nccl_->all_gather(mine.data(), all.data(), mine.size(), ncclUint8,
+                                                world_.comm, world_.stream);
+  if (Status s = settle(world_.comm, result, "an all-gather", deadline); !s.ok()) return s;
+  order(world_.stream, context_.stream(), compute_reached_);
+  return ok_status();
+}
+
+Status NcclDeviceGroup::broadcast(std::span<std::byte> data, int root, Deadline deadline) {
+  if (Status s = check_health(); !s.ok()) return s;
+  if (root < 0 || root >= size()) {
+    return invalid_argument("rank " + std::to_string(root) + " is not in a group of " +
+                            std::to_string(size()));
+  }
+  if (data.empty()) return ok_status();
+  order(context_.stream(), world_.stream, compute_reached_);
+  const ncclResult_t result = nccl_->broadcast(data.data(), data.data(), data.size(), ncclUint8,
+                                               root, world_.comm, world_.stream);
+  if (Status s = settle(world_.comm, result, "a broadcast", deadline); !s.ok()) return s;
+  order(world_.stream, context_.stream(), compute_reached_);
+  return ok_status();
+}
+
+void NcclDeviceGroup::abort(std::string_view why) {
+  const std::lock_guard lock(abort_mutex_);
+  if (aborted_) return;
+  abort_reason_ = why;
+  aborted_ = true;
+  for (Link* link : {&world_, &to_next_, &from_previous_}) {
+    // Ends the kernels that wait for a peer.
+    if (link->comm != nullptr)
+      static_cast<void>(nccl_->comm_abort(std::exchange(link->comm, nullptr)));
+  }
+}
+
+NcclDeviceGroup::~NcclDeviceGroup() {
+  for (Link* link : {&world_, &to_next_, &from_previous_}) {
+    // Aborted, not destroyed: destroying waits for the peer, which may be gone or still at work.
+    // Whoever wants its last tensors to arrive flushes first.
+    if (link->comm != nullptr) static_cast<void>(nccl_->comm_abort(link->comm));
+    if (link->stream != nullptr) static_cast<void>(cudaStreamDestroy(link->stream));
+  }
+  for (const Staging* staging : {&sending_, &receiving_}) {
+    for (std::size_t slot = 0; slot < kSlots; ++slot) {
+      if (staging->filled[slot] != nullptr)
+        static_cast<void>(cudaEventDestroy(staging->filled[slot]));
+      if (staging->drained[slot] != nullptr) {
+        static_cast<void>(cudaEventDestroy(staging->drained[slot]));
+      }
+    }
+  }
+  if (compute_reached_ != nullptr) static_cast<void>(cudaEventDestroy(compute_reached_));
+}
+
+}  // namespace spindle::comm

@@ -1,0 +1,44 @@
+#pragma once
+// DeviceGroup for stages on GPUs whose tensors travel through host memory over another group: for
+// ranks that share a GPU, which NCCL does not serve, and for several stages in one test process.
+//
+// Every call waits for the device, so it costs what NCCL would hide; a server with a GPU per rank
+// uses NcclDeviceGroup.
+
+#include <memory>
+
+#include "cluster/comm/device_group.h"
+#include "kernels/core/cuda_context.h"
+
+namespace spindle::comm {
+
+// Does not own `host_memory` and the context; both outlive it. Thread-safety: one thread, the
+// stage's; abort() from any.
+class StagedDeviceGroup final : public DeviceGroup {
+ public:
+  // Tensors of at most max_tensor_bytes; collectives of at most that in all.
+  static Result<std::unique_ptr<StagedDeviceGroup>> create(DeviceGroup& host_memory,
+                                                           const CudaContext& context,
+                                                           std::size_t max_tensor_bytes);
+
+  Status send(int dest, std::span<const std::byte> data, Deadline deadline) override;
+  Status recv(int source, std::span<std::byte> out, Deadline deadline) override;
+  Status flush(Deadline deadline) override { return host_memory_.flush(deadline); }
+  Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
+                    Deadline deadline) override;
+  Status broadcast(std::span<std::byte> data, int root, Deadline deadline) override;
+  void abort(std::string_view why) override { host_memory_.abort(why); }
+
+ private:
+  StagedDeviceGroup(DeviceGroup& host_memory, const CudaContext& context, PinnedBuffer staging);
+  // The first n bytes of the staging memory; TOO_LARGE beyond it.
+  Result<std::span<std::byte>> staged(std::size_t n_bytes);
+  Status to_host(std::span<std::byte> staging, std::span<const std::byte> data);
+  Status to_device(std::span<std::byte> out, std::span<const std::byte> staging);
+
+  DeviceGroup& host_memory_;
+  const CudaContext& context_;
+  PinnedBuffer staging_;
+};
+
+}  // namespace spindle::comm

@@ -1,0 +1,76 @@
+#pragma once
+// Between linear_cuda_host.cc and linear_cuda.cu: products with few rows of x, in which each weight
+// is read once and the time is that of reading the weights.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/core/dtype.h"
+#include "kernels/core/cuda_context.h"
+
+namespace spindle::kernels {
+
+enum class LinearOutput : std::uint8_t { kBf16, kF32, kAddF32, kSwiglu };
+inline constexpr int kLinearOutputs = 4;
+
+struct SkinnyProduct {
+  const Bf16* weights = nullptr;  // [n_out, n_in]
+  std::int64_t n_out = 0;         // kSwiglu: 2 * inter
+  std::int64_t n_in = 0;          // a multiple of 8
+  const Bf16* x = nullptr;        // rows start at multiples of 16 bytes
+  std::int64_t x_stride = 0;
+  int n_tokens = 0;
+  void* y = nullptr;  // Bf16 or float
+  std::int64_t y_stride = 0;
+  // Counts of the tiles of 128 outputs, zero between calls. Partial sums take the context's
+  // workspace of cuBLASLt.
+  int* arrived = nullptr;
+};
+inline constexpr std::int64_t kCountedOutputs = 128;
+
+// Shapes of the kernels that tune_linear() lets compete: first those of linear_cuda.cu, for up to
+// 16 tokens, then those of linear_split_cuda.cu, for up to 64.
+inline constexpr int kWarpVariants = 9;
+inline constexpr int kSplitVariants = 8;
+inline constexpr int kSkinnyVariants = kWarpVariants + kSplitVariants;
+// Without tuning, up to so many tokens.
+inline constexpr int kSkinnyDefaultTokens = 8;
+
+// Lets the kernels use the shared memory they need; once per device before the first call.
+void prepare_skinny_linear(const CudaContext& context);
+bool skinny_fits(const CudaContext& context, int variant, int n_tokens);
+// What runs without tuning; -1 for too many tokens.
+int skinny_default(const CudaContext& context, int n_tokens);
+// "own 16x8, 6 stages, 2 blocks": rows of W and tokens of a tile.
+std::string skinny_name(int variant);
+void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
+                   const SkinnyProduct& product);
+
+// rms_norm of fp32 rows, then the product: kF32 or kSwiglu, for one or two tokens. `x` of the
+// product is not used.
+struct SkinnyNorm {
+  const float* hidden = nullptr;  // [n_tokens, n_in], rows start at multiples of 16 bytes
+  std::int64_t stride = 0;
+  const float* weight = nullptr;  // [n_in], at a multiple of 16 bytes
+  float eps = 0;
+};
+inline constexpr int kMaxNormedTokens = 2;
+bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in);
+void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
+                   const SkinnyNorm& norm);
+
+// The second group, with variants counted from 0.
+void prepare_split_linear(const CudaContext& context);
+bool split_fits(const CudaContext& context, int variant, int n_tokens);
+std::string split_name(int variant);
+void split_linear(const CudaContext& context, LinearOutput output, int variant,
+                  const SkinnyProduct& product);
+
+// out[i] = source[i] rounded to nearest even; `source` is float or F16.
+void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,
+                   Bf16* out);
+// Values in [-1, 1) for timing.
+void fill_for_tuning(const CudaContext& context, Bf16* out, std::int64_t n);
+
+}  // namespace spindle::kernels

@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+# On a machine with GPUs: builds, runs the GPU tests, checks the kernels with compute-sanitizer, runs
+# the benchmarks. Writes JSON and logs into a folder; the last line is `N passed, N failed`.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+usage() {
+  cat <<'EOT'
+usage: tests/gpu/run.sh [options]
+
+  --steps LIST     of build,test,sanitize,bench,model,torch,serve,eval
+                   (default: all)
+  --filter REGEX   only test and benchmark programs with such a name
+  --build DIR      build folder (default: build-gpu)
+  --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
+  --arch LIST      CUDA architectures (default: 90a)
+  --out DIR        results (default: BUILD/gpu-results)
+  --commit HASH    what is measured (default: the checkout's HEAD)
+  --limit N        seconds a program may take (default: 300)
+  --jobs N         compile N files at a time (default: one per core)
+  --help           this text
+EOT
+}
+
+steps=build,test,sanitize,bench,model,torch,serve,eval
+filter=.
+build=$root/build-gpu
+prefix=
+arch=90a
+out=
+jobs=$(nproc)
+limit=300
+commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
+while (($#)); do
+  case $1 in
+    --steps) steps=${2:?--steps needs a list}; shift ;;
+    --filter) filter=${2:?--filter needs a pattern}; shift ;;
+    --build) build=${2:?--build needs a folder}; shift ;;
+    --prefix) prefix=${2:?--prefix needs a folder}; shift ;;
+    --arch) arch=${2:?--arch needs a list}; shift ;;
+    --out) out=${2:?--out needs a folder}; shift ;;
+    --commit) commit=${2:?--commit needs a hash}; shift ;;
+    --limit) limit=${2:?--limit needs a number}; shift ;;
+    --jobs) jobs=${2:?--jobs needs a number}; shift ;;
+    --help | -h) usage; exit 0 ;;
+    *) printf 'run.sh: unknown option %s\n\n' "$1" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+out=${out:-$build/gpu-results}
+mkdir -p "$out"
+
+wants() { [[ ,$steps, == *,$1,* ]]; }
+say() { printf '\n#### %s (%d s)\n' "$*" "$SECONDS"; }
+
+passed=0
+failed=0
+skipped=0
+note() { # note CODE WHAT
+  if (($1 == 0)); then passed=$((passed + 1)); else
+    failed=$((failed + 1))
+    printf 'FAILED: %s\n' "$2"
+  fi
+}
+
+n_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/gpus.txt"
+if ((n_gpus == 0)); then
+  echo 'run.sh: there is no GPU on this machine' >&2
+  echo '0 passed, 1 failed'
+  exit 1
+fi
+
+if wants build; then
+  say 'configure and build'
+  options=()
+  if [[ -n $prefix ]]; then
+    options+=("-DCMAKE_PREFIX_PATH=$prefix/usr")
+    machine=$(uname -m)
+    export PKG_CONFIG_PATH=$prefix/usr/lib/$machine-linux-gnu/pkgconfig
+    export PKG_CONFIG_SYSROOT_DIR=$prefix
+  fi
+  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPINDLE_CUDA=ON \
+    "-DCMAKE_CUDA_ARCHITECTURES=$arch" "${options[@]}" >"$out/configure.log" 2>&1 || {
+    tail -n 30 "$out/configure.log"
+    echo '0 passed, 1 failed'
+    exit 1
+  }
+  # What does not compile must not keep the rest from being tested.
+  ninja -C "$build" -j "$jobs" -k 0 spindle_gpu >"$out/build.log" 2>&1
+  code=$?
+  note "$code" 'the build'
+  if ((code != 0)); then grep -E 'error|FAILED' "$out/build.log" | head -n 40; fi
+fi
+
+mapfile -t tests < <(find "$build/tests" -maxdepth 1 -type f -executable -name 'gpu_*' 2>/dev/null |
+  sort | grep -E "$filter")
+
+if wants test; then
+  for test in "${tests[@]}"; do
+    name=$(basename "$test")
+    say "$name"
+    timeout "$limit" "$test" >"$out/$name.log" 2>&1
+    code=$?
+    grep -vE '^\[ RUN|^\[       OK|^\[---|^$' "$out/$name.log" | tail -n 60
+    note "$code" "$name"
+    skipped=$((skipped + $(grep -cE '^\[  SKIPPED \] [A-Za-z]' "$out/$name.log")))
+  done
+fi
+
+if wants sanitize; then
+  for tool in memcheck racecheck; do
+    for test in "${tests[@]}"; do
+      name=$(basename "$test")
+      say "$tool $name"
+      timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 77 "$test" --gtest_brief=1 \
+        >"$out/$tool-$name.log" 2>&1
+      code=$?
+      tail -n 4 "$out/$tool-$name.log"
+      note "$code" "$tool $name"
+    done
+  done
+fi
+
+if wants bench; then
+  : >"$out/bench.jsonl"
+  printf '{"name": "run", "commit": "%s", "gpu": "%s"}\n' \
+    "$commit" "$(head -n 1 "$out/gpus.txt")" >>"$out/bench.jsonl"
+  for bench in $(find "$build/bin" -maxdepth 1 -type f -executable -name 'cuda_*_bench' | sort |
+    grep -E "$filter"); do
+    name=$(basename "$bench")
+    say "$name"
+    timeout "$limit" "$bench" >>"$out/bench.jsonl" 2>"$out/$name.log"
+    code=$?
+    tail -n 80 "$out/$name.log"
+    note "$code" "$name"
+  done
+fi
+
+as_root=()
+if ((EUID == 0)); then as_root=(--allow-run-as-root); fi
+launch=(mpirun "${as_root[@]}" --oversubscribe --bind-to none --mca btl "self,vader")
+
+# pipeline NAME RANKS OPTION...: the whole model through the engine.
+pipeline() {
+  local name=$1 ranks=$2 code=0
+  shift 2
+  say "pipeline_bench $name, $ranks rank(s)"
+  timeout "$limit" "${launch[@]}" -n "$ranks" "$build/bin/pipeline_bench" --device cuda --dummy \
+    --kv-bytes 0 --json "$out/pipeline-$name-$ranks.json" "$@" >"$out/pipeline-$name-$ranks.log" 2>&1 || code=$?
+  grep -E 'prefill|decode|error|fail|Error' "$out/pipeline-$name-$ranks.log" | tail -n 20
+  note "$code" "pipeline_bench $name"
+}
+
+if wants model; then
+  shapes=$root/models/shapes
+  pipeline 8b-short 1 --model "$shapes/llama-3-8b" --max-model-len 8448 --max-num-seqs 32 \
+    --max-num-batched-tokens 8192 --prefill-tokens 8192 --prefill-batches 1 --decode-prompt 128 \
+    --decode-tokens 96 --decode-batches 1,8,16,32 --repeats 2
+  for policy in full spindle; do
+    ratio=0
+    if [[ $policy == spindle ]]; then ratio=0.25; fi
+    pipeline "8b-long-$policy" 1 --model "$shapes/llama-3-8b" --max-model-len 33280 \
+      --max-num-seqs 16 --max-num-batched-tokens 8192 --prefill-tokens 32768 --prefill-batches 1 \
+      --decode-prompt 32768 --decode-tokens 256 --decode-batches 16 --repeats 1 \
+      --kv-policy "$policy" --kv-ratio "$ratio"
+  done
+  if ((n_gpus > 1)); then
+    for ranks in 1 2; do
+      pipeline 8b-saturated "$ranks" --model "$shapes/llama-3-8b" --max-model-len 2304 \
+        --max-num-seqs 128 --max-num-batched-tokens 4096 --prefill-tokens 2048 --prefill-batches 8 \
+        --decode-prompt 1024 --decode-tokens 256 --decode-batches 128 --repeats 1
+    done
+  fi
+fi
+
+if wants torch; then
+  say 'PyTorch on the same GPU'
+  timeout "$limit" python3 "$root/tests/gpu/torch_baseline.py" --model-decode >"$out/torch.jsonl" \
+    2>"$out/torch.log"
+  code=$?
+  cat "$out/torch.jsonl"
+  tail -n 3 "$out/torch.log"
+  note "$code" 'the PyTorch baseline'
+fi
+
+if wants serve; then
+  export SPINDLE_BINARY_DIR=$build SPINDLE_TEST_CONFIG=$root/configs/mini-gpu.pbtxt
+  for test in answers lost_rank stop; do
+    say "a served cluster: $test"
+    (cd "$root/tests/system" && timeout "$limit" python3 "${test}_test.py") >"$out/serve-$test.log" 2>&1
+    code=$?
+    tail -n 6 "$out/serve-$test.log"
+    note "$code" "served cluster: $test"
+  done
+fi
+
+if wants eval; then
+  say 'quality: the same answers as on the CPU'
+  profiles=full,spindle,spindlekv,simlayerkv,simlayerkv-int4,snapkv,pyramidkv,streaming,keydiff,defensive,int4,kivi4,kivi2
+  timeout "$limit" "$build/bin/spindle" eval --config "$root/configs/mini-gpu.pbtxt" \
+    --data "$root/eval/public.jsonl.gz" --profiles "$profiles" --bytes 25,10 --regime qa --limit 30 \
+    --concurrency 12 --stages 1 --json "$out/quality-gpu.json" >"$out/eval.log" 2>&1
+  code=$?
+  tail -n 3 "$out/eval.log"
+  if ((code == 0)); then
+    "$root/tests/gpu/compare_quality.py" "$root/docs/quality.json" "$out/quality-gpu.json" \
+      | tee "$out/quality-compare.txt"
+    code=${PIPESTATUS[0]}
+  fi
+  note "$code" 'quality beside the CPU'
+fi
+
+printf '\n'
+line="$passed passed, $failed failed"
+if ((skipped > 0)); then line+=", $skipped skipped"; fi
+printf '%s\n' "$line"
+((failed == 0 && passed > 0))
