@@ -242,7 +242,8 @@ void CudaStage::attend(int layer, const Step& step) {
   const Bf16Rows out(attended_.as<Bf16>(), step.n_rows, q_width);
   if (step.n_decode > 0) {
     kernels::attention_decode(context_, q, step.sequences, step.n_decode, layer, shape(), pool_,
-                              scale(), weights_.rope, *decode_workspace_, out);
+                              scale(), weights_.rope, kernels::DecodeFormats::kAll,
+                              *decode_workspace_, out);
   }
   const kernels::DeviceSequence* sequences = step.sequences + step.n_decode;
   if (!step.n_queries.empty()) {
