@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/block_rank.cuh"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/window_scorer.cuh"
@@ -136,6 +137,8 @@ __global__ void __launch_bounds__(kWindowThreads, 3)
   constexpr int kLaneColumns = Shared::kLaneColumns;
   extern __shared__ __align__(128) std::byte dynamic[];
   __shared__ double sums[kWindowThreads / 32];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int kv_head = blockIdx.y;
   const DeviceKvHead& head = layer.head(kv_head);
   const Units units = score::units_of(head, layer.n_tokens);
@@ -320,6 +323,8 @@ __global__ void __launch_bounds__(kFinishThreads)
     apply_floor_and_norms(const Layer layer, const double* floor_parts, int n_parts,
                           ConstRows norms, int first_norm, DeviceDefensive out) {
   __shared__ double shared[kFinishThreads / 32];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int kv_head = blockIdx.y;
   const int n = layer.n_slots[kv_head] - layer.n_queries;
   double sum = 0.0;
@@ -514,11 +519,10 @@ void launch_maxima(const CudaContext& context, const Layer& layer, std::int64_t 
                       MaximaShared<kHeadDim, kBf16>(shape).n_bytes(n_columns);
   cuda_check(cudaFuncSetAttribute(window_maxima<kHeadDim, kBf16>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, n_bytes));
-  window_maxima<kHeadDim, kBf16>
-      <<<dim3(*n_blocks, static_cast<unsigned>(layer.n_kv_heads)), kWindowThreads,
-         static_cast<std::size_t>(n_bytes), context.stream()>>>(
-          layer, scale * score::kLog2E, totals, n_columns, out, floor_parts);
-  check_launch("window_maxima");
+  launch_chained(context, "window_maxima", window_maxima<kHeadDim, kBf16>,
+                 dim3(*n_blocks, static_cast<unsigned>(layer.n_kv_heads)), kWindowThreads,
+                 static_cast<std::size_t>(n_bytes), layer, scale * score::kLog2E, totals, n_columns,
+                 out, floor_parts);
 }
 
 std::size_t totals_bytes(const AttentionShape& shape, int n_queries) {
@@ -570,9 +574,9 @@ void defensive_scores(const CudaContext& context, const DeviceScoreLayer& given,
   }
   const dim3 grid(static_cast<unsigned>((stride + kFinishThreads - 1) / kFinishThreads),
                   static_cast<unsigned>(layer.n_kv_heads));
-  apply_floor_and_norms<<<grid, kFinishThreads, 0, context.stream()>>>(
-      layer, floor_parts, static_cast<int>(n_blocks), norms, static_cast<int>(first_norm), out);
-  check_launch("apply_floor_and_norms");
+  launch_chained(context, "apply_floor_and_norms", apply_floor_and_norms, grid, kFinishThreads, 0,
+                 layer, floor_parts, static_cast<int>(n_blocks), norms,
+                 static_cast<int>(first_norm), out);
 }
 
 void defensive_boost(const CudaContext& context, const DeviceBoostHead* heads, int n_heads,

@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/kv_score_device.cuh"
@@ -44,11 +45,15 @@ template <int kHeadDim, bool kBf16>
 __global__ void __launch_bounds__(256)
     lay_out_tiles(const Bf16* output, std::int64_t hidden, int n_heads, int n_tiles, uint4* tiles) {
   constexpr int kChunks = kHeadDim / 8;  // of an output in a tile
+  let_next_kernel_start();
   const std::int64_t index = blockIdx.x * std::int64_t{256} + threadIdx.x;
   const int chunk = static_cast<int>(index % kChunks);
   const int row = static_cast<int>(index / kChunks % kTileOutputs);
   const std::int64_t tile = index / (kChunks * kTileOutputs);
-  if (tile >= static_cast<std::int64_t>(n_heads) * n_tiles) return;
+  if (tile >= static_cast<std::int64_t>(n_heads) * n_tiles) {
+    wait_for_previous_kernel();
+    return;
+  }
   const std::int64_t head = tile / n_tiles;
   const std::int64_t out = tile % n_tiles * kTileOutputs + row;
   uint4 words = make_uint4(0, 0, 0, 0);
@@ -65,6 +70,7 @@ __global__ void __launch_bounds__(256)
       word[i] = reinterpret_cast<const std::uint32_t&>(half);
     }
   }
+  wait_for_previous_kernel();  // which may read the tiles of the layer before
   tiles[tile * (kChunks * kTileOutputs) + (chunk / 8 * kTileOutputs + row) * 8 +
         (chunk % 8 ^ row % 8)] = words;
 }
@@ -171,6 +177,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kTile = tile_bytes(kHeadDim);
   extern __shared__ __align__(1024) std::byte ring[];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const DeviceKvHead& head = layer.head(blockIdx.y);
   const Range range = range_of<kHeadDim>(product);
   const int lane = threadIdx.x % 32;
@@ -347,6 +355,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   // The same for a whole warp, as the compiler must see.
   const int warpgroup = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
   if (warpgroup == kWgmmaConsumers / 128) {
@@ -418,6 +428,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 __global__ void __launch_bounds__(256)
     normalize_sums(const float* sums, std::int64_t stride, int n_splits, int n_heads, int n,
                    Rows norms) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int t = blockIdx.x * 256 + threadIdx.x;
   if (t >= n) return;
   float total = 0.0F;
@@ -459,14 +471,12 @@ template <int kHeadDim, bool kBf16>
 void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* output,
                   std::int64_t hidden, std::int64_t first, std::byte* workspace, bool wgmma,
                   Rows norms) {
-  cudaStream_t stream = context.stream();
   const auto n = static_cast<std::int32_t>(layer.n_tokens - first);
   const std::int64_t n_tiles = tiles_per_query_head(hidden);
   const std::int64_t n_chunks = layer.n_heads * n_tiles * (tile_bytes(kHeadDim) / 16);
-  lay_out_tiles<kHeadDim, kBf16><<<static_cast<unsigned>((n_chunks + 255) / 256), 256, 0, stream>>>(
-      output, hidden, layer.n_heads, static_cast<int>(n_tiles),
-      reinterpret_cast<uint4*>(workspace));
-  check_launch("lay_out_tiles");
+  launch_chained(context, "lay_out_tiles", lay_out_tiles<kHeadDim, kBf16>,
+                 static_cast<unsigned>((n_chunks + 255) / 256), 256, 0, output, hidden,
+                 layer.n_heads, static_cast<int>(n_tiles), reinterpret_cast<uint4*>(workspace));
 
   const std::int64_t n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
   const int n_splits =
@@ -488,18 +498,17 @@ void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* ou
   if (wgmma) {
     cuda_check(cudaFuncSetAttribute(norms_wgmma<kHeadDim, kBf16>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes));
-    norms_wgmma<kHeadDim, kBf16><<<grid, kWgmmaThreads, kRingBytes, stream>>>(layer, product);
-    check_launch("norms_wgmma");
+    launch_chained(context, "norms_wgmma", norms_wgmma<kHeadDim, kBf16>, grid, kWgmmaThreads,
+                   kRingBytes, layer, product);
   } else {
     constexpr int kBytes = kMmaStages * tile_bytes(kHeadDim);
     cuda_check(cudaFuncSetAttribute(norms_mma<kHeadDim, kBf16>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-    norms_mma<kHeadDim, kBf16><<<grid, kMmaThreads, kBytes, stream>>>(layer, product);
-    check_launch("norms_mma");
+    launch_chained(context, "norms_mma", norms_mma<kHeadDim, kBf16>, grid, kMmaThreads, kBytes,
+                   layer, product);
   }
-  normalize_sums<<<static_cast<unsigned>((n + 255) / 256), 256, 0, stream>>>(
-      product.sums, product.stride, n_splits, layer.n_kv_heads, n, norms);
-  check_launch("normalize_sums");
+  launch_chained(context, "normalize_sums", normalize_sums, static_cast<unsigned>((n + 255) / 256),
+                 256, 0, product.sums, product.stride, n_splits, layer.n_kv_heads, n, norms);
 }
 
 }  // namespace
