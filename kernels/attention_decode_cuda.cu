@@ -9,7 +9,7 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/decode_int4.cuh"
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"

@@ -6,8 +6,8 @@
 // their 16-byte chunks are permuted so that the 8 rows of a matrix fragment lie in different banks.
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/prefill_kernels.h"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_work.cuh"

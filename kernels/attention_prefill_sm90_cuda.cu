@@ -10,8 +10,8 @@
 #include <cuda.h>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"
 #include "kernels/cuda/prefill_work.cuh"

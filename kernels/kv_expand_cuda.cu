@@ -5,8 +5,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 #include "kernels/kv_quant.h"
 

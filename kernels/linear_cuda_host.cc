@@ -13,8 +13,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 
@@ -85,8 +85,7 @@ struct Call {
 };
 
 std::size_t output_bytes(LinearOutput output) {
-  return output == LinearOutput::kBf16 || output == LinearOutput::kSwiglu ? sizeof(Bf16)
-                                                                          : sizeof(float);
+  return output == LinearOutput::kBf16 ? sizeof(Bf16) : sizeof(float);
 }
 
 // What cuBLASLt is told, column-major: y^T [n_out, n_rows] = W^T' [n_out, n_in] x^T [n_in, n_rows].
@@ -399,7 +398,7 @@ class DeviceLinearAccess {
                      const Call& call) {
     if (output != LinearOutput::kSwiglu) return;
     swiglu(context,
-           ConstBf16Rows(static_cast<const Bf16*>(call.y), call.n_rows, b.n_out, call.y_stride),
+           ConstRows(static_cast<const float*>(call.y), call.n_rows, b.n_out, call.y_stride),
            Bf16Rows(call.swiglu, call.n_rows, b.n_out / 2, call.swiglu_stride));
   }
 };
@@ -421,7 +420,7 @@ class Tuner {
     const auto n_in = static_cast<std::size_t>(body.n_in);
     const auto n_out = static_cast<std::size_t>(body.n_out);
     const std::size_t n_bytes = body.weights.n_bytes();
-    const bool wide = (forms & (kLinearF32 | kLinearAdd)) != 0;
+    const bool wide = (forms & (kLinearF32 | kLinearAdd | kLinearSwiglu)) != 0;
     const std::size_t y_bytes = wide ? sizeof(float) : sizeof(Bf16);
     out.n_weights_ = std::clamp<std::size_t>(
         kCacheTurns * static_cast<std::size_t>(l2_bytes) / n_bytes + 1, 1, kMaxCopies);
@@ -640,7 +639,7 @@ void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf
 }
 
 void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up, ConstBf16Rows x,
-                   Bf16Rows scratch, Bf16Rows out) {
+                   Rows scratch, Bf16Rows out) {
   check_shapes(gate_up, x, scratch);
   CHECK(out.n_rows == x.n_rows && 2 * out.width == gate_up.n_out(), "shapes of a gated product");
   Call call = call_of(x, scratch);

@@ -15,7 +15,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/cuda/chained_launch.cuh"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_mma.cuh"
 
 namespace spindle::kernels {

@@ -7,7 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
 #include "kernels/cuda/chained_launch.cuh"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 
 namespace spindle::kernels {

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 namespace spindle::kernels {
 

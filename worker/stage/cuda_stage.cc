@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/norm.h"
 #include "kvstore/plan/kv_shape.h"
 

@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/cuda_graph.h"
 #include "kernels/sample.h"
 #include "kvstore/kv_store.h"

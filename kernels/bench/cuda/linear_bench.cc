@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "kernels/bench/cuda/bench.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
@@ -27,7 +27,7 @@ struct Shape {
   LinearForms form;
   std::int64_t max_rows;
 };
-constexpr Shape kShapes[] = {{"qkv", 6144, 4096, kernels::kLinearBf16, 4096},
+constexpr Shape kShapes[] = {{"qkv", 6144, 4096, kernels::kLinearF32, 4096},
                              {"o", 4096, 4096, kernels::kLinearAdd, 4096},
                              {"gate_up", 28672, 4096, kernels::kLinearSwiglu, 4096},
                              {"down", 4096, 14336, kernels::kLinearAdd, 4096},
@@ -82,7 +82,7 @@ void run(const Bench& bench, const Shape& shape, const DeviceLinear& weight, std
     case kernels::kLinearAdd:
       return linear_add(bench.context(), weight, x, y32);
     default:
-      return linear_swiglu(bench.context(), weight, x, y16,
+      return linear_swiglu(bench.context(), weight, x, y32,
                            Bf16Rows(memory.out.as<Bf16>(), n_rows, shape.n_out / 2));
   }
 }
@@ -176,7 +176,7 @@ void bench_layers(const Bench& bench) {
   const DeviceBuffer residual = bench.random(16 * kHidden * 4, Bench::Fill::kNormalF32);
   const DeviceBuffer norm = bench.random(kHidden * 4, Bench::Fill::kNormalF32);
   const DeviceBuffer hidden = bench.allocate(16 * kHidden * 2);
-  const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 2);
+  const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 4);
   const DeviceBuffer inter = bench.allocate(16 * kInter * 2);
   const auto weight_of = [&](int kind, int layer) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
@@ -185,7 +185,7 @@ void bench_layers(const Bench& bench) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
     const Bf16Rows qkv(wide.as<Bf16>(), n_rows, kShapes[0].n_out);
-    const Bf16Rows scratch(wide.as<Bf16>(), n_rows, 2 * kInter);
+    const Rows scratch(wide.as<float>(), n_rows, 2 * kInter);
     const Bf16Rows gated(inter.as<Bf16>(), n_rows, kInter);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
