@@ -14,8 +14,8 @@
 #include <utility>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/skinny_mma.cuh"
 
 namespace spindle::kernels {
@@ -245,19 +245,23 @@ __global__ __launch_bounds__(kThreads, 2) void split_kernel(const Arguments a) {
     }
     if (writes) {
       const std::int64_t row = std::int64_t{tile} * kTileRows + warp * kWarpRows + g;
-      float2 residual[2 * kTokenTiles];
+      constexpr int kAtOnce = kTokenTiles < 4 ? 2 * kTokenTiles : 8;  // loads of the residual
 #pragma unroll
-      for (int i = 0; i < 2 * kTokenTiles; ++i) {
-        const int token = 8 * (i / 2) + 2 * q + i % 2;
-        residual[i] = make_float2(0.0F, 0.0F);
-        if (token < a.n_tokens) residual[i] = residual_pair<kOutput>(a.target, row, token);
-      }
+      for (int from = 0; from < 2 * kTokenTiles; from += kAtOnce) {
+        float2 residual[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < 2 * kTokenTiles; ++i) {
-        const int token = 8 * (i / 2) + 2 * q + i % 2;
-        if (token >= a.n_tokens) continue;
-        store_pair<kOutput>(a.target, row, token, sums[i / 2][i % 2], sums[i / 2][2 + i % 2],
-                            residual[i]);
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int token = 8 * ((from + i) / 2) + 2 * q + i % 2;
+          residual[i] = make_float2(0.0F, 0.0F);
+          if (token < a.n_tokens) residual[i] = residual_pair<kOutput>(a.target, row, token);
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int token = 8 * ((from + i) / 2) + 2 * q + i % 2;
+          if (token >= a.n_tokens) continue;
+          const float(&pair)[4] = sums[(from + i) / 2];
+          store_pair<kOutput>(a.target, row, token, pair[i % 2], pair[2 + i % 2], residual[i]);
+        }
       }
     }
 #pragma unroll

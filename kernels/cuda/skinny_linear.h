@@ -47,6 +47,19 @@ std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);
 
+// rms_norm of fp32 rows, then the product: kF32 or kSwiglu, for one or two tokens. `x` of the
+// product is not used.
+struct SkinnyNorm {
+  const float* hidden = nullptr;  // [n_tokens, n_in], rows start at multiples of 16 bytes
+  std::int64_t stride = 0;
+  const float* weight = nullptr;  // [n_in], at a multiple of 16 bytes
+  float eps = 0;
+};
+inline constexpr int kMaxNormedTokens = 2;
+bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in);
+void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
+                   const SkinnyNorm& norm);
+
 // The second group, with variants counted from 0.
 void prepare_split_linear(const CudaContext& context);
 bool split_fits(const CudaContext& context, int variant, int n_tokens);

@@ -12,7 +12,6 @@
 #include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
-#include "kernels/norm.h"
 
 namespace spindle::bench {
 namespace {
@@ -170,32 +169,40 @@ void bench_layers(const Bench& bench) {
   for (int kind = 0; kind < 4; ++kind) {
     const Shape& shape = kShapes[kind];
     const std::vector<std::uint16_t> host = random_weights(shape.n_out * shape.n_in);
-    for (int layer = 0; layer < kLayers; ++layer) weights.push_back(upload(bench, shape, host));
+    for (int layer = 0; layer < kLayers; ++layer) {
+      weights.push_back(upload(bench, shape, host));
+      if (layer > 0) {
+        weights.back().copy_tuning(weights[weights.size() - 2]);
+      } else if (Status status = tune_linear(context, weights.back(), 16, shape.form);
+                 !status.ok()) {
+        throw std::runtime_error(status.to_string());
+      }
+    }
     bytes += kLayers * 2.0 * static_cast<double>(host.size());
   }
   const DeviceBuffer residual = bench.random(16 * kHidden * 4, Bench::Fill::kNormalF32);
   const DeviceBuffer norm = bench.random(kHidden * 4, Bench::Fill::kNormalF32);
-  const DeviceBuffer hidden = bench.allocate(16 * kHidden * 2);
+  const DeviceBuffer hidden = bench.random(16 * kHidden * 2, Bench::Fill::kNormalBf16);
   const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 4);
   const DeviceBuffer inter = bench.allocate(16 * kInter * 2);
   const auto weight_of = [&](int kind, int layer) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
   };
-  for (const std::int64_t n_rows : {1, 4, 8}) {
+  const DeviceBuffer qkv_out = bench.allocate(16 * 2 * kInter * 4);
+  for (const std::int64_t n_rows : {1, 2, 4, 8, 16}) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
-    const Bf16Rows qkv(wide.as<Bf16>(), n_rows, kShapes[0].n_out);
+    const Rows qkv(qkv_out.as<float>(), n_rows, kShapes[0].n_out);
     const Rows scratch(wide.as<float>(), n_rows, 2 * kInter);
     const Bf16Rows gated(inter.as<Bf16>(), n_rows, kInter);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
     cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal));
     for (int layer = 0; layer < kLayers; ++layer) {
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear(context, weight_of(0, layer), h, qkv);
-      linear_add(context, weight_of(1, layer), qkv.columns(0, kHidden), stream);
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
+      linear_normed(context, weight_of(0, layer), stream, norm.as<const float>(), 1e-5F, h, qkv);
+      linear_add(context, weight_of(1, layer), h, stream);
+      linear_swiglu_normed(context, weight_of(2, layer), stream, norm.as<const float>(), 1e-5F, h,
+                           scratch, gated);
       linear_add(context, weight_of(3, layer), gated, stream);
     }
     cuda_check(cudaStreamEndCapture(context.stream(), &graph));
