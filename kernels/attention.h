@@ -164,12 +164,13 @@ void plan_decode(const CudaContext& context, const DeviceSequence* sequences, in
                  int n_layers, const AttentionShape& shape, DecodeWorkspace& workspace);
 
 // Reads every kind of segment in one pass: coded blocks are decoded in registers. `rope` is needed
-// when any block is pre-RoPE.
+// when any block is pre-RoPE. No block of the layer's heads may have a format outside `formats`
+// (decode_formats() of kv_device.h); kAll is always right, and slower.
 void attention_decode(const CudaContext& context,
                       ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
                       const DeviceSequence* sequences, int n_sequences, int layer,
                       const AttentionShape& shape, const DeviceKvPool& pool, float scale,
-                      const DeviceRope& rope, DecodeWorkspace& workspace,
+                      const DeviceRope& rope, DecodeFormats formats, DecodeWorkspace& workspace,
                       Bf16Rows out);  // [n_rows, n_heads * head_dim]
 
 // Blocks decoded to raw pages for attention_prefill and for scores: block i of (sequence s, kv head

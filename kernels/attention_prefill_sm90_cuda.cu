@@ -1,17 +1,20 @@
 // Prefill attention for compute capability 9.0, with wgmma and the tensor copy engine.
 //
-// A thread block has three warpgroups: one loads, two compute 64 rows each. The loading warp copies
-// K and V of 128 slots (4 pages) a step through tensor maps of the pool and of the expanded pages
-// into two stages of shared memory, in the layout that wgmma reads: rows of 64 bytes with the
-// 64-byte swizzle. The product of a step's weights with V runs while the softmax of the next step
-// is computed, and the two warpgroups take turns in starting products, so that one computes weights
-// while the other keeps the tensor cores busy.
+// A thread block has three warpgroups: one loads, two compute 64 rows each; it takes one unit of
+// work after the other and its warps load for the next while others still compute the last. One
+// warp copies K and V of 128 slots (4 pages) a step through tensor maps of the pool and of the
+// expanded pages into two stages of shared memory, in the layout that wgmma reads: rows of 64 bytes
+// with the 64-byte swizzle. The product of a step's weights with V runs while the softmax of the
+// next step is computed, and the two computing warpgroups take turns in starting products, so that
+// one computes weights while the other keeps the tensor cores busy.
 
 #include <cuda.h>
 
 #include "kernels/core/check.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/prefill_loaders.cuh"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"
 #include "kernels/cuda/prefill_work.cuh"
@@ -19,255 +22,29 @@
 namespace spindle::kernels::prefill {
 namespace {
 
-constexpr int kGroupThreads = 128;
-constexpr int kThreads = 3 * kGroupThreads;
-constexpr int kQueryThreads = kGroupThreads - 32;
-constexpr int kGroupRows = 64;
-constexpr int kStepPages = kWgmmaStepSlots / kPageSlots;
-constexpr int kRowBytes = 64;
-
-struct WgmmaParams {
-  PrefillParams p;
-  // Pages as [page][2 head_dim rows][32 elements]: boxes of 32 rows for K, of head_dim for V.
-  CUtensorMap k_pool;
-  CUtensorMap v_pool;
-  CUtensorMap k_expanded;
-  CUtensorMap v_expanded;
-};
-static_assert(sizeof(WgmmaParams) <= 4096);
-
-// What the computing warpgroups need to know of a unit of work.
-struct TilePlace {
-  int n_steps;  // 0: there is no more work
-  int begin;    // first step
-  int n_used;   // splits
-  int head;
-  int query_begin;
-  int query_0_slot;  // of the sequence's first query
-  int row0;
-  int n_rows;       // of the sequence
-  int partial_row;  // of row0 in partial results
-};
-
-template <int kDim, int kStages, bool kQRegisters>
-struct Smem {
-  static constexpr int kPageBytes = kDim * kRowBytes;  // of one side
-  static constexpr int kStageBytes = kStepPages * kPageBytes;
-  // Queries in registers leave their buffer at once.
-  static constexpr int kQBuffers = kQRegisters ? 1 : 2;
-  static constexpr int kQ = 0;  // [buffer][warpgroup][kDim / 32][64 rows][64 bytes]
-  static constexpr int kQGroupBytes = kGroupRows * kDim * 2;
-  static constexpr int kQBytes = 2 * kQGroupBytes;
-  static constexpr int kK = kQ + kQBuffers * kQBytes;    // [stage][kDim / 32][128 slots][64 bytes]
-  static constexpr int kV = kK + kStages * kStageBytes;  // [stage][page][kDim][64 bytes]
-  static constexpr int kBarriers = kV + kStages * kStageBytes;
-  static constexpr int kMasks = kBarriers + 8 * (4 * kStages + 4);  // K, then V: [stage][page]
-  static constexpr int kPlaces = kMasks + 2 * kStages * kStepPages * 4;
-  static constexpr int kBytes = kPlaces + 2 * static_cast<int>(sizeof(TilePlace));
-};
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kNoPage = 0x7fffffff;  // outside the tensor maps
-// Numbers of named barriers; 0 is that of __syncthreads.
-constexpr int kGroupBarrier = 1;  // and 2
-constexpr int kTurnBarrier = 3;   // and 4
-
-template <int kStages>
-struct Barriers {
-  std::uint32_t base;
-  __device__ std::uint32_t k_full(int stage) const { return base + 8 * stage; }
-  __device__ std::uint32_t k_empty(int stage) const { return base + 8 * (kStages + stage); }
-  __device__ std::uint32_t v_full(int stage) const { return base + 8 * (2 * kStages + stage); }
-  __device__ std::uint32_t v_empty(int stage) const { return base + 8 * (3 * kStages + stage); }
-  __device__ std::uint32_t q_full(int buffer) const { return base + 8 * (4 * kStages + buffer); }
-  __device__ std::uint32_t q_empty(int buffer) const {
-    return base + 8 * (4 * kStages + 2 + buffer);
-  }
-};
-
-// Units of work of this thread block: they are ordered from long to short, and every second round
-// goes the other way, so that all thread blocks get about the same.
-struct Units {
-  const PrefillParams& p;
-  int round = 0;
-
-  __device__ int next() {
-    const int n_units = p.n_tiles * p.n_kv_heads * p.n_splits;
-    const int blocks = gridDim.x;
-    for (; round * blocks < n_units; ++round) {
-      const int unit = round * blocks + (round % 2 == 0 ? blockIdx.x : blocks - 1 - blockIdx.x);
-      if (unit >= n_units) continue;
-      ++round;
-      return unit;
-    }
-    return -1;
-  }
-};
-
-// Answers whether the unit has work.
-__device__ inline bool find_unit(const PrefillParams& p, int unit, TilePlace& place,
-                                 PrefillSlots& slots) {
-  const int split = unit % p.n_splits;
-  const PrefillItem item = prefill_item(p, unit / p.n_splits);
-  const DeviceSequence sequence = p.sequences[item.sequence];
-  place.row0 = item.tile * kPrefillRows;
-  place.n_rows = sequence.n_queries * p.group;
-  if (place.row0 >= place.n_rows) return false;
-  slots = prefill_slots(p, sequence, item.sequence, item.head);
-  place.query_0_slot = query_slot(sequence, slots, 0);
-  const int last_row = min(place.row0 + kPrefillRows, place.n_rows) - 1;
-  const int n_slots = place.query_0_slot + last_row / p.group + 1;
-  const SplitRange range = split_range((n_slots + kWgmmaStepSlots - 1) / kWgmmaStepSlots,
-                                       kWgmmaStepSlots, split, p.n_splits);
-  place.begin = range.begin;
-  place.n_steps = range.end - range.begin;
-  place.n_used = range.n_used;
-  place.head = item.head;
-  place.query_begin = sequence.query_begin;
-  place.partial_row = (item.item * p.n_splits + split) * kPrefillRows;
-  return place.n_steps > 0;
-}
-
-// One warp loads K and V of all steps of all units.
-template <int kDim, int kStages, bool kQRegisters>
-__device__ void load_pages(const WgmmaParams& params, std::byte* smem, std::uint32_t smem_address,
-                           const Barriers<kStages>& barriers) {
-  using S = Smem<kDim, kStages, kQRegisters>;
-  constexpr int kBlocks = kDim / 32;
-  const int lane = threadIdx.x % 32;
-  auto* masks = reinterpret_cast<std::uint32_t*>(smem + S::kMasks);
-  Units units{params.p};
-  int count = 0;
-  for (int unit = units.next(); unit >= 0; unit = units.next()) {
-    TilePlace place;
-    PrefillSlots slots;
-    if (!find_unit(params.p, unit, place, slots)) continue;
-    for (int i = 0; i < place.n_steps; ++i, ++count) {
-      const int stage = count % kStages;
-      const std::uint32_t reused = (count / kStages & 1) ^ 1;
-      int number = kNoPage;
-      bool expanded = false;
-      std::uint32_t visible = 0;
-      const int page = (place.begin + i) * kStepPages + lane;
-      if (lane < kStepPages && page < slots.n_pages) {
-        number = static_cast<int>(slots.number(page));
-        expanded = page < slots.n_blocks;
-        visible = slots.visible(page);
-      }
-
-      barrier_wait(barriers.k_empty(stage), reused);
-      if (lane < kStepPages) masks[stage * kStepPages + lane] = visible;
-      __syncwarp();
-      if (lane == 0) barrier_expect(barriers.k_full(stage), S::kStageBytes);
-      __syncwarp();
-      const int k_page = lane / kBlocks % kStepPages;
-      const int block = lane % kBlocks;
-      const int k_number = __shfl_sync(~0U, number, k_page);
-      const bool k_expanded = __shfl_sync(~0U, static_cast<int>(expanded), k_page) != 0;
-      if (lane < kStepPages * kBlocks) {
-        load_box(smem_address + S::kK + stage * S::kStageBytes +
-                     (block * kStepPages + k_page) * kPageSlots * kRowBytes,
-                 k_expanded ? &params.k_expanded : &params.k_pool, block * 32, k_number,
-                 barriers.k_full(stage));
-      }
-
-      barrier_wait(barriers.v_empty(stage), reused);
-      // Hidden values of blocks are zeros already.
-      if (lane < kStepPages) {
-        masks[(kStages + stage) * kStepPages + lane] = expanded ? 0xffffffffU : visible;
-      }
-      __syncwarp();
-      if (lane == 0) barrier_expect(barriers.v_full(stage), S::kStageBytes);
-      __syncwarp();
-      if (lane < kStepPages) {
-        load_box(smem_address + S::kV + stage * S::kStageBytes + lane * S::kPageBytes,
-                 expanded ? &params.v_expanded : &params.v_pool, kDim, number,
-                 barriers.v_full(stage));
-      }
-    }
-  }
-}
-
-// The other warps of the warpgroup load Q and say what is to be done with it. Rows past the last
-// query are zeros.
-template <typename T, int kDim, int kStages, bool kQRegisters>
-__device__ void load_queries(const PrefillParams& p, std::byte* smem, std::uint32_t smem_address,
-                             const Barriers<kStages>& barriers) {
-  using S = Smem<kDim, kStages, kQRegisters>;
-  constexpr int kChunks = kDim / 8;
-  const int thread = threadIdx.x - 32;
-  auto* places = reinterpret_cast<TilePlace*>(smem + S::kPlaces);
-  Units units{p};
-  int count = 0;
-  for (bool more = true; more;) {
-    const int unit = units.next();
-    more = unit >= 0;
-    TilePlace place;
-    PrefillSlots slots;
-    place.n_steps = 0;
-    if (more && !find_unit(p, unit, place, slots)) continue;
-    const int buffer = count % S::kQBuffers;
-    barrier_wait(barriers.q_empty(buffer), (count / S::kQBuffers & 1) ^ 1);
-    if (thread == 0) places[count % 2] = place;
-    const __half* q = p.q + std::int64_t{place.head} * p.group * kDim;
-#pragma unroll 2
-    for (int i = thread; more && i < kPrefillRows * kChunks; i += kQueryThreads) {
-      const int row = i / kChunks;
-      const int chunk = i % kChunks;
-      const int r = place.row0 + row;
-      const std::uint32_t target = smem_address + S::kQ + buffer * S::kQBytes +
-                                   row / kGroupRows * S::kQGroupBytes +
-                                   (chunk / 4 * kGroupRows + row % kGroupRows) * kRowBytes +
-                                   ((chunk % 4 ^ (row >> 1 & 3)) << 4);
-      if (r >= place.n_rows) {
-        store_shared(target, make_uint4(0, 0, 0, 0));
-        continue;
-      }
-      const std::int64_t token = place.query_begin + r / p.group;
-      const __half* source = q + token * p.q_stride + (r % p.group) * kDim + chunk * 8;
-      if constexpr (std::is_same_v<T, __half>) {
-        copy_async(target, source);
-      } else {
-        store_shared(target, as_page_type<T>(*reinterpret_cast<const uint4*>(source)));
-      }
-    }
-    commit_async();
-    wait_async();
-    fence_async_proxy();
-    barrier_arrive(barriers.q_full(buffer));
-    ++count;
-  }
-}
-
-// The rows of Q as the first operand: fragments in registers, or shared memory.
-template <typename T, int kDim, bool kRegisters>
+// The warpgroup's rows of Q as fragments of the first operand: as few reads of shared memory as
+// possible are left to the products.
+template <typename T, int kDim>
 struct Queries {
-  std::uint32_t q_smem;
-  std::uint32_t fragments[kRegisters ? kDim / 16 : 1][4];
+  std::uint32_t fragments[kDim / 16][4];
 
-  __device__ explicit Queries(std::uint32_t address) : q_smem(address) {
-    if constexpr (kRegisters) {
-      const int lane = threadIdx.x % 32;
-      const int row = threadIdx.x % kGroupThreads / 32 * 16 + lane % 16;
+  __device__ explicit Queries(std::uint32_t q_smem) {
+    const int lane = threadIdx.x % 32;
+    const int row = threadIdx.x % kGroupThreads / 32 * 16 + lane % 16;
 #pragma unroll
-      for (int k = 0; k < kDim / 16; ++k) {
-        const int chunk = k % 2 * 2 + lane / 16;
-        load_matrices(fragments[k], q_smem + k / 2 * (kGroupRows * kRowBytes) + row * kRowBytes +
-                                        ((chunk ^ (row >> 1 & 3)) << 4));
-      }
+    for (int k = 0; k < kDim / 16; ++k) {
+      const int chunk = k % 2 * 2 + lane / 16;
+      load_matrices(fragments[k], q_smem + k / 2 * (kGroupRows * kRowBytes) + row * kRowBytes +
+                                      ((chunk ^ (row >> 1 & 3)) << 4));
     }
   }
   __device__ void start_scores(float (&s)[64], std::uint32_t k_smem) const {
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      const std::uint64_t keys =
-          operand(k_smem + k / 2 * (kWgmmaStepSlots * kRowBytes) + k % 2 * 32);
-      if constexpr (kRegisters) {
-        wgmma<T>(s, fragments[k], keys, k != 0);
-      } else {
-        wgmma<T>(s, operand(q_smem + k / 2 * (kGroupRows * kRowBytes) + k % 2 * 32), keys, k != 0);
-      }
+      wgmma<T>(s, fragments[k],
+               operand(k_smem + k / 2 * (kWgmmaStepSlots * kRowBytes) + k % 2 * 32), k != 0);
     }
     wgmma_commit();
   }
@@ -324,13 +101,13 @@ __device__ inline void pack_weights(const float (&s)[64], std::uint32_t (&weight
   }
 }
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim>
 struct Consumer {
-  using S = Smem<kDim, kStages, kQRegisters>;
+  using S = Smem<kDim>;
   const PrefillParams& p;
   const std::byte* smem;
   std::uint32_t smem_address;
-  Barriers<kStages> barriers;
+  Barriers barriers;
   int group;  // 0 or 1
 
   __device__ uint4 mask_words(int index) const {
@@ -439,11 +216,10 @@ struct Consumer {
 
   // One unit, whose first step is number `first` of the thread block. The product of a step's
   // weights with V is started behind the scores of the next step, whose softmax it runs under.
-  __device__ void compute(const TilePlace& place, int buffer, int first) const {
-    const std::uint32_t q_smem =
-        smem_address + S::kQ + buffer * S::kQBytes + group * S::kQGroupBytes;
-    const Queries<T, kDim, kQRegisters> queries(q_smem);
-    if (kQRegisters) leave(barriers.q_empty(buffer));
+  __device__ void compute(const TilePlace& place, int first) const {
+    const std::uint32_t q_smem = smem_address + S::kQ + group * S::kQGroupBytes;
+    const Queries<T, kDim> queries(q_smem);
+    leave(barriers.q_empty());
 
     float s[64];
     float o[kDim / 2];
@@ -465,7 +241,7 @@ struct Consumer {
     leave(barriers.k_empty(stage));
     soften(s, state, p.scale_log2, decay);
     pack_weights<T>(s, weights);
-    if (kTurns && group == 1 && n_steps > 1) named_arrive(kTurnBarrier, 2 * kGroupThreads);
+    if (group == 1 && n_steps > 1) named_arrive(kTurnBarrier, 2 * kGroupThreads);
 
     for (int i = 1; i < n_steps; ++i) {
       const int v_stage = stage;
@@ -475,12 +251,12 @@ struct Consumer {
       barrier_wait(barriers.k_full(stage), phase);
       barrier_wait(barriers.v_full(v_stage), v_phase);
       clear_hidden_values(v_stage);
-      if (kTurns) named_sync(kTurnBarrier + group, 2 * kGroupThreads);
+      named_sync(kTurnBarrier + group, 2 * kGroupThreads);
       pin(o);
       wgmma_fence();
       queries.start_scores(s, smem_address + S::kK + stage * S::kStageBytes);
       start_values<T, kDim>(o, weights, smem_address + S::kV + v_stage * S::kStageBytes);
-      if (kTurns && (group == 0 || i + 1 < n_steps)) {
+      if ((group == 0 || i + 1 < n_steps)) {
         named_arrive(kTurnBarrier + 1 - group, 2 * kGroupThreads);
       }
       wgmma_wait<1>();
@@ -508,18 +284,16 @@ struct Consumer {
     pin(o);
     leave(barriers.v_empty(stage));
     write(o, state, place);
-    // Not earlier: with the queries, `place` is overwritten.
-    if (!kQRegisters) leave(barriers.q_empty(buffer));
   }
 };
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_wgmma_kernel(const __grid_constant__ WgmmaParams params) {
-  using S = Smem<kDim, kStages, kQRegisters>;
+  using S = Smem<kDim>;
   extern __shared__ __align__(1024) std::byte smem[];
   const std::uint32_t smem_address = shared_address(smem);
-  const Barriers<kStages> barriers{smem_address + S::kBarriers};
+  const Barriers barriers{smem_address + S::kBarriers};
 
   if (threadIdx.x == 0) {
     constexpr int kConsumerWarps = 2 * kGroupThreads / 32;
@@ -529,34 +303,37 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(barriers.k_empty(stage), kConsumerWarps);
       barrier_init(barriers.v_empty(stage), kConsumerWarps);
     }
-    for (int buffer = 0; buffer < S::kQBuffers; ++buffer) {
-      barrier_init(barriers.q_full(buffer), kQueryThreads);
-      barrier_init(barriers.q_empty(buffer), kConsumerWarps);
+    barrier_init(barriers.q_full(), kQueryThreads);
+    barrier_init(barriers.q_empty(), kConsumerWarps);
+    for (int slot = 0; slot < 2; ++slot) {
+      barrier_init(barriers.unit_full(slot), 1);
+      barrier_init(barriers.unit_empty(slot), kQueryThreads / 32);
     }
     fence_barrier_init();
   }
+  wait_for_previous_kernel();
   __syncthreads();
+  let_next_kernel_start();
 
   if (threadIdx.x < kGroupThreads) {
     registers_down<40>();
     if (threadIdx.x < 32) {
-      load_pages<kDim, kStages, kQRegisters>(params, smem, smem_address, barriers);
+      load_pages<kDim>(params, smem, smem_address, barriers);
     } else {
-      load_queries<T, kDim, kStages, kQRegisters>(params.p, smem, smem_address, barriers);
+      load_queries<T, kDim>(params.p, smem, smem_address, barriers);
     }
   } else {
     registers_up<232>();
-    const Consumer<T, kDim, kStages, kTurns, kQRegisters> consumer{
-        params.p, smem, smem_address, barriers, static_cast<int>(threadIdx.x) / kGroupThreads - 1};
+    const Consumer<T, kDim> consumer{params.p, smem, smem_address, barriers,
+                                     static_cast<int>(threadIdx.x) / kGroupThreads - 1};
     const auto* places = reinterpret_cast<const TilePlace*>(smem + S::kPlaces);
     int first = 0;
     for (int unit = 0;; ++unit) {
-      const int buffer = unit % S::kQBuffers;
-      barrier_wait(barriers.q_full(buffer), unit / S::kQBuffers & 1);
+      barrier_wait(barriers.q_full(), unit & 1);
       const TilePlace& place = places[unit % 2];
       const int n_steps = place.n_steps;
       if (n_steps == 0) break;
-      consumer.compute(place, buffer, first);
+      consumer.compute(place, first);
       first += n_steps;
     }
   }
@@ -565,7 +342,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #else
 
 // Of other targets in the same binary; launch_prefill_wgmma is only for 9.0.
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
+template <typename T, int kDim>
 __global__ void prefill_wgmma_kernel(const __grid_constant__ WgmmaParams) {
   __trap();
 }
@@ -604,37 +381,19 @@ void encode_pages(EncodeTiled encode, const std::byte* pages, int head_dim, DTyp
   CHECK(result == CUDA_SUCCESS, "tensor map of KV pages");
 }
 
-template <typename T, int kDim, int kStages, bool kTurns, bool kQRegisters>
-void launch_variant(const WgmmaParams& params, int n_blocks, cudaStream_t stream) {
-  constexpr auto kKernel = prefill_wgmma_kernel<T, kDim, kStages, kTurns, kQRegisters>;
-  constexpr int kBytes = Smem<kDim, kStages, kQRegisters>::kBytes;
+template <typename T, int kDim>
+void launch(const CudaContext& context, const WgmmaParams& params, int n_blocks) {
+  constexpr auto kKernel = prefill_wgmma_kernel<T, kDim>;
+  constexpr int kBytes = Smem<kDim>::kBytes;
   cuda_check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "shared memory of attention_prefill");
-  kKernel<<<static_cast<unsigned>(n_blocks), kThreads, kBytes, stream>>>(params);
-  check_launch("attention_prefill (wgmma)");
-}
-
-template <typename T, int kDim>
-void launch(const WgmmaParams& params, int n_blocks, cudaStream_t stream) {
-  if constexpr (kDim == 128 && std::is_same_v<T, __half>) {
-    switch (params.p.variant) {
-      case 1:
-        return launch_variant<T, kDim, 3, true, true>(params, n_blocks, stream);
-      case 2:
-        return launch_variant<T, kDim, 2, true, true>(params, n_blocks, stream);
-      case 3:
-        return launch_variant<T, kDim, 2, false, false>(params, n_blocks, stream);
-      default:
-        break;
-    }
-  }
-  launch_variant<T, kDim, 2, true, false>(params, n_blocks, stream);
+  launch_chained(context, "attention_prefill (wgmma)", kKernel, n_blocks, kThreads, kBytes, params);
 }
 
 }  // namespace
 
-void launch_prefill_wgmma(const PrefillParams& params, int head_dim, DType dtype, int n_blocks,
-                          cudaStream_t stream) {
+void launch_prefill_wgmma(const CudaContext& context, const PrefillParams& params, int head_dim,
+                          DType dtype, int n_blocks) {
   static const EncodeTiled encode = encode_tiled();
   WgmmaParams all;
   all.p = params;
@@ -645,11 +404,11 @@ void launch_prefill_wgmma(const PrefillParams& params, int head_dim, DType dtype
     encode_pages(encode, params.expanded, head_dim, dtype, head_dim, all.v_expanded);
   }
   if (dtype == DType::kF16) {
-    head_dim == 128 ? launch<__half, 128>(all, n_blocks, stream)
-                    : launch<__half, 64>(all, n_blocks, stream);
+    head_dim == 128 ? launch<__half, 128>(context, all, n_blocks)
+                    : launch<__half, 64>(context, all, n_blocks);
   } else {
-    head_dim == 128 ? launch<__nv_bfloat16, 128>(all, n_blocks, stream)
-                    : launch<__nv_bfloat16, 64>(all, n_blocks, stream);
+    head_dim == 128 ? launch<__nv_bfloat16, 128>(context, all, n_blocks)
+                    : launch<__nv_bfloat16, 64>(context, all, n_blocks);
   }
 }
 

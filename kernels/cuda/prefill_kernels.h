@@ -12,10 +12,6 @@ namespace spindle::kernels {
 enum class PrefillKernel : std::uint8_t {
   kMma,    // mma.sync, every supported device
   kWgmma,  // wgmma and the tensor copy engine, compute capability 9.0
-  kWgmma1,
-  kWgmma2,
-  kWgmma3,
-  kWgmma4,
 };
 
 PrefillKernel best_prefill_kernel(const CudaContext& context);

@@ -40,15 +40,14 @@ struct PrefillParams {
   // Results of splits: f32 [item][split][kPrefillRows][head_dim], and (maximum, mass) of each row.
   float* partial_out = nullptr;
   float2* partial_mass = nullptr;
+  int* queue = nullptr;  // of the wgmma kernel, 0 at its start; null: a unit a thread block
   float scale_log2 = 0;  // of scores, log2(e) included
   int layer = 0;
   int n_kv_heads = 0;
   int group = 0;
   int n_splits = 1;
-  int head_major = 0;  // all tiles of a head, then the next head
   int n_sequences = 0;
   int n_tiles = 0;  // of all sequences
-  int variant = 0;
   // Tiles up to and including a sequence, and its index in `sequences`.
   int tile_end[kMaxLaunchSequences];
   int sequence[kMaxLaunchSequences];
@@ -64,8 +63,8 @@ struct PrefillItem {
 
 // Tiles of a sequence come longest first.
 __device__ inline PrefillItem prefill_item(const PrefillParams& p, int item) {
-  const int head = p.head_major ? item / p.n_tiles : item % p.n_kv_heads;
-  const int tile = p.head_major ? item % p.n_tiles : item / p.n_kv_heads;
+  const int head = item % p.n_kv_heads;
+  const int tile = item / p.n_kv_heads;
   int low = 0;
   int high = p.n_sequences - 1;
   while (low < high) {
@@ -144,18 +143,17 @@ __device__ inline SplitRange split_range(int n_steps, int step_slots, int split,
 }
 
 // Adds up the splits of the items that had more than one with work; `step_slots` as in the kernel
-// that wrote them. n_items thread blocks.
-void merge_splits(const PrefillParams& params, int head_dim, int step_slots, int n_items,
-                  cudaStream_t stream);
+// that wrote them, which comes directly before.
+void merge_splits(const CudaContext& context, const PrefillParams& params, int head_dim,
+                  int step_slots, int n_items);
 
 // mma.sync, for every supported device.
-void launch_prefill_mma(const PrefillParams& params, int head_dim, DType dtype, int n_items,
-                        cudaStream_t stream);
-
-// wgmma and the tensor copy engine, for compute capability 9.0 only. At most one thread block a
-// multiprocessor is resident; with n_blocks of them each works on several items.
-void launch_prefill_wgmma(const PrefillParams& params, int head_dim, DType dtype, int n_blocks,
-                          cudaStream_t stream);
+void launch_prefill_mma(const CudaContext& context, const PrefillParams& params, int head_dim,
+                        DType dtype, int n_items);
+// wgmma and the tensor copy engine, for compute capability 9.0 only. One thread block fills a
+// multiprocessor; with n_blocks of them each works on several items.
+void launch_prefill_wgmma(const CudaContext& context, const PrefillParams& params, int head_dim,
+                          DType dtype, int n_blocks);
 
 // Slots of one step of each kernel.
 inline constexpr int kMmaStepSlots = 64;

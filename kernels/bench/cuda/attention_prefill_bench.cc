@@ -157,21 +157,7 @@ int main(int argc, char** argv) {
   try {
     const spindle::bench::Bench bench;
     const PrefillKernel best = spindle::kernels::best_prefill_kernel(bench.context());
-    if (best != PrefillKernel::kMma) {
-      spindle::bench::PrefillBench prefill(bench, PrefillKernel::kMma);
-      prefill.run({{32, 8, 128}, spindle::DType::kF16, 1, 8192, 8192});
-      prefill.run({{32, 8, 64}, spindle::DType::kF16, 1, 8192, 8192});
-      prefill.run({{32, 8, 128}, spindle::DType::kF16, 1, 20, 32768});
-    }
     spindle::bench::run_all(bench, best);
-    if (best != PrefillKernel::kMma) {
-      for (const int n : {2048, 8192, 32768}) {
-        for (const int i : {1, 2, 3, 4, 1}) {
-          spindle::bench::PrefillBench prefill(bench, static_cast<PrefillKernel>(i));
-          prefill.run({{32, 8, 128}, spindle::DType::kF16, 1, n, n});
-        }
-      }
-    }
     if (best != PrefillKernel::kMma && argc > 1 && std::strcmp(argv[1], "mma") == 0) {
       spindle::bench::run_all(bench, PrefillKernel::kMma);
     }
