@@ -18,12 +18,12 @@ struct BlockScratch {
   float* k_mean;        // [head_dim], for lloyd: see start_block_decoding()
   std::uint8_t* codes;  // [16 * head_dim]
   // Codes of a later block of the same format, which are fetched a line at a time while those of
-  // this one are used; its own where there is none.
+  // this one are used; its own where there is none. Of token ids the rows are fetched.
   const std::byte* later_k;
   const std::byte* later_v;
 };
 
-inline void prefetch_line(const std::byte* p) { __builtin_prefetch(p); }
+inline void prefetch_line(const void* p) { __builtin_prefetch(p); }
 
 constexpr bool is_lloyd_format(KvFormat format) {
   return format >= KvFormat::kLloyd1 && format <= KvFormat::kLloyd4;
@@ -361,6 +361,15 @@ inline void reference_row(const AttentionTile& tile, const KvBlock& block, bool 
   for (int d = 0; d < tile.head_dim; d += kLanes) store(out + d, load_f16(row + d) * magnitude);
 }
 
+// The row that reference_row() will widen for a slot of the block whose ids are `ids`.
+inline void prefetch_token_row(const AttentionTile& tile, const std::byte* ids, bool is_key,
+                               int slot) {
+  const KvHeadContext& context = *tile.context;
+  const std::uint16_t* row = (is_key ? context.k_tokens : context.v_tokens) +
+                             index_at(ids, context.wide_ids, slot) * context.token_stride;
+  for (int d = 0; d < tile.head_dim; d += 32) prefetch_line(row + d);
+}
+
 // Whether the pairs of the rotation are those of the Hadamard transform's last stage, which then is
 // taken together with the rotation.
 inline bool is_turned_by_halves(const AttentionTile& tile) {
@@ -488,6 +497,7 @@ inline void decode_key(const AttentionTile& tile, const KvBlock& block,
   for (int t = 0; t < kPanelColumns; ++t) {
     float* row = scratch.rows + t * tile.head_dim;
     rows[t] = row;
+    if (format == KvFormat::kToken) prefetch_token_row(tile, scratch.later_k, true, t);
     reference_row(tile, block, true, t, row);
   }
   transpose_rows(rows, tile.head_dim, scratch.k);
@@ -537,6 +547,7 @@ inline void decode_value(const AttentionTile& tile, const KvBlock& block, std::i
   const std::int64_t d = tile.head_dim;
   if (is_reference_format(block.codec.v)) {
     for (int t = 0; t < kPanelColumns; ++t) {
+      if (block.codec.v == KvFormat::kToken) prefetch_token_row(tile, scratch.later_v, false, t);
       reference_row(tile, block, false, t, scratch.v + t * value_stride);
     }
     return;

@@ -214,12 +214,14 @@ constexpr bool is_fetched_by_lines(KvFormat format, bool is_key) {
 // Blocks from one whose side is used to the one that is fetched meanwhile.
 constexpr std::int64_t kBlocksAhead = 3;
 
-// Codes of the block to fetch while block `index` is used.
+// Codes of the block to fetch while block `index` is used. Of token ids, whose block brings its
+// rows, the next block's.
 inline const std::byte* later_codes(const AttentionTile& tile, std::int64_t index, bool is_key) {
   const KvBlock& block = tile.blocks[index];
-  const KvBlock& later =
-      tile.blocks[index + kBlocksAhead < tile.n_blocks ? index + kBlocksAhead : index];
-  if (is_key) return later.codec.k == block.codec.k ? later.k.codes : block.k.codes;
+  const bool is_token = block.codec.k == KvFormat::kToken;
+  const std::int64_t place = index + (is_token ? 1 : kBlocksAhead);
+  const KvBlock& later = tile.blocks[place < tile.n_blocks ? place : index];
+  if (is_key || is_token) return later.codec.k == block.codec.k ? later.k.codes : block.k.codes;
   return later.codec.v == block.codec.v ? later.v.codes : block.v.codes;
 }
 
@@ -251,19 +253,14 @@ inline void prefetch_rows(const AttentionTile& tile, const KvBlock& block) {
   const std::int64_t half = tile.rope.half_dim;
   const std::int64_t row_bytes = half * static_cast<std::int64_t>(sizeof(float));
   const BlockTurn turn = block_turn(tile, block);
-  const KvHeadContext& context = *tile.context;
-  for (int t = block.first; t < block.end; ++t) {
-    if (format == KvFormat::kToken) {
-      const std::int64_t row = index_at(block.k.codes, context.wide_ids, t) * context.token_stride;
-      prefetch(context.k_tokens + row, 2 * tile.head_dim);
-      prefetch(context.v_tokens + row, 2 * tile.head_dim);
+  if (!turn.by_steps) {
+    for (int t = block.first; t < block.end; ++t) {
+      const std::int64_t position = slot_position(tile, block, t);
+      prefetch(tile.rope.cos + position * half, row_bytes);
+      prefetch(tile.rope.sin + position * half, row_bytes);
     }
-    if (turn.by_steps) continue;
-    const std::int64_t position = slot_position(tile, block, t);
-    prefetch(tile.rope.cos + position * half, row_bytes);
-    prefetch(tile.rope.sin + position * half, row_bytes);
+    return;
   }
-  if (!turn.by_steps) return;
   prefetch(tile.rope.cos + turn.position * half, row_bytes);
   prefetch(tile.rope.sin + turn.position * half, row_bytes);
   if (kTurnGroups == 1 || block.positions == nullptr) return;
