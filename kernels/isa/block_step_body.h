@@ -261,12 +261,15 @@ inline void prefetch_rows(const AttentionTile& tile, const KvBlock& block) {
     }
     return;
   }
-  prefetch(tile.rope.cos + turn.position * half, row_bytes);
-  prefetch(tile.rope.sin + turn.position * half, row_bytes);
+  const auto fetch = [&](std::int64_t position) {
+    for (std::int64_t i = 0; i < half; i += 16) {
+      prefetch_line(tile.rope.cos + position * half + i);
+      prefetch_line(tile.rope.sin + position * half + i);
+    }
+  };
+  fetch(turn.position);
   if (kTurnGroups == 1 || block.positions == nullptr) return;
-  const std::int64_t position = slot_position(tile, block, kPanelColumns / kTurnGroups);
-  prefetch(tile.rope.cos + position * half, row_bytes);
-  prefetch(tile.rope.sin + position * half, row_bytes);
+  fetch(slot_position(tile, block, kPanelColumns / kTurnGroups));
 }
 
 // Scores of one block.

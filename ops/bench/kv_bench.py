@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKEN_BYTES = 12 * 2 * 64 * 2 * 2  # the bundled model's 16-bit KV of one token
 PAGE_TOKENS = 32
 READY_S = 60
-REQUEST_S = 1800
+REQUEST_S = 7200
 
 
 def free_port():
@@ -41,7 +41,9 @@ def cluster(build, stages, settings):
     command = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader",
                "-n", str(stages), str(build / "bin/spindled"),
                "--config", str(ROOT / "configs/mini-cpu.pbtxt"), "--port", str(port),
-               "--set", "api.tcp.enabled=false"]
+               "--set", "api.tcp.enabled=false",
+               # A busy host is not a lost rank.
+               "--set", "cluster.peer_timeout_ms=60000", "--set", "cluster.step_timeout_ms=3600000"]
     if os.geteuid() == 0:
         command.insert(1, "--allow-run-as-root")
     for key, value in settings.items():
@@ -59,6 +61,10 @@ def cluster(build, stages, settings):
                     sys.exit(f"the cluster did not start:\n{log.read().decode()}")
                 time.sleep(0.1)
             yield port
+        except BaseException:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-3000:], file=sys.stderr)
+            raise
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -101,53 +107,78 @@ def concurrency(build, stages, policy, pool_requests, n_prompt, n_output, n_requ
     while requests wait, none has ended and no prompt token was computed since the state before:
     everything that runs decodes, and the pool admits no more. The figures are those of the sample
     nearest to the middle of the answers.
+
+    A prompt's KV is uncompressed until it ends, so that one prompt's room is never filled: of k
+    requests' room, at most k - 1 + ratio holds compressed ones. With several stages the fullest
+    limits all, and `spindle` keeps less in the one with layer 0.
     """
     settings = {"kv.memory_bytes": pool_bytes(pool_requests, n_prompt, n_output) // stages,
                 "scheduler.max_num_seqs": 1024, "scheduler.max_num_batched_tokens": 8192,
                 "scheduler.max_num_queued_reqs": 4096,
                 "scheduler.max_num_queued_tokens": 1 << 30, "cluster.layers_per_stage":
-                ",".join(str(12 // stages) for _ in range(stages))}
-    failures, ratios = [], []
+                ",".join(str(12 // stages) for _ in range(stages)),
+                "compute.threads_per_rank": max(1, (os.cpu_count() or 1) // stages)}
+    failures = []
+    stopped = threading.Event()
 
     def one(port, seed):
-        status, body = request(port, "POST", "/v1/completions",
-                               completion(n_prompt, n_output, seed, policy), REQUEST_S)
-        if status != 200:
+        try:
+            status, body = request(port, "POST", "/v1/completions",
+                                   completion(n_prompt, n_output, seed, policy), REQUEST_S)
+        except (OSError, http.client.HTTPException) as error:
+            status, body = 0, str(error).encode()
+        if status != 200 and not stopped.is_set():
             failures.append(body.decode(errors="replace"))
-        else:
-            ratios.append(json.loads(body)["usage"]["spindle_kv"]["ratio"])
+        return json.loads(body) if status == 200 else {}
 
-    best, before, started = None, None, time.monotonic()
+    started = time.monotonic()
     with cluster(build, stages, settings) as port:
-        threads = [threading.Thread(target=one, args=(port, seed)) for seed in range(n_requests)]
+        alone = one(port, 0)
+        first = json.loads(request(port, "GET", "/v1/spindle/state")[1])
+        threads = [threading.Thread(target=one, args=(port, seed), daemon=True)
+                   for seed in range(1, n_requests + 1)]
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
-            state = json.loads(request(port, "GET", "/v1/spindle/state", timeout=REQUEST_S)[1])
-            counts = state["requests"]
-            decoding = (before is not None and counts["waiting"] > 0 and counts["finished"] == 0 and
-                        state["prompt_tokens"] == before["prompt_tokens"] and
-                        state["generation_tokens"] > before["generation_tokens"])
-            before = state
-            if decoding:
-                running = counts["running"]
-                n_tokens = running * n_prompt + state["generation_tokens"]
-                used = sum(stage["kv_used_bytes"] for stage in state["stages"])
-                capacity = sum(stage["kv_capacity_bytes"] for stage in state["stages"])
-                generated = state["generation_tokens"] / running
-                sample = {"concurrency": running, "generated_tokens": round(generated, 1),
-                          "bytes_ratio": round(used / (n_tokens * TOKEN_BYTES), 4),
-                          "pool_used": round(used / capacity, 3), "pool_bytes": capacity}
-                if best is None or (abs(generated - n_output / 2) <
-                                    abs(best["generated_tokens"] - n_output / 2)):
-                    best = sample
-            time.sleep(0.05)
-    if failures:
-        sys.exit(f"{len(failures)} requests failed: {failures[0]}")
-    if best is None:
-        sys.exit("the pool never filled before the first request ended: longer answers are needed")
-    return best | {"ratio_at_end": round(statistics.median(ratios), 4),
+        best = watch_decoding(port, first, n_prompt, n_output, failures)
+        stopped.set()
+        if failures:
+            sys.exit(f"{len(failures)} requests failed: {failures[0]}")
+        if best is None:
+            sys.exit("the first request ended before the pool was full: longer answers are needed")
+    return best | {"ratio_at_end": round(alone["usage"]["spindle_kv"]["ratio"], 4),
                    "seconds": round(time.monotonic() - started)}
+
+
+def watch_decoding(port, first, n_prompt, n_output, failures):
+    """The state nearest to the middle of the answers, see concurrency(); `first` came before."""
+    best, before = None, first
+    while not failures:
+        time.sleep(0.05)
+        state = json.loads(request(port, "GET", "/v1/spindle/state", timeout=REQUEST_S)[1])
+        counts = state["requests"]
+        if counts["finished"] > first["requests"]["finished"]:
+            return best
+        decoding = (counts["waiting"] > 0 and state["prompt_tokens"] == before["prompt_tokens"] and
+                    state["generation_tokens"] > before["generation_tokens"])
+        before = state
+        if not decoding:
+            continue
+        n_generated = state["generation_tokens"] - first["generation_tokens"]
+        generated = n_generated / counts["running"]
+        used = sum(stage["kv_used_bytes"] for stage in state["stages"])
+        capacity = sum(stage["kv_capacity_bytes"] for stage in state["stages"])
+        fullest = max(stage["kv_used_bytes"] / stage["kv_capacity_bytes"]
+                      for stage in state["stages"])
+        n_tokens = counts["running"] * n_prompt + n_generated
+        if best is None or (abs(generated - n_output / 2) <
+                            abs(best["generated_tokens"] - n_output / 2)):
+            best = {"concurrency": counts["running"], "generated_tokens": round(generated, 1),
+                    "bytes_ratio": round(used / (n_tokens * TOKEN_BYTES), 4),
+                    "pool_used": round(used / capacity, 3), "fullest_stage": round(fullest, 3),
+                    "pool_bytes": capacity}
+        if generated > n_output / 2:
+            return best
+    return best
 
 
 def decode_once(port, policy, n_prompt, n_output):
@@ -203,7 +234,7 @@ def measure_concurrency(options, policies):
             result["growth"] = round(growth, 2)
             result["growth_times_bytes_ratio"] = round(growth * result["bytes_ratio"], 3)
         report[name] = result
-        print(name, result, file=sys.stderr)
+        print(name, result, file=sys.stderr, flush=True)
     return report
 
 
@@ -224,7 +255,7 @@ def main():
     parser.add_argument("--prompt", type=int, default=7000, help="of a request that shares a pool")
     parser.add_argument("--output", type=int, default=256, help="its answer")
     parser.add_argument("--pool", type=int, default=16, help="uncompressed requests that fit")
-    parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--decode-prompt", type=int, default=7800)
     parser.add_argument("--rounds", type=int, default=3, help="of decoding")
     options = parser.parse_args()
