@@ -38,7 +38,7 @@ RopeTable make_rope(int rotary_dim, float attention_scale = 1.0F) {
   for (int i = 0; i < rotary_dim; i += 2) {
     inv_freq.push_back(std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(rotary_dim)));
   }
-  return RopeTable::create(inv_freq, 4096, attention_scale).value();
+  return RopeTable::create(inv_freq, 8192, attention_scale).value();
 }
 
 // One sequence: a ragged cache per kv head, queries at its last positions.
