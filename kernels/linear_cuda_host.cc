@@ -223,7 +223,7 @@ bool Access::run_normed(const CudaContext& context, const DeviceLinear& weights,
   }
   normed_linear(context, output,
                 {b.weights.as<const Bf16>(), b.n_out, b.n_in, nullptr, 0,
-                 static_cast<int>(hidden.n_rows), y, y_stride, nullptr},
+                 static_cast<int>(hidden.n_rows), y, y_stride},
                 {hidden.data, hidden.stride, norm, eps});
   return true;
 }
@@ -234,10 +234,9 @@ bool Access::run_choice(const CudaContext& context, const Body& b, const Bf16* w
     const bool swiglu = output == LinearOutput::kSwiglu;
     const int n_tokens = static_cast<int>(call.n_rows);
     if (!skinny_fits(context, choice.variant, n_tokens)) return false;
-    skinny_linear(
-        context, output, choice.variant,
-        {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens, swiglu ? call.swiglu : call.y,
-         swiglu ? call.swiglu_stride : call.y_stride, b.arrived.as<int>()});
+    skinny_linear(context, output, choice.variant,
+                  {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens,
+                   swiglu ? call.swiglu : call.y, swiglu ? call.swiglu_stride : call.y_stride});
     return true;
   }
   if (choice.parts > 1) return run_gated_parts(context, b, weights, call, choice);
@@ -261,11 +260,6 @@ Result<DeviceLinear> DeviceLinear::upload(const CudaContext& context,
   auto weights = context.allocate(n_elements * sizeof(Bf16), "weights");
   if (!weights.ok()) return weights.status();
   body->weights = std::move(*weights);
-  auto arrived = context.allocate(
-      static_cast<std::size_t>(body->n_out / kCountedOutputs + 1) * sizeof(int), "weights");
-  if (!arrived.ok()) return arrived.status();
-  body->arrived = std::move(*arrived);
-  context.fill(body->arrived.data(), 0, body->arrived.n_bytes());
   const bool converts = std::any_of(sources.begin(), sources.end(), [](const WeightSource& source) {
     return source.dtype != DType::kBF16;
   });

@@ -102,7 +102,6 @@ struct DeviceLinear::Body {
   std::int64_t n_in = 0;
   std::int64_t n_out = 0;
   DeviceBuffer weights;
-  DeviceBuffer arrived;  // SkinnyProduct::arrived
   std::shared_ptr<const LinearTuning> tuning;
 };
 

@@ -199,21 +199,16 @@ TEST_F(LinearCudaTest, TunedProductsAreTheSame) {
 TEST_F(LinearCudaTest, EveryShapeOfTheSkinnyKernelIsExact) {
   for (const Shape shape : kShapes) {
     const Weight w = weight(shape);
-    const auto arrived =
-        upload(std::vector<int>(static_cast<std::size_t>(shape.n_out / kCountedOutputs + 1)));
     for (int variant = 0; variant < kSkinnyVariants; ++variant) {
-      for (const int n_rows : {1, 4, 7, 8, 9, 15, 16, 17, 32, 33, 61, 64}) {
+      for (const int n_rows : {1, 4, 7, 8, 9, 15, 16}) {
         if (!skinny_fits(gpu(), variant, n_rows)) continue;
         SCOPED_TRACE(::testing::Message() << skinny_name(variant) << ", " << shape.n_out << " x "
                                           << shape.n_in << ", " << n_rows << " rows");
         const Input x = input(n_rows, shape.n_in, 8);
         const auto y = device<float>(static_cast<std::size_t>(n_rows * shape.n_out));
-        // Twice, since counts of arrived blocks must be left at zero.
-        for (int i = 0; i < 2; ++i) {
-          skinny_linear(gpu(), LinearOutput::kF32, variant,
-                        {w.device.data(), shape.n_out, shape.n_in, x.rows.data, x.stride, n_rows,
-                         y.data(), shape.n_out, arrived.data()});
-        }
+        skinny_linear(gpu(), LinearOutput::kF32, variant,
+                      {w.device.data(), shape.n_out, shape.n_in, x.rows.data, x.stride, n_rows,
+                       y.data(), shape.n_out});
         const std::vector<float> got = y.to_host();
         for (std::size_t i = 0; i < got.size(); ++i) {
           const auto row = static_cast<std::int64_t>(i) / shape.n_out;
