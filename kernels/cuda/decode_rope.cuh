@@ -16,7 +16,7 @@ inline constexpr int kMaxStep = kSteps * kSteps;
 // cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
 // change places in odd rows, so that neighbouring rows lie in different banks.
 template <int kDim>
-struct AngleTable {
+struct alignas(16) AngleTable {
   static constexpr int kRowBytes = 2 * kDim;
   std::byte rows[kSteps * kRowBytes];
 
