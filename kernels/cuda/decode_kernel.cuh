@@ -35,7 +35,7 @@ struct alignas(128) Shared {
 
   // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
   std::byte ring[C::kWarps][C::kStages * C::kStageBytes];
-  DeviceKvBlock descriptors[C::kWarps][kDescriptors];
+  alignas(16) DeviceKvBlock descriptors[C::kWarps][kDescriptors];
   Stage stages[C::kWarps][kListedStages];
   uint4 q[kDim / 32 * 32];           // fragments of load_query()
   uint4 q_hadamard[kDim / 32 * 32];  // as nibble_products() wants it

@@ -48,7 +48,7 @@ struct Config {
 
 // One stage of a unit (a block of the table, or a page of the tail as a raw block): 64 channels of
 // a side of elements, or a whole side of codes.
-struct Stage {
+struct alignas(16) Stage {
   std::uint32_t codes;
   std::uint32_t scales;
   std::int32_t first_position;
