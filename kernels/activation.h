@@ -18,7 +18,7 @@ void swiglu(const CpuContext& context,
 
 // CUDA body, on device memory; silu in fp32, rounded once.
 void swiglu(const CudaContext& context,
-            ConstBf16Rows gate_up,  // [n_tokens, 2 * inter]
-            Bf16Rows out);          // [n_tokens, inter]
+            ConstRows gate_up,  // [n_tokens, 2 * inter]
+            Bf16Rows out);      // [n_tokens, inter]
 
 }  // namespace spindle::kernels

@@ -128,9 +128,10 @@ struct DeviceKvPool {
 };
 
 // For every row of a step: rotates q, writes it as f16, and writes k (after RoPE) and v into the
-// tail pages of its sequence. rotary_dim is a multiple of 16; rows of qkv and q are 16-byte aligned.
+// tail pages of its sequence. rotary_dim is a multiple of 16, rows of qkv and q are 16-byte
+// aligned.
 void rope_append(const CudaContext& context, const DeviceRope& rope,
-                 ConstBf16Rows qkv,                 // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
+                 ConstRows qkv,                     // [n_tokens, (n_heads + 2 n_kv_heads) head_dim]
                  const std::int32_t* row_sequence,  // [n_tokens], index in `sequences`; -1: no row
                  const std::int32_t* positions,     // [n_tokens]
                  const DeviceSequence* sequences, int layer, const AttentionShape& shape,
@@ -163,12 +164,13 @@ void plan_decode(const CudaContext& context, const DeviceSequence* sequences, in
                  int n_layers, const AttentionShape& shape, DecodeWorkspace& workspace);
 
 // Reads every kind of segment in one pass: coded blocks are decoded in registers. `rope` is needed
-// when any block is pre-RoPE.
+// when any block is pre-RoPE. No block of the layer's heads may have a format outside `formats`
+// (decode_formats() of kv_device.h); kAll is always right, and slower.
 void attention_decode(const CudaContext& context,
                       ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
                       const DeviceSequence* sequences, int n_sequences, int layer,
                       const AttentionShape& shape, const DeviceKvPool& pool, float scale,
-                      const DeviceRope& rope, DecodeWorkspace& workspace,
+                      const DeviceRope& rope, DecodeFormats formats, DecodeWorkspace& workspace,
                       Bf16Rows out);  // [n_rows, n_heads * head_dim]
 
 // Blocks decoded to raw pages for attention_prefill and for scores: block i of (sequence s, kv head
@@ -179,7 +181,8 @@ struct DeviceExpandedBlocks {
   const std::int64_t* first_page = nullptr;  // [n_sequences * n_kv_heads]
 };
 // Keys are rotated at their own positions, values have their mean and basis back: K after RoPE and
-// V as the attention of the CPU sees them, rounded to the layout's type.
+// V as the attention of the CPU sees them, rounded to the layout's type (f16 saturates). Blocks
+// before RoPE need rope.rotary_dim == head_dim; rope.cos may be null when there are none.
 void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int n_sequences,
                int layer, const AttentionShape& shape, const DeviceKvPool& pool,
                const DeviceRope& rope,

@@ -5,8 +5,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/decode_launch.h"
 
 namespace spindle::kernels {
@@ -18,6 +18,22 @@ int group_of(const AttentionShape& shape) { return shape.n_heads / shape.n_kv_he
 // Entries of one sequence in one layer.
 int entries_per_sequence(const AttentionShape& shape) {
   return shape.n_kv_heads * std::max(1, group_of(shape) / kDecodeTileHeads);
+}
+
+DecodeKernels kernels_of(DecodeFormats formats) {
+  switch (formats) {
+    case DecodeFormats::kRaw:
+      return decode_raw_kernels();
+    case DecodeFormats::kInt4:
+      return decode_int4_kernels();
+    case DecodeFormats::kLloyd:
+      return decode_lloyd_kernels();
+    case DecodeFormats::kRows:
+      return decode_rows_kernels();
+    case DecodeFormats::kAll:
+      break;
+  }
+  return decode_all_kernels();
 }
 
 void check_shape(const AttentionShape& shape) {
@@ -60,7 +76,14 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   DecodePlan& plan = body->plan;
   plan.max_entries = max_sequences * entries_per_sequence(shape);
   plan.n_layers = n_layers;
-  plan.n_ctas = decode_ctas_per_multiprocessor(shape.head_dim) * context.n_multiprocessors();
+  int per_multiprocessor = 1 << 10;
+  for (const DecodeFormats formats :
+       {DecodeFormats::kRaw, DecodeFormats::kInt4, DecodeFormats::kLloyd, DecodeFormats::kRows,
+        DecodeFormats::kAll}) {
+    per_multiprocessor =
+        std::min(per_multiprocessor, kernels_of(formats).ctas_per_multiprocessor(shape.head_dim));
+  }
+  plan.n_ctas = per_multiprocessor * context.n_multiprocessors();
   CHECK(plan.n_ctas > 0, "the decode kernel fits the device");
   const auto layers = static_cast<std::size_t>(n_layers);
   const auto entries = static_cast<std::size_t>(plan.max_entries);
@@ -107,7 +130,7 @@ void plan_decode(const CudaContext& context, const DeviceSequence* sequences, in
 void attention_decode(const CudaContext& context, ConstF16Rows q, const DeviceSequence* sequences,
                       int n_sequences, int layer, const AttentionShape& shape,
                       const DeviceKvPool& pool, float scale, const DeviceRope& rope,
-                      DecodeWorkspace& workspace, Bf16Rows out) {
+                      DecodeFormats formats, DecodeWorkspace& workspace, Bf16Rows out) {
   static_cast<void>(sequences);  // the plan has what is needed of them
   const auto& body = DecodeWorkspaceAccess::body(workspace);
   const std::int64_t width = std::int64_t{shape.n_heads} * shape.head_dim;
@@ -138,7 +161,7 @@ void attention_decode(const CudaContext& context, ConstF16Rows q, const DeviceSe
                         .layer = layer,
                         .head_dim = shape.head_dim,
                         .dtype = pool.layout.dtype};
-  launch_attention_decode(context.stream(), body.plan, call);
+  kernels_of(formats).launch(context.stream(), body.plan, call);
 }
 
 }  // namespace spindle::kernels

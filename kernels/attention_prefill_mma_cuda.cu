@@ -5,8 +5,8 @@
 // product with K. Two thread blocks share a multiprocessor. Rows of pages are 64 bytes; their
 // 16-byte chunks are permuted so that the 8 rows of a matrix fragment lie in different banks.
 
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_work.cuh"
 

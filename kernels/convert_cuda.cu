@@ -3,8 +3,8 @@
 
 #include "kernels/convert.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 
 namespace spindle::kernels {
 namespace {

@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/kv_compact.h"
 
 namespace spindle::kernels {

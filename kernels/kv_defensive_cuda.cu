@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "kernels/cuda/block_rank.cuh"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/window_scorer.cuh"
 
 namespace spindle::kernels {

@@ -5,8 +5,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 #include "kernels/kv_quant.h"
 
@@ -24,7 +24,6 @@ struct Expand {
   const std::byte* pool;
   const float* cos;
   const float* sin;
-  int half;
   std::byte* pages;
   const std::int64_t* first_page;
 };
@@ -33,16 +32,17 @@ struct Levels {
   float at[4][16];  // of bits - 1
 };
 
-// Decoded rows. Groups of 32 channels are padded by one and rows by one more: a thread writes its
-// group, and reads eight channels of a token or eight tokens of a channel, without bank conflicts
-// (writing has two-way ones).
+// Decoded rows. A thread writes its group of 32 channels, then reads eight channels of a token or
+// eight tokens of a channel, of every group; the strides keep all three free of bank conflicts.
 template <int kDim>
 struct RowTile {
-  static constexpr int kStride = kDim / kGroup * (kGroup + 1) + 1;
+  static constexpr int kGroups = kDim / kGroup;
+  static constexpr int kGroupStride = kGroup + 32 / kGroups;
+  static constexpr int kStride = kGroups * kGroupStride + 1;
   float values[kKvBlockTokens * kStride];
 
-  __device__ float& at(int token, int channel) {
-    return values[token * kStride + channel + channel / kGroup];
+  __device__ float& at(int token, int group, int i) {
+    return values[token * kStride + group * kGroupStride + i];
   }
 };
 
@@ -88,6 +88,14 @@ __device__ Side side_of(const std::byte* pool, const DeviceKvHead& head,
   return side;
 }
 
+__device__ __forceinline__ bool in_hadamard_basis(KvFormat format) {
+  return format == KvFormat::kInt4 || codec::has_lloyd_levels(format);
+}
+__device__ __forceinline__ bool before_rope(KvFormat format) {
+  return format == KvFormat::kCodebook || format == KvFormat::kToken ||
+         codec::has_lloyd_levels(format);
+}
+
 __device__ __forceinline__ unsigned code_of(const std::uint32_t* words, int i) {
   return (words[i / 4] >> (8 * (i % 4))) & 0xffU;
 }
@@ -96,8 +104,8 @@ __device__ __forceinline__ float stepped(unsigned code, float scale, float minim
   return __fadd_rn(__fmul_rn(static_cast<float>(code), scale), minimum);
 }
 
-// The thread's 32 values of a coded side in the plain basis, K of pre-RoPE formats before RoPE.
-// The operations and their order are those of kv_decode.
+// The thread's 32 values of a coded side, in the Hadamard basis half way back: finish() has the
+// rest. The operations and their order are those of kv_decode.
 template <int kDim, KvSide kSide>
 __device__ void decode_codes(const Side& side, int token, int group, ExpandShared<kDim>& shared,
                              float (&y)[kGroup]) {
@@ -109,11 +117,7 @@ __device__ void decode_codes(const Side& side, int token, int group, ExpandShare
     const float scale = codec::f16_value(scales[token]);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) y[i] = __fmul_rn(shared.levels[code_of(words, i)], scale);
-    codec::hadamard<kDim>(y);
-    float mean[kGroup];
-    codec::load_group(side.mean + group * kGroup, mean);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) y[i] = __fadd_rn(y[i], mean[i]);
+    codec::hadamard_in_group(y);
     return;
   }
   if (side.format == KvFormat::kInt4) {
@@ -121,7 +125,7 @@ __device__ void decode_codes(const Side& side, int token, int group, ExpandShare
     const float minimum = codec::f16_value(scales[kKvBlockTokens + token]);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) y[i] = stepped(code_of(words, i), scale, minimum);
-    codec::hadamard<kDim>(y);
+    codec::hadamard_in_group(y);
     return;
   }
   if constexpr (kSide == KvSide::kKey) {
@@ -177,7 +181,7 @@ __device__ void decode_rows(const Side& side, const std::byte* pool, int first, 
     decode_codes<kDim, kSide>(side, token, group, shared, y);
   }
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) shared.rows.at(token, group * kGroup + i) = y[i];
+  for (int i = 0; i < kGroup; ++i) shared.rows.at(token, group, i) = y[i];
   __syncthreads();
 }
 
@@ -196,24 +200,52 @@ __device__ __forceinline__ void load_floats(const float* from, float (&to)[8]) {
   to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }
 
-// RoPE of the channels [channel, channel + 8) of a token, all rotated the same way or not at all.
-// Products are rounded before they are added, as in rope.h.
+// Eight values of every group, at the same place of each.
 template <int kDim>
-__device__ void rotate(const Expand& a, RowTile<kDim>& rows, std::int64_t position, int token,
-                       int channel, float (&x)[8]) {
-  if (channel >= 2 * a.half) return;
-  const bool low = channel < a.half;
-  const int angle = low ? channel : channel - a.half;
-  const int other = low ? channel + a.half : angle;
-  float cos[8];
-  float sin[8];
-  load_floats(a.cos + position * a.half + angle, cos);
-  load_floats(a.sin + position * a.half + angle, sin);
+using Eights = float[kDim / kGroup][8];
+
+// The stages of the Hadamard transform across groups.
+template <int kDim>
+__device__ __forceinline__ void finish_hadamard(Eights<kDim>& x) {
+  constexpr int kGroups = kDim / kGroup;
+  const float scale = codec::hadamard_scale<kDim>();
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float by_cos = __fmul_rn(x[i], cos[i]);
-    const float by_sin = __fmul_rn(rows.at(token, other + i), sin[i]);
-    x[i] = low ? __fsub_rn(by_cos, by_sin) : __fadd_rn(by_cos, by_sin);
+#pragma unroll
+    for (int h = 1; h < kGroups; h *= 2) {
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        if ((j & h) != 0) continue;
+        const float a = x[j][i];
+        const float b = x[j + h][i];
+        x[j][i] = __fadd_rn(a, b);
+        x[j + h][i] = __fsub_rn(a, b);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) x[j][i] = __fmul_rn(x[j][i], scale);
+  }
+}
+
+// RoPE of a token's channels, eight of every group from `first` on. Products are rounded before
+// they are added, as in rope.h.
+template <int kDim>
+__device__ __forceinline__ void rotate(const Expand& a, std::int64_t position, int first,
+                                       Eights<kDim>& x) {
+  constexpr int kHalf = kDim / kGroup / 2;  // groups
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) {
+    float cos[8];
+    float sin[8];
+    load_floats(a.cos + position * (kDim / 2) + j * kGroup + first, cos);
+    load_floats(a.sin + position * (kDim / 2) + j * kGroup + first, sin);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float low = x[j][i];
+      const float high = x[j + kHalf][i];
+      x[j][i] = __fsub_rn(__fmul_rn(low, cos[i]), __fmul_rn(high, sin[i]));
+      x[j + kHalf][i] = __fadd_rn(__fmul_rn(high, cos[i]), __fmul_rn(low, sin[i]));
+    }
   }
 }
 
@@ -224,38 +256,74 @@ __device__ __forceinline__ std::uint16_t page_element(float value) {
 
 template <int kDim, bool kIsBf16>
 __device__ void write_keys(const Expand& a, const DeviceKvHead& head, const DeviceKvBlock& block,
-                           bool pre_rope, ExpandShared<kDim>& shared, std::byte* page) {
-  for (int item = static_cast<int>(threadIdx.x); item < kDim * 4; item += kDim) {
-    const int token = item / 4 % kKvBlockTokens;
-    const int channel = item / (4 * kKvBlockTokens) * 32 + item % 4 * 8;
-    Eight out{};
-    if (token >= block.first && token < block.end) {
-      float x[8];
+                           const Side& side, ExpandShared<kDim>& shared, std::byte* page) {
+  constexpr int kGroups = kDim / kGroup;
+  for (int item = static_cast<int>(threadIdx.x); item < 4 * kKvBlockTokens; item += kDim) {
+    const int token = item / 4;
+    const int first = item % 4 * 8;
+    const bool visible = token >= block.first && token < block.end;
+    Eights<kDim> x;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = shared.rows.at(token, channel + i);
-      if (pre_rope) {
-        rotate(a, shared.rows, position_of(a.pool, head, block, token), token, channel, x);
-      }
+    for (int j = 0; j < kGroups; ++j) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) out.at[i] = page_element<kIsBf16>(x[i]);
+      for (int i = 0; i < 8; ++i) x[j][i] = shared.rows.at(token, j, first + i);
     }
-    codec::store_eight(page + item * 16, out);
+    if (in_hadamard_basis(side.format)) finish_hadamard<kDim>(x);
+    if (codec::has_lloyd_levels(side.format)) {
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        const Eight mean = codec::load_eight(side.mean + j * kGroup + first);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[j][i] = __fadd_rn(x[j][i], codec::f16_value(mean.at[i]));
+      }
+    }
+    if (visible && before_rope(side.format)) {
+      rotate<kDim>(a, position_of(a.pool, head, block, token), first, x);
+    }
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      Eight out;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        out.at[i] = visible ? page_element<kIsBf16>(x[j][i]) : std::uint16_t{0};
+      }
+      codec::store_eight(page + ((j * kKvBlockTokens + token) * kGroup + first) * 2, out);
+    }
   }
 }
 
 template <int kDim, bool kIsBf16>
-__device__ void write_values(const DeviceKvBlock& block, ExpandShared<kDim>& shared,
-                             std::byte* page) {
-  for (int item = static_cast<int>(threadIdx.x); item < kDim * 4; item += kDim) {
-    const int channel = item / 4;
-    const int token = item % 4 * 8;
-    Eight out{};
+__device__ void write_values(const DeviceKvBlock& block, const Side& side,
+                             ExpandShared<kDim>& shared, std::byte* page) {
+  constexpr int kGroups = kDim / kGroup;
+  for (int item = static_cast<int>(threadIdx.x); item < 4 * kGroup; item += kDim) {
+    const int channel = item / 4;  // of every group
+    const int first = item % 4 * 8;
+    Eights<kDim> x;  // of tokens
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (token + i < block.first || token + i >= block.end) continue;
-      out.at[i] = page_element<kIsBf16>(shared.rows.at(token + i, channel));
+    for (int j = 0; j < kGroups; ++j) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[j][i] = shared.rows.at(first + i, j, channel);
     }
-    codec::store_eight(page + item * 16, out);
+    if (in_hadamard_basis(side.format)) finish_hadamard<kDim>(x);
+    if (codec::has_lloyd_levels(side.format)) {
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        const float mean = codec::f16_value(side.mean[j * kGroup + channel]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[j][i] = __fadd_rn(x[j][i], mean);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      Eight out;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const bool visible = first + i >= block.first && first + i < block.end;
+        out.at[i] = visible ? page_element<kIsBf16>(x[j][i]) : std::uint16_t{0};
+      }
+      codec::store_eight(page + ((j * kGroup + channel) * kKvBlockTokens + first) * 2, out);
+    }
   }
 }
 
@@ -296,11 +364,9 @@ __device__ void expand_side(const Expand& a, const Levels& levels, const DeviceK
   }
   decode_rows<kDim, kSide>(side, a.pool, block.first, block.end, shared);
   if constexpr (kSide == KvSide::kKey) {
-    const bool pre_rope = codec::has_lloyd_levels(side.format) ||
-                          side.format == KvFormat::kCodebook || side.format == KvFormat::kToken;
-    write_keys<kDim, kIsBf16>(a, head, block, pre_rope, shared, page);
+    write_keys<kDim, kIsBf16>(a, head, block, side, shared, page);
   } else {
-    write_values<kDim, kIsBf16>(block, shared, page);
+    write_values<kDim, kIsBf16>(block, side, shared, page);
   }
 }
 
@@ -335,7 +401,7 @@ void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int 
             pool.layout.page_tokens == kKvPageTokens,
         "kv_expand head_dim");
   CHECK(pool.layout.dtype != DType::kF32, "pages of 16-bit elements");
-  CHECK(rope.rotary_dim <= d && rope.rotary_dim % 16 == 0, "rotary_dim is a multiple of 16");
+  CHECK(rope.cos == nullptr || rope.rotary_dim == d, "blocks before RoPE need whole heads rotated");
   const std::int64_t n_pairs = std::int64_t{n_sequences} * shape.n_kv_heads;
   CHECK(n_sequences >= 0 && shape.n_kv_heads > 0 && n_pairs < 65536 && max_blocks >= 0,
         "kv_expand counts");
@@ -346,15 +412,10 @@ void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int 
     const float* from = lloyd_levels(bits).data();
     std::copy_n(from, std::size_t{1} << bits, levels.at[bits - 1]);
   }
-  const Expand a{sequences,
-                 std::int64_t{layer} * shape.n_kv_heads,
-                 shape.n_kv_heads,
-                 pool.base,
-                 rope.cos,
-                 rope.sin,
-                 rope.rotary_dim / 2,
-                 out.pages,
-                 out.first_page};
+  const Expand a{sequences,        std::int64_t{layer} * shape.n_kv_heads,
+                 shape.n_kv_heads, pool.base,
+                 rope.cos,         rope.sin,
+                 out.pages,        out.first_page};
   const dim3 grid(static_cast<unsigned>(max_blocks), static_cast<unsigned>(n_pairs), 2);
   const bool is_bf16 = pool.layout.dtype == DType::kBF16;
   const auto launch = [&](auto kernel) {

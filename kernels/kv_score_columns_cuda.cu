@@ -1,7 +1,7 @@
 // Scores that are read from the window's probabilities column by column, and KeyDiff's, which are
 // read from the keys.
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_score_device.cuh"
 
 namespace spindle::kernels {

@@ -147,10 +147,24 @@ void linear(const CudaContext& context, const DeviceLinear& weights,
 void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
 // y += x W^T in fp32 (the residual stream).
 void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y);
-// out = swiglu(x W^T) for a fused gate+up weight; few rows need no intermediate.
+// out = swiglu(x W^T) for a fused gate+up weight, rounded once; few rows need no intermediate.
 void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up,
-                   ConstBf16Rows x,   // [n_tokens, n_in]
-                   Bf16Rows scratch,  // [n_tokens, 2 * inter]
-                   Bf16Rows out);     // [n_tokens, inter]
+                   ConstBf16Rows x,  // [n_tokens, n_in]
+                   Rows scratch,     // [n_tokens, 2 * inter]
+                   Bf16Rows out);    // [n_tokens, inter]
+
+// rms_norm (norm.h) of fp32 rows and then the product. One or two rows need no `normed`: every
+// block norms them for itself, and the norm's launch is saved.
+void linear_normed(const CudaContext& context, const DeviceLinear& weights,
+                   ConstRows hidden,   // [n_tokens, n_in]
+                   const float* norm,  // [n_in]
+                   float eps,
+                   Bf16Rows normed,  // scratch [n_tokens, n_in]
+                   Rows y);          // [n_tokens, n_out]
+void linear_swiglu_normed(const CudaContext& context, const DeviceLinear& gate_up, ConstRows hidden,
+                          const float* norm, float eps,
+                          Bf16Rows normed,  // scratch [n_tokens, n_in]
+                          Rows scratch,     // [n_tokens, 2 * inter]
+                          Bf16Rows out);    // [n_tokens, inter]
 
 }  // namespace spindle::kernels

@@ -1,13 +1,12 @@
 // Products with few rows of x (tokens), bound by reading the weights.
 //
-// Rows of W are the rows (16) of mma.m16n8k16, tokens its columns (8). A block owns a tile of 16 or
-// 32 outputs at a time and its 8 warps share the columns of W; their partial sums meet in shared
-// memory. Lane (g, q) = (lane / 4, lane % 4) of a warp needs of a step of 32 columns only its own
-// 16 bytes of the rows g and g + 8 and of token g: the columns 8 q + 0..7, which are taken as the
-// columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of two mma in both operands. So every lane copies what it
-// will use itself through a ring in shared memory with cp.async, several steps ahead, over the ends
-// of tiles, without a barrier. The first weights are asked for before the previous kernel has
-// ended.
+// A block owns a tile of 16 or 32 outputs at a time and its 8 warps share the columns of W; their
+// partial sums meet in shared memory. Every lane copies what it will use itself (skinny_mma.cuh)
+// through a ring in shared memory with cp.async, several steps ahead, over the ends of tiles,
+// without a barrier. The first weights are asked for before the previous kernel has ended.
+//
+// Every tile reads all of x; beyond some 16 tokens that is as much as the weights and
+// linear_split_cuda.cu is faster.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,81 +17,90 @@
 
 #include "kernels/core/check.h"
 #include "kernels/cuda/chained_launch.cuh"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/skinny_linear.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/cuda/skinny_mma.cuh"
 
 namespace spindle::kernels {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kStepColumns = 32;
-constexpr int kChunkBytes = 16;          // of one lane in one row and step
-constexpr int kHalfTileBytes = 32 * 16;  // one chunk of every lane: 8 rows of a step
-constexpr int kTokenStepBytes = 4 * 16;  // one token's columns of a step
+constexpr int kWarps = kSkinnyWarps;
+constexpr int kThreads = kSkinnyThreads;
+constexpr int kSumBytes = 32 * 4 * 4;  // of a warp's sums for one mma tile
+constexpr int kNormVectors = 8;        // vectors of four values of a row in one thread's registers
 
 struct Arguments {
-  const std::uint16_t* weights;
+  SkinnyRows rows;
+  SkinnyTarget target;
   const std::uint16_t* x;
-  void* y;
-  std::int64_t n_in;
   std::int64_t x_stride;
-  std::int64_t y_stride;
-  std::int64_t n_first;   // outputs in the upper halves of tiles: n_out, kSwiglu: inter
-  std::int64_t second;    // distance from a row in the upper half to its twin in the lower one
-  std::int64_t last_row;  // of the rows in the lower halves
   int n_tiles;
   int n_steps;  // of one warp in one tile
   int n_tokens;
+  SkinnyNorm norm;  // instead of x
 };
 
-__device__ void copy_async_weights(std::uint32_t target, const void* source, int n_bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(n_bytes)
-               : "memory");
-}
-__device__ void copy_async_tokens(std::uint32_t target, const void* source, int n_bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(n_bytes)
-               : "memory");
-}
-__device__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ void multiply(float (&sum)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
-                         std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-template <LinearOutput kOutput>
-__device__ void store(const Arguments& a, std::int64_t row, std::int64_t token, float upper,
-                      float lower, float2 residual) {
-  const std::int64_t at = token * a.y_stride + row;
-  if constexpr (kOutput == LinearOutput::kSwiglu) {
-    if (row >= a.n_first) return;
-    const float value = upper / (1.0F + __expf(-upper)) * lower;
-    static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16_rn(value);
-  } else if constexpr (kOutput == LinearOutput::kBf16) {
-    auto* y = static_cast<__nv_bfloat16*>(a.y);
-    if (row < a.n_first) y[at] = __float2bfloat16_rn(upper);
-    if (row + 8 < a.n_first) y[at + 8] = __float2bfloat16_rn(lower);
-  } else {
-    auto* y = static_cast<float*>(a.y);
-    if (row < a.n_first) y[at] = residual.x + upper;
-    if (row + 8 < a.n_first) y[at + 8] = residual.y + lower;
+// Sum over the block, the same in all threads.
+__device__ float block_sum(float value) {
+  __shared__ float warp_sums[kWarps];
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffU, value, offset);
   }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) value += warp_sums[i];
+  return value;
+}
+
+// The normed rows of x, for the whole block, in `out` [n_tokens][n_in]: rms_norm as in
+// norm_cuda.cu. Waits for the previous kernel after the norm's weights were asked for.
+__device__ void norm_tokens(const Arguments& a, unsigned char* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int n_vectors = static_cast<int>(a.rows.n_in / 4);
+  float4 weights[kNormVectors];
+#pragma unroll
+  for (int i = 0; i < kNormVectors; ++i) {
+    const int at = thread + i * kThreads;
+    weights[i] = at < n_vectors ? reinterpret_cast<const float4*>(a.norm.weight)[at]
+                                : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+  }
+  wait_for_previous_kernel();
+  for (int token = 0; token < a.n_tokens; ++token) {
+    const auto* row = reinterpret_cast<const float4*>(a.norm.hidden + token * a.norm.stride);
+    float4 values[kNormVectors];
+    float sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kNormVectors; ++i) {
+      const int at = thread + i * kThreads;
+      values[i] = at < n_vectors ? row[at] : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    }
+#pragma unroll
+    for (int i = 0; i < kNormVectors; ++i) {
+      const float4 v = values[i];
+      sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
+    }
+    const float mean = block_sum(sum) / static_cast<float>(a.rows.n_in);
+    const float scale = 1.0F / sqrtf(mean + a.norm.eps);
+#pragma unroll
+    for (int i = 0; i < kNormVectors; ++i) {
+      const int at = thread + i * kThreads;
+      if (at >= n_vectors) continue;
+      auto* to = reinterpret_cast<__nv_bfloat16*>(out) + token * a.rows.n_in + 4 * at;
+      to[0] = __float2bfloat16_rn(weights[i].x * (values[i].x * scale));
+      to[1] = __float2bfloat16_rn(weights[i].y * (values[i].y * scale));
+      to[2] = __float2bfloat16_rn(weights[i].z * (values[i].z * scale));
+      to[3] = __float2bfloat16_rn(weights[i].w * (values[i].w * scale));
+    }
+  }
+  __syncthreads();
 }
 
 // kRowTiles mma tiles of rows and kTokenTiles of tokens in a block's tile; kStages steps in the
-// ring.
-template <LinearOutput kOutput, int kRowTiles, int kTokenTiles, int kStages>
+// ring. kNormed: x is the norm of fp32 rows, which every block works out for itself.
+template <LinearOutput kOutput, int kRowTiles, int kTokenTiles, int kStages, bool kNormed>
 __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) {
   // Outputs of a block's tile, counted as rows of the upper halves for kSwiglu.
   constexpr int kSubTileRows = kOutput == LinearOutput::kSwiglu ? 8 : 16;
@@ -105,10 +113,11 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int q = lane % 4;
-  const int stage_bytes = kWeightBytes + a.n_tokens * kTokenStepBytes;
+  const int stage_bytes = kWeightBytes + (kNormed ? 0 : a.n_tokens * kTokenStepBytes);
   unsigned char* ring = shared + warp * kStages * stage_bytes;
   const auto ring_address = static_cast<std::uint32_t>(__cvta_generic_to_shared(ring));
   auto* meeting = reinterpret_cast<float*>(shared + kWarps * kStages * stage_bytes);
+  unsigned char* normed = shared + kWarps * kStages * stage_bytes + kWarps * kSums * kSumBytes;
 
   // A warp takes lines of 64 columns in turn with the others, as two steps.
   const auto column_of = [&](int step) {
@@ -124,16 +133,14 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
   const auto find_rows = [&] {
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
-      const std::int64_t upper = tile_ahead * kTileRows + t * kSubTileRows + g;
-      const std::int64_t last_upper =
-          a.last_row - (kOutput == LinearOutput::kSwiglu ? a.second : 0);
-      rows_ahead[2 * t] = a.weights + min(upper, last_upper) * a.n_in;
-      rows_ahead[2 * t + 1] = a.weights + min(upper + a.second, a.last_row) * a.n_in;
+      const std::int64_t row = tile_ahead * kTileRows + t * kSubTileRows + g;
+      rows_ahead[2 * t] = a.rows.upper(row);
+      rows_ahead[2 * t + 1] = a.rows.lower(row);
     }
   };
   const auto ask_for_weights = [&](std::int64_t column) {
-    const int n_bytes = column < a.n_in ? kChunkBytes : 0;
-    const std::int64_t from = column < a.n_in ? column : 0;
+    const int n_bytes = column < a.rows.n_in ? kChunkBytes : 0;
+    const std::int64_t from = column < a.rows.n_in ? column : 0;
     const std::uint32_t target = ring_address + slot_ahead * stage_bytes + lane * kChunkBytes;
 #pragma unroll
     for (int r = 0; r < 2 * kRowTiles; ++r) {
@@ -157,9 +164,11 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
     advance();
   }
   let_next_kernel_start();
-  wait_for_previous_kernel();
-  // The tokens of the steps already asked for. Plain loads, since groups of copies end in order.
-  {
+  if constexpr (kNormed) {
+    norm_tokens(a, normed);
+  } else {
+    wait_for_previous_kernel();
+    // The tokens of the steps already asked for. Plain loads: groups of copies end in order.
     uint4 early[(kStages - 1) * kTokenTiles];
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
@@ -167,7 +176,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
         const int token = 8 * n + g;
-        const bool there = token < a.n_tokens && column < a.n_in;
+        const bool there = token < a.n_tokens && column < a.rows.n_in;
         early[s * kTokenTiles + n] =
             there ? *reinterpret_cast<const uint4*>(a.x + token * a.x_stride + column)
                   : make_uint4(0, 0, 0, 0);
@@ -199,13 +208,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
     const int token = out_sums % kTokenTiles * 8 + out_token;
     const bool adds_up = out_sums < kSums && token < a.n_tokens;
     float2 residual = make_float2(0.0F, 0.0F);
-    if constexpr (kOutput == LinearOutput::kAddF32) {
-      if (adds_up) {
-        const float* y = static_cast<const float*>(a.y) + token * a.y_stride + row;
-        if (row < a.n_first) residual.x = y[0];
-        if (row + 8 < a.n_first) residual.y = y[8];
-      }
-    }
+    if (adds_up) residual = residual_pair<kOutput>(a.target, row, token);
 
     float sums[kSums][4] = {};
     for (int step = 0; step < a.n_steps; ++step) {
@@ -220,7 +223,13 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
         x[n] = make_uint4(0, 0, 0, 0);
-        if (8 * n + g < a.n_tokens) {
+        if constexpr (kNormed) {
+          const std::int64_t column = column_of(step);
+          if (8 * n + g < a.n_tokens && column < a.rows.n_in) {
+            x[n] = *reinterpret_cast<const uint4*>(normed + ((8 * n + g) * a.rows.n_in + column) *
+                                                                sizeof(std::uint16_t));
+          }
+        } else if (8 * n + g < a.n_tokens) {
           x[n] = *reinterpret_cast<const uint4*>(stage + kWeightBytes +
                                                  (8 * n + g) * kTokenStepBytes + q * kChunkBytes);
         }
@@ -228,12 +237,12 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
       if (tile_ahead < a.n_tiles) {
         const std::int64_t column = column_of(step_ahead);
         ask_for_weights(column);
-        const int n_bytes = column < a.n_in ? kChunkBytes : 0;
-        const std::int64_t from = column < a.n_in ? column : 0;
+        const int n_bytes = column < a.rows.n_in ? kChunkBytes : 0;
+        const std::int64_t from = column < a.rows.n_in ? column : 0;
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
           const int ahead = 8 * n + g;
-          if (ahead < a.n_tokens) {
+          if (!kNormed && ahead < a.n_tokens) {
             copy_async_tokens(ring_address + slot_ahead * stage_bytes + kWeightBytes +
                                   ahead * kTokenStepBytes + q * kChunkBytes,
                               a.x + ahead * a.x_stride + from, n_bytes);
@@ -272,7 +281,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
         upper += parts[0];
         lower += parts[2];
       }
-      store<kOutput>(a, row, token, upper, lower, residual);
+      store_pair<kOutput>(a.target, row, token, upper, lower, residual);
     }
     __syncthreads();
   }
@@ -284,15 +293,16 @@ struct Shape {
   int stages;
   int blocks;  // per multiprocessor and product
 };
-constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 12, 1}, {1, 1, 9, 1}, {1, 1, 9, 2},
-                                            {1, 1, 6, 2},  {2, 1, 5, 1}, {2, 1, 5, 2},
-                                            {1, 2, 6, 2},  {2, 2, 4, 1}, {2, 2, 4, 2}};
+constexpr Shape kShapes[kWarpVariants] = {{1, 1, 12, 1}, {1, 1, 9, 1}, {1, 1, 9, 2},
+                                          {1, 1, 6, 2},  {2, 1, 5, 1}, {2, 1, 5, 2},
+                                          {1, 2, 6, 2},  {2, 2, 4, 1}, {2, 2, 4, 2}};
 
 using Kernel = void (*)(Arguments);
 
 template <LinearOutput kOutput, int kVariant>
-constexpr Kernel kKernel = skinny_kernel<kOutput, kShapes[kVariant].row_tiles,
-                                         kShapes[kVariant].token_tiles, kShapes[kVariant].stages>;
+constexpr Kernel kKernel =
+    skinny_kernel<kOutput, kShapes[kVariant].row_tiles, kShapes[kVariant].token_tiles,
+                  kShapes[kVariant].stages, false>;
 
 template <LinearOutput kOutput, int... kVariants>
 Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) {
@@ -301,7 +311,7 @@ Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) 
 }
 
 Kernel kernel_of(LinearOutput output, int variant) {
-  constexpr auto kAll = std::make_integer_sequence<int, kSkinnyVariants>();
+  constexpr auto kAll = std::make_integer_sequence<int, kWarpVariants>();
   switch (output) {
     case LinearOutput::kBf16:
       return kernel_of_variant<LinearOutput::kBf16>(variant, kAll);
@@ -315,18 +325,44 @@ Kernel kernel_of(LinearOutput output, int variant) {
   return kernel_of_variant<LinearOutput::kSwiglu>(variant, kAll);
 }
 
-// A multiprocessor has 1 KiB more than a block may ask for, and every block takes 1 KiB beside.
-constexpr int kReservedBytes = 1024;
+constexpr Shape kNormedShape = {1, 1, 10, 1};
 
-int bytes_for_blocks(const CudaContext& context, int n_blocks) {
-  return (context.shared_bytes_per_block() + kReservedBytes) / n_blocks - kReservedBytes;
+template <LinearOutput kOutput>
+constexpr Kernel kNormedKernel = skinny_kernel<kOutput, kNormedShape.row_tiles,
+                                               kNormedShape.token_tiles, kNormedShape.stages, true>;
+
+std::int64_t normed_bytes(int n_tokens, std::int64_t n_in) {
+  return kWarps * (kNormedShape.stages * 2 * kHalfTileBytes + kSumBytes) +
+         n_tokens * n_in * std::int64_t{sizeof(std::uint16_t)};
 }
 
 int needed_bytes(int variant, int n_tokens) {
   const Shape shape = kShapes[variant];
   const int stage = 2 * shape.row_tiles * kHalfTileBytes + n_tokens * kTokenStepBytes;
-  const int meeting = kWarps * shape.row_tiles * shape.token_tiles * 128 * 4;
+  const int meeting = kWarps * shape.row_tiles * shape.token_tiles * kSumBytes;
   return kWarps * shape.stages * stage + meeting;
+}
+
+void launch(const CudaContext& context, LinearOutput output, Kernel kernel, const Shape& shape,
+            int n_bytes, const SkinnyProduct& product, const SkinnyNorm& norm) {
+  if (product.n_tokens == 0 || product.n_out == 0) return;
+  const int tile_rows = (output == LinearOutput::kSwiglu ? 8 : 16) * shape.row_tiles;
+  Arguments a = {};
+  a.rows = skinny_rows(output, product);
+  a.target = skinny_target(output, product);
+  if (product.x != nullptr) a.x = &product.x->bits;
+  a.x_stride = product.x_stride;
+  a.norm = norm;
+  a.n_tiles = static_cast<int>((a.target.n_first + tile_rows - 1) / tile_rows);
+  const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
+  a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
+  a.n_tokens = product.n_tokens;
+  // Exactly two blocks fit on a multiprocessor, of this product or of the next one that starts
+  // early: with room for three, blocks of the next product spread unevenly and so does its work.
+  const int bytes = std::max(n_bytes, bytes_for_blocks(context, 3) + 1);
+  const int blocks = std::min(a.n_tiles, shape.blocks * context.n_multiprocessors());
+  launch_chained(context, "skinny product", kernel, dim3(static_cast<unsigned>(blocks)),
+                 dim3(kThreads), static_cast<std::size_t>(bytes), a);
 }
 
 __device__ std::uint16_t rounded(std::uint32_t bits) {
@@ -367,7 +403,7 @@ unsigned element_blocks(const CudaContext& context, std::int64_t n) {
 
 void prepare_skinny_linear(const CudaContext& context) {
   for (int output = 0; output < kLinearOutputs; ++output) {
-    for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+    for (int variant = 0; variant < kWarpVariants; ++variant) {
       cuda_check(
           cudaFuncSetAttribute(
               reinterpret_cast<const void*>(kernel_of(static_cast<LinearOutput>(output), variant)),
@@ -375,21 +411,37 @@ void prepare_skinny_linear(const CudaContext& context) {
           "shared memory of the skinny product");
     }
   }
+  for (const Kernel kernel :
+       {kNormedKernel<LinearOutput::kF32>, kNormedKernel<LinearOutput::kSwiglu>}) {
+    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    bytes_for_blocks(context, 2)),
+               "shared memory of the normed product");
+  }
+  prepare_split_linear(context);
+}
+
+bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in) {
+  constexpr int kBlockSumBytes = 128;
+  return n_tokens <= kMaxNormedTokens && n_in <= 4 * kNormVectors * kThreads &&
+         normed_bytes(n_tokens, n_in) + kBlockSumBytes <= bytes_for_blocks(context, 2);
 }
 
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
+  if (variant >= kWarpVariants) return split_fits(context, variant - kWarpVariants, n_tokens);
   return n_tokens <= 8 * kShapes[variant].token_tiles &&
          needed_bytes(variant, n_tokens) <= bytes_for_blocks(context, 2);
 }
 
 int skinny_default(const CudaContext& context, int n_tokens) {
-  for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+  for (int variant = 0; variant < kWarpVariants; ++variant) {
     if (n_tokens <= kSkinnyDefaultTokens && skinny_fits(context, variant, n_tokens)) return variant;
   }
   return -1;
 }
 
 std::string skinny_name(int variant) {
+  if (variant >= kWarpVariants) return split_name(variant - kWarpVariants);
   const Shape shape = kShapes[variant];
   return "own " + std::to_string(16 * shape.row_tiles) + "x" +
          std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages, " +
@@ -398,32 +450,23 @@ std::string skinny_name(int variant) {
 
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product) {
+  if (variant >= kWarpVariants) {
+    return split_linear(context, output, variant - kWarpVariants, product);
+  }
   CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
-  if (product.n_tokens == 0 || product.n_out == 0) return;
-  const bool swiglu = output == LinearOutput::kSwiglu;
-  const int tile_rows = (swiglu ? 8 : 16) * kShapes[variant].row_tiles;
-  Arguments a = {};
-  a.weights = &product.weights->bits;
-  a.x = &product.x->bits;
-  a.y = product.y;
-  a.n_in = product.n_in;
-  a.x_stride = product.x_stride;
-  a.y_stride = product.y_stride;
-  a.n_first = swiglu ? product.n_out / 2 : product.n_out;
-  a.second = swiglu ? product.n_out / 2 : 8;
-  a.last_row = product.n_out - 1;
-  a.n_tiles = static_cast<int>((a.n_first + tile_rows - 1) / tile_rows);
-  const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
-  a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
-  a.n_tokens = product.n_tokens;
-  // Exactly two blocks fit on a multiprocessor, of this product or of the next one that starts
-  // early: with room for three, blocks of the next product spread unevenly and so does its work.
-  const int bytes =
-      std::max(needed_bytes(variant, product.n_tokens), bytes_for_blocks(context, 3) + 1);
-  const int blocks = std::min(a.n_tiles, kShapes[variant].blocks * context.n_multiprocessors());
-  launch_chained(context, "skinny product", kernel_of(output, variant),
-                 dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-                 static_cast<std::size_t>(bytes), a);
+  launch(context, output, kernel_of(output, variant), kShapes[variant],
+         needed_bytes(variant, product.n_tokens), product, {});
+}
+
+void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
+                   const SkinnyNorm& norm) {
+  CHECK(normed_fits(context, product.n_tokens, product.n_in), "too many rows for a normed product");
+  CHECK(output == LinearOutput::kF32 || output == LinearOutput::kSwiglu, "forms with a norm");
+  launch(context, output,
+         output == LinearOutput::kF32 ? kNormedKernel<LinearOutput::kF32>
+                                      : kNormedKernel<LinearOutput::kSwiglu>,
+         kNormedShape, static_cast<int>(normed_bytes(product.n_tokens, product.n_in)), product,
+         norm);
 }
 
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,

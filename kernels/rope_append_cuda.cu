@@ -6,8 +6,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_codec.cuh"
 
 namespace spindle::kernels {
@@ -17,9 +17,15 @@ using codec::Eight;
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+// Of one lane. Each is a sector of its own in a decode step: few, so that they spread over the SMs.
+constexpr int kValueChannels = 4;
+
+struct alignas(sizeof(float) * kValueChannels) Values {
+  float at[kValueChannels];
+};
 
 struct Append {
-  const std::uint16_t* qkv;  // bf16
+  const float* qkv;
   std::int64_t qkv_stride;
   const std::int32_t* row_sequence;
   const std::int32_t* positions;
@@ -49,11 +55,11 @@ __device__ Slot slot_of(const Append& a, int sequence, int kv_head, int position
   return {a.pool + head.pages[offset / kKvPageTokens] * a.page_bytes, offset % kKvPageTokens};
 }
 
-// One warp: eight channels of V of one head for 32 rows. A page has the tokens of a channel side by
+// One warp: a few channels of V of one head for 32 rows. A page has the tokens of a channel side by
 // side, so rows of one sequence make whole runs, and rows of 32 sequences cost what they must.
 template <int kDim, bool kIsBf16>
 __device__ void append_values(const Append& a, int warp, int lane) {
-  constexpr int kChunks = kDim / 8;
+  constexpr int kChunks = kDim / kValueChannels;
   const int chunk = warp % kChunks;
   const int head = warp / kChunks % a.n_kv_heads;
   const int row = warp / kChunks / a.n_kv_heads * 32 + lane;
@@ -61,14 +67,14 @@ __device__ void append_values(const Append& a, int warp, int lane) {
   const int sequence = a.row_sequence[row];
   if (sequence < 0) return;
   const std::int64_t column = static_cast<std::int64_t>(a.n_heads + a.n_kv_heads + head) * kDim;
-  const Eight values = codec::load_eight(a.qkv + row * a.qkv_stride + column + chunk * 8);
+  const Values values = *reinterpret_cast<const Values*>(a.qkv + row * a.qkv_stride + column +
+                                                         chunk * kValueChannels);
   const Slot slot = slot_of(a, sequence, head, a.positions[row]);
   auto* out = reinterpret_cast<std::uint16_t*>(slot.page) + kDim * kKvPageTokens +
-              chunk * 8 * kKvPageTokens + slot.token;
+              chunk * kValueChannels * kKvPageTokens + slot.token;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    out[i * kKvPageTokens] =
-        kIsBf16 ? values.at[i] : codec::f16_bits(codec::widened<true>(values.at[i]));
+  for (int i = 0; i < kValueChannels; ++i) {
+    out[i * kKvPageTokens] = codec::narrowed<kIsBf16>(values.at[i]);
   }
 }
 
@@ -104,16 +110,11 @@ __device__ void append_rotated(const Append& a, int item) {
   const int low = rotated ? part * 8 : 2 * a.half + (part - a.half / 8) * 16;
   const int high = rotated ? low + a.half : low + 8;
 
-  const std::uint16_t* in = a.qkv + row * a.qkv_stride + head * kDim;
-  const Eight low_bits = codec::load_eight(in + low);
-  const Eight high_bits = codec::load_eight(in + high);
+  const float* in = a.qkv + row * a.qkv_stride + head * kDim;
   float x[8];
   float y[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    x[i] = codec::widened<true>(low_bits.at[i]);
-    y[i] = codec::widened<true>(high_bits.at[i]);
-  }
+  load_floats(in + low, x);
+  load_floats(in + high, y);
   if (rotated) {
     const std::int64_t at = static_cast<std::int64_t>(position) * a.half + low;
     float cos[8];
@@ -144,6 +145,8 @@ __device__ void append_rotated(const Append& a, int item) {
 
 template <int kDim, bool kIsBf16>
 __global__ void __launch_bounds__(kThreads) rope_append_kernel(const Append a) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int block = static_cast<int>(blockIdx.x);
   const int thread = static_cast<int>(threadIdx.x);
   if (block < a.n_value_blocks) {
@@ -155,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(const Append a) {
 
 }  // namespace
 
-void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Rows qkv,
+void rope_append(const CudaContext& context, const DeviceRope& rope, ConstRows qkv,
                  const std::int32_t* row_sequence, const std::int32_t* positions,
                  const DeviceSequence* sequences, int layer, const AttentionShape& shape,
                  const DeviceKvPool& pool, F16Rows q) {
@@ -169,16 +172,16 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
   CHECK(qkv.width == std::int64_t{shape.n_heads + 2 * shape.n_kv_heads} * d &&
             q.width == std::int64_t{shape.n_heads} * d && q.n_rows == qkv.n_rows,
         "rope_append rows");
-  CHECK(qkv.stride % 8 == 0 && q.stride % 8 == 0, "rows of whole 16 bytes");
+  CHECK(qkv.stride % 4 == 0 && q.stride % 8 == 0, "rows of whole 16 bytes");
   CHECK(rope.rotary_dim <= d && rope.rotary_dim % 16 == 0, "rotary_dim is a multiple of 16");
   if (qkv.n_rows == 0) return;
-  const std::int64_t value_warps = (qkv.n_rows + 31) / 32 * shape.n_kv_heads * (d / 8);
+  const std::int64_t value_warps = (qkv.n_rows + 31) / 32 * shape.n_kv_heads * (d / kValueChannels);
   const std::int64_t items = qkv.n_rows * (shape.n_heads + shape.n_kv_heads) * (d / 16);
   CHECK(items < (std::int64_t{1} << 30) && value_warps < (std::int64_t{1} << 30),
         "rows of one step");
 
   Append a{};
-  a.qkv = reinterpret_cast<const std::uint16_t*>(qkv.data);
+  a.qkv = qkv.data;
   a.qkv_stride = qkv.stride;
   a.row_sequence = row_sequence;
   a.positions = positions;
@@ -195,15 +198,16 @@ void rope_append(const CudaContext& context, const DeviceRope& rope, ConstBf16Ro
   a.q = reinterpret_cast<std::uint16_t*>(q.data);
   a.q_stride = q.stride;
   a.n_value_blocks = static_cast<int>((value_warps + kWarps - 1) / kWarps);
-  const auto n_blocks = static_cast<unsigned>(a.n_value_blocks + (items + kThreads - 1) / kThreads);
+  const dim3 grid(static_cast<unsigned>(a.n_value_blocks + (items + kThreads - 1) / kThreads));
   const bool is_bf16 = pool.layout.dtype == DType::kBF16;
-  const auto launch = [&](auto kernel) { kernel<<<n_blocks, kThreads, 0, context.stream()>>>(a); };
+  const auto launch = [&](auto kernel) {
+    launch_chained(context, "rope_append", kernel, grid, dim3(kThreads), 0, a);
+  };
   if (d == 64) {
     is_bf16 ? launch(rope_append_kernel<64, true>) : launch(rope_append_kernel<64, false>);
   } else {
     is_bf16 ? launch(rope_append_kernel<128, true>) : launch(rope_append_kernel<128, false>);
   }
-  check_launch("rope_append");
 }
 
 }  // namespace spindle::kernels

@@ -133,7 +133,7 @@ std::vector<EncodedHead> DeviceEncoder::encode(const LayerTask& layer, const Dev
     Head& head = heads_[h];
     head.cache = &layer.heads[h];
     head.task = &layer.tasks[h];
-    head.out.move = move_head(*head.cache, *head.task);
+    head.out.move = std::move(layer.moves[h]);
     if (head.n_tokens() == 0) continue;
     const std::size_t table = static_cast<std::size_t>(layer.layer) * heads_.size() + h;
     prepare(head, tables.pages(layer.sequence, table));
@@ -341,6 +341,7 @@ void DeviceEncoder::finish_book(const Book& book, EncodedEntries& out) {
 
 void DeviceEncoder::add_blocks(Head& head) {
   const std::int64_t n_sinks = head.n_sinks();
+  head.out.blocks.reserve(static_cast<std::size_t>(head.n_tokens() / kBlock + 2));
   for (std::int64_t b = 0; b < n_sinks; b += kBlock) {
     add_block(head, b, std::min(b + kBlock, n_sinks), {}, false);
   }

@@ -20,7 +20,7 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_device.h"
 #include "kernels/kv_compact.h"
 #include "kernels/kv_quant.h"

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/rope.h"
 #include "kvstore/device_encoder.h"
 #include "kvstore/device_staging.h"

@@ -14,7 +14,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/status.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 struct CUevent_st;
 

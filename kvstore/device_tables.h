@@ -20,7 +20,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_device.h"
 #include "kvstore/device_staging.h"
 #include "kvstore/kv_memory.h"

@@ -27,6 +27,19 @@ struct HeadBook {
   }
 };
 
+struct BlockTokens {
+  std::int64_t n_visible = 0;
+  std::int64_t n_in_k_book = 0;  // stored, whether still visible or not
+  std::int64_t n_in_v_book = 0;
+
+  void count(const kernels::KvBlock& block, int sign) {
+    n_visible += sign * (block.end - block.first);
+    if (block.codec.k == kernels::KvFormat::kCodebook) n_in_k_book += sign * block.end;
+    if (block.codec.v == kernels::KvFormat::kCodebook) n_in_v_book += sign * block.end;
+  }
+  bool operator==(const BlockTokens&) const = default;
+};
+
 struct HeadCache {
   std::vector<PageId> tail_pages;
   std::vector<std::byte*> tail_data;
@@ -37,14 +50,13 @@ struct HeadCache {
   kernels::KvHeadContext context;
   HeadBook k_book;
   HeadBook v_book;
-  HeadPlan plan;                  // of the last boundary
-  std::uint64_t piece_bytes = 0;  // that the blocks, means and books take in the arena
+  HeadPlan plan;  // of the last boundary
 
-  std::int64_t n_block_tokens() const {
-    std::int64_t n = 0;
-    for (const kernels::KvBlock& block : blocks) n += block.end - block.first;
-    return n;
-  }
+  // Running sums, so that reports need not walk the blocks.
+  std::uint64_t piece_bytes = 0;  // that the blocks, means and books take in the arena
+  BlockTokens block_tokens;
+
+  std::int64_t n_block_tokens() const { return block_tokens.n_visible; }
 };
 
 }  // namespace spindle::kvstore

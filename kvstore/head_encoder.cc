@@ -34,8 +34,8 @@ class HeadEncoder {
         task_(task),
         scratch_(scratch) {}
 
-  EncodedHead run() {
-    out_.move = move_head(head_, task_);
+  EncodedHead run(HeadMove move) {
+    out_.move = std::move(move);
     if (!out_.move.tokens.empty()) encode(out_.move.tokens);
     out_.k_entries = new_entries(k_book_, head_.k_book);
     out_.v_entries = new_entries(v_book_, head_.v_book);
@@ -250,8 +250,8 @@ class HeadEncoder {
 
 EncodedHead encode_head(const CpuContext& context, const HeadCache& head,
                         const kernels::KvPageLayout& layout, const kernels::RopeTable* rope,
-                        const HeadTask& task, HostScratch& scratch) {
-  return HeadEncoder(context, head, layout, rope, task, scratch).run();
+                        const HeadTask& task, HeadMove move, HostScratch& scratch) {
+  return HeadEncoder(context, head, layout, rope, task, scratch).run(std::move(move));
 }
 
 }  // namespace spindle::kvstore

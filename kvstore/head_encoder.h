@@ -17,6 +17,6 @@ namespace spindle::kvstore {
 
 EncodedHead encode_head(const CpuContext& context, const HeadCache& head,
                         const kernels::KvPageLayout& layout, const kernels::RopeTable* rope,
-                        const HeadTask& task, HostScratch& scratch);
+                        const HeadTask& task, HeadMove move, HostScratch& scratch);
 
 }  // namespace spindle::kvstore

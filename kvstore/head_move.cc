@@ -1,6 +1,7 @@
 #include "kvstore/head_move.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace spindle::kvstore {
 namespace {
@@ -25,6 +26,13 @@ void set_tail(const HeadCache& head, const HeadTask& task, std::int64_t first, H
                          : head.tail_origin + (first - head.tail_origin) / kBlock * kBlock;
 }
 
+void append_range(std::int64_t first, std::int64_t end, std::vector<std::int32_t>& positions) {
+  const std::size_t size = positions.size();
+  positions.resize(size + static_cast<std::size_t>(end - first));
+  std::iota(positions.begin() + static_cast<std::ptrdiff_t>(size), positions.end(),
+            static_cast<std::int32_t>(first));
+}
+
 void leave_tail(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   // Uncompressed tokens that all stay are best where they are.
   if (is_raw(task.plan.codec) && !task.has_selection) return;
@@ -32,11 +40,15 @@ void leave_tail(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   if (cut == head.tail_first) return;
   const bool selects = task.has_selection && task.plan.mode == KvMode::kEvict;
   const std::int64_t first_window = task.n_tokens - kObservationWindow;
-  for (std::int64_t p = head.tail_first; p < cut; ++p) {
-    const bool stays = !selects || p >= first_window || p < task.sinks ||
-                       std::binary_search(task.kept.begin(), task.kept.end(), p);
-    if (stays) move.tokens.push_back(static_cast<std::int32_t>(p));
-  }
+  // Sinks, what was selected behind them, the window.
+  const std::int64_t selected =
+      selects ? std::clamp<std::int64_t>(task.sinks, head.tail_first, cut) : cut;
+  const std::int64_t window = std::clamp(first_window, selected, cut);
+  append_range(head.tail_first, selected, move.tokens);
+  const auto first = std::lower_bound(task.kept.begin(), task.kept.end(), selected);
+  const auto end = std::lower_bound(first, task.kept.end(), window);
+  move.tokens.insert(move.tokens.end(), first, end);
+  append_range(window, cut, move.tokens);
   move.with_positions = selects;
   set_tail(head, task, cut, move);
 }
@@ -64,15 +76,13 @@ void stream(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   if (begin <= task.sinks + 1) return;
   expire_blocks(head, task, begin, move);
   if (head.blocks.empty() && head.tail_first == 0) {
-    for (std::int32_t p = 0; p < task.sinks; ++p) move.tokens.push_back(p);
+    append_range(0, task.sinks, move.tokens);
   }
   std::int64_t cut = std::max(begin, head.tail_first);
   if (!is_raw(task.plan.codec)) {
     const std::int64_t from = cut;
     cut = std::max(tail_cut(head, task), from);
-    for (std::int64_t p = from; p < cut; ++p) {
-      move.tokens.push_back(static_cast<std::int32_t>(p));
-    }
+    append_range(from, cut, move.tokens);
   }
   set_tail(head, task, cut, move);
 }
@@ -134,7 +144,7 @@ bool codebook_pays(KvFormat fallback, KvSide side, const kernels::KvPageLayout& 
 }
 
 void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
-                        const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes) {
+                        const kernels::KvPageLayout& layout, PieceSizes& sizes) {
   const kernels::KvCodec planned = task.plan.codec;
   // One side may find its codebook and the other fall back to raw: that block has all 32 slots.
   const bool has_codebook = planned.k == KvFormat::kCodebook || planned.v == KvFormat::kCodebook;
@@ -145,10 +155,10 @@ void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadM
       const kernels::KvSideBytes bytes = kernels::kv_side_bytes(
           side == KvSide::kKey ? form.codec.k : form.codec.v, side, layout.head_dim, layout.dtype,
           form.capacity, head.context.wide_ids);
-      if (bytes.codes > 0) sizes.push_back(bytes.codes);
-      if (bytes.scales > 0) sizes.push_back(bytes.scales);
+      if (bytes.codes > 0) ++sizes[bytes.codes];
+      if (bytes.scales > 0) ++sizes[bytes.scales];
     }
-    if (with_positions) sizes.push_back(head.context.wide_positions ? 128 : 64);
+    if (with_positions) ++sizes[head.context.wide_positions ? 128 : 64];
   };
   const auto n_sinks = static_cast<std::int64_t>(move.n_sinks);
   const auto n_tokens = static_cast<std::int64_t>(move.tokens.size());
@@ -158,8 +168,8 @@ void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadM
   if (n_sinks == n_tokens) return;
   kernels::KvCodec codec = planned;
   const auto mean_bytes = 2 * static_cast<std::uint64_t>(layout.head_dim);
-  if (wants_mean(task.plan, codec.k) && head.context.k_mean == nullptr) sizes.push_back(mean_bytes);
-  if (wants_mean(task.plan, codec.v) && head.context.v_mean == nullptr) sizes.push_back(mean_bytes);
+  if (wants_mean(task.plan, codec.k) && head.context.k_mean == nullptr) ++sizes[mean_bytes];
+  if (wants_mean(task.plan, codec.v) && head.context.v_mean == nullptr) ++sizes[mean_bytes];
   if (codec.k == KvFormat::kCodebook) codec.k = task.plan.fallback;
   if (codec.v == KvFormat::kCodebook) codec.v = task.plan.fallback;
   for (std::int64_t first = n_sinks; first < n_tokens; first += kBlock) {

@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -30,7 +32,7 @@ struct HeadTask {
   // EVICT at a prompt boundary: the candidates that stay, ascending positions. Unset: everything
   // that leaves the tail stays (generated tokens).
   bool has_selection = false;
-  std::span<const std::int32_t> kept;
+  std::span<const std::int32_t> kept;  // without doubles
   // Ids of the positions from tail_origin on; needed by kToken only.
   std::span<const std::int32_t> token_ids;
 };
@@ -69,8 +71,11 @@ constexpr std::uint64_t codebook_chunk_bytes(int head_dim) {
   return 2ULL * kernels::kCodebookChunkEntries * static_cast<std::uint64_t>(head_dim);
 }
 
-// Sizes of the pieces that the move places, codebooks as their fallback: at most what it takes.
+// How many pieces there are of each size, the largest first.
+using PieceSizes = std::map<std::uint64_t, std::int64_t, std::greater<>>;
+// Adds those of the pieces that the move places, codebooks as their fallback: at most what it
+// takes.
 void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadMove& move,
-                        const kernels::KvPageLayout& layout, std::vector<std::uint64_t>& sizes);
+                        const kernels::KvPageLayout& layout, PieceSizes& sizes);
 
 }  // namespace spindle::kvstore

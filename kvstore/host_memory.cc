@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "kernels/core/check.h"
 #include "kvstore/head_encoder.h"
@@ -36,8 +37,8 @@ std::vector<EncodedHead> HostMemory::encode(const HostEncoding& host,
   std::vector<EncodedHead> encoded;
   encoded.reserve(layer.heads.size());
   for (std::size_t h = 0; h < layer.heads.size(); ++h) {
-    encoded.push_back(
-        encode_head(*host.context, layer.heads[h], layout, host.rope, layer.tasks[h], scratch_));
+    encoded.push_back(encode_head(*host.context, layer.heads[h], layout, host.rope, layer.tasks[h],
+                                  std::move(layer.moves[h]), scratch_));
   }
   return encoded;
 }

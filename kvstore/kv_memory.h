@@ -42,6 +42,7 @@ struct LayerTask {
   int layer = 0;
   std::span<const HeadCache> heads;  // [n_kv_heads]
   std::span<const HeadTask> tasks;   // [n_kv_heads]
+  std::span<HeadMove> moves;         // [n_kv_heads], move_head of the tasks; taken
 };
 
 struct KvCopy {
@@ -77,8 +78,7 @@ class KvMemory {
 
   // Whether keys before RoPE can be made.
   virtual bool has_rope(const HostEncoding& host) const = 0;
-  // Encodes what the tasks move out of the tails, and decides what they move (move_head). Replaces
-  // what the scratch held.
+  // Encodes what the moves take out of the tails. Replaces what the scratch held.
   virtual std::vector<EncodedHead> encode(const HostEncoding& host,
                                           const kernels::KvPageLayout& layout,
                                           const LayerTask& layer) = 0;

@@ -31,7 +31,10 @@ Result<std::unique_ptr<KvStore>> KvStore::create(const KvStoreConfig& config,
 
 KvStore::KvStore(const KvStoreConfig& config, std::unique_ptr<KvMemory> memory,
                  std::unique_ptr<PagePool> pool)
-    : config_(config), memory_(std::move(memory)), pool_(std::move(pool)) {}
+    : config_(config),
+      memory_(std::move(memory)),
+      pool_(std::move(pool)),
+      layer_used_bytes_(static_cast<std::size_t>(config.n_layers)) {}
 
 void KvStore::set_token_table(const std::uint16_t* k, const std::uint16_t* v) {
   token_k_ = k;
@@ -180,6 +183,7 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
   }
   memory_->copy(copies);
   memory_->tables_changed(child, TableChange::kAll);
+  count_bytes(forked, 1);
   refresh_heads(sequences_.emplace(child, std::move(forked)).first->second);
   return ok_status();
 }
@@ -220,6 +224,7 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
     extended.token_ids.insert(extended.token_ids.end(), tokens.begin(), tokens.end());
   }
   if (!needs_pages) return ok_status();
+  count_bytes(extended, -1);
   for (HeadCache& cache : extended.caches) {
     const std::int64_t wanted =
         pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens);
@@ -227,6 +232,7 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
       add_tail_page(extended, cache);
     }
   }
+  count_bytes(extended, 1);
   refresh_heads(extended);
   memory_->tables_changed(sequence, TableChange::kPages);
   return ok_status();
@@ -284,9 +290,10 @@ Result<FreedBytes> KvStore::free(SequenceId sequence) {
     const HeadCache& cache = freed.caches[table];
     n_pages += cache.tail_pages.size();
     bytes.layer_kept_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
-        head_kept(cache, freed.n_tokens).bytes;
+        head_bytes(cache);
     for (const PageId page : cache.tail_pages) pool_->release(page);
   }
+  count_bytes(freed, -1);
   bytes.kept_bytes = n_pages * pool_->page_bytes();
   freed.arena.clear();
   pool_->unreserve(freed.reserved_pages);
@@ -310,13 +317,7 @@ KvStats KvStore::stats() const {
   stats.capacity_bytes = static_cast<std::uint64_t>(pool_->n_pages()) * page_bytes;
   stats.used_bytes = static_cast<std::uint64_t>(pool_->n_used()) * page_bytes;
   stats.peak_bytes = static_cast<std::uint64_t>(pool_->peak_used()) * page_bytes;
-  stats.layer_used_bytes.resize(static_cast<std::size_t>(config_.n_layers));
-  for (const auto& [id, sequence] : sequences_) {
-    for (std::size_t table = 0; table < n_tables(); ++table) {
-      stats.layer_used_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
-          head_kept(sequence.caches[table], sequence.n_tokens).bytes;
-    }
-  }
+  stats.layer_used_bytes = layer_used_bytes_;
   return stats;
 }
 
@@ -324,6 +325,7 @@ void KvStore::check_invariants() const {
   pool_->check_invariants();
   std::unordered_set<PageId> pages;
   std::int64_t reserved = 0;
+  std::vector<std::uint64_t> layer_bytes(static_cast<std::size_t>(config_.n_layers));
   for (const auto& [id, sequence] : sequences_) {
     reserved += sequence.reserved_pages;
     CHECK(pages_to_extend(sequence, sequence.n_tokens) == 0, "pages of a tail = its tokens' pages");
@@ -334,12 +336,20 @@ void KvStore::check_invariants() const {
       pages.insert(cache.tail_pages.begin(), cache.tail_pages.end());
       live_bytes += cache.piece_bytes;
       CHECK(cache.piece_bytes == piece_bytes(cache), "bytes of a head's pieces");
+      BlockTokens tokens;
+      for (const kernels::KvBlock& block : cache.blocks) tokens.count(block, 1);
+      CHECK(cache.block_tokens == tokens, "tokens of a head's blocks");
+    }
+    for (std::size_t table = 0; table < n_tables(); ++table) {
+      layer_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
+          head_bytes(sequence.caches[table]);
     }
     CHECK(live_bytes == sequence.arena.live_bytes(), "pieces of the heads = bytes in the arena");
     std::vector<PageId> arena_pages;
     sequence.arena.append_pages(arena_pages);
     pages.insert(arena_pages.begin(), arena_pages.end());
   }
+  CHECK(layer_bytes == layer_used_bytes_, "bytes of the layers = those of their heads");
   CHECK(reserved == pool_->n_reserved(), "reservations of sequences = reserved pages");
   CHECK(static_cast<std::int64_t>(pages.size()) == pool_->n_used(), "pages in tables = used");
 }

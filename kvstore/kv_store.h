@@ -196,9 +196,13 @@ class KvStore {
   const Sequence& find_open(SequenceId sequence, int layer) const;
   Status check_boundary(const Sequence& sequence, const HostEncoding& host,
                         const StageBoundary& boundary) const;
-  // That the pieces fit the reservation; answers what the tables then need room for, at most.
-  Result<std::vector<TableRoom>> check_room(const Sequence& sequence,
-                                            const StageBoundary& boundary) const;
+  // What a boundary moves, and what the tables then need room for, at most; [n_tables] each.
+  struct BoundaryWork {
+    std::vector<HeadMove> moves;
+    std::vector<TableRoom> room;
+  };
+  // That the pieces fit the reservation.
+  Result<BoundaryWork> check_room(const Sequence& sequence, const StageBoundary& boundary) const;
   static std::vector<TableRoom> table_room(const Sequence& sequence);
   HeadTask head_task(const Sequence& sequence, const StageBoundary& boundary,
                      std::size_t table) const;
@@ -219,9 +223,14 @@ class KvStore {
   Status place_layer(Sequence& sequence, std::size_t first_table,
                      std::vector<EncodedHead>& encoded);
   Status compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence, int layer,
-                        const StageBoundary& boundary);
+                        const StageBoundary& boundary, std::span<HeadMove> moves);
   void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
+  std::uint64_t head_bytes(const HeadCache& cache) const {
+    return cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
+  }
+  void count_bytes(const Sequence& sequence, int sign);
+  // Walks the blocks.
   std::uint64_t piece_bytes(const HeadCache& cache) const;
   HeadKept head_kept(const HeadCache& cache, std::int64_t n_tokens) const;
 
@@ -231,6 +240,7 @@ class KvStore {
   const std::uint16_t* token_k_ = nullptr;
   const std::uint16_t* token_v_ = nullptr;
   std::unordered_map<SequenceId, Sequence> sequences_;
+  std::vector<std::uint64_t> layer_used_bytes_;  // KvStats
 };
 
 }  // namespace spindle::kvstore

@@ -2,6 +2,8 @@
 // rest of the class is in kv_store.cc and kv_store_bytes.cc.
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -102,6 +104,7 @@ void KvStore::free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_
 void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move) {
   const auto release = [&](const std::byte* piece, std::uint64_t bytes) {
     if (piece == nullptr || bytes == 0) return;
+    cache.piece_bytes -= arena_bytes(bytes);
     const std::int64_t n_free = sequence.arena.release(piece, bytes);
     CHECK(pool_->reserve(n_free).ok(), "pages were just freed");
     sequence.reserved_pages += n_free;
@@ -119,19 +122,26 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
     release(block->v.codes, v.codes);
     release(block->v.scales, v.scales);
     release(block->positions, config_.wide_positions ? 128 : 64);
+    cache.block_tokens.count(*block, -1);
   }
   cache.blocks.erase(first, end);
   if (move.first_of_next_block > 0) {
-    cache.blocks[move.first_expired_block].first =
-        static_cast<std::uint8_t>(move.first_of_next_block);
+    kernels::KvBlock& next = cache.blocks[move.first_expired_block];
+    cache.block_tokens.count(next, -1);
+    next.first = static_cast<std::uint8_t>(move.first_of_next_block);
+    cache.block_tokens.count(next, 1);
   }
 }
 
 Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
                             std::vector<EncodedHead>& encoded) {
-  std::vector<Waiting> waiting;
+  // Largest first: sizes divide each other, so nothing is left between them.
+  std::map<std::size_t, std::vector<Waiting>, std::greater<>> waiting;
+  HeadCache* owner = nullptr;
   const auto add = [&](Piece piece, const std::byte** place) {
-    if (!piece.empty()) waiting.push_back({piece, place});
+    if (piece.empty()) return;
+    owner->piece_bytes += arena_bytes(piece.size());
+    waiting[piece.size()].push_back({piece, place});
   };
   const std::uint64_t chunk_bytes = codebook_chunk_bytes(config_.shape.head_dim);
   const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries) {
@@ -146,9 +156,11 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   std::vector<const std::byte*> means(2 * encoded.size());
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     HeadCache& cache = sequence.caches[first_table + h];
+    owner = &cache;
     cache.blocks.reserve(cache.blocks.size() + encoded[h].blocks.size());
     for (EncodedBlock& block : encoded[h].blocks) {
       cache.blocks.push_back(block.view);
+      cache.block_tokens.count(block.view, 1);
       kernels::KvBlock& placed = cache.blocks.back();
       add(block.k.codes, &placed.k.codes);
       add(block.k.scales, &placed.k.scales);
@@ -161,13 +173,9 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
     add_entries(cache.k_book, encoded[h].k_entries);
     add_entries(cache.v_book, encoded[h].v_entries);
   }
-  // Largest first: sizes divide each other, so nothing is left between them.
-  std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
-    return a.piece.size() > b.piece.size();
-  });
   std::vector<KvCopy> copies;
-  copies.reserve(waiting.size());
-  for (const auto& [piece, place] : waiting) {
+  const auto place_one = [&](const Waiting& one) {
+    const Piece piece = one.piece;
     std::byte* target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
     // check_room took codebooks for their fallback, whose pieces may have met gaps that a
     // codebook's do not fit.
@@ -175,11 +183,15 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
       ++sequence.reserved_pages;
       target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
     }
-    if (target == nullptr) {
+    if (target == nullptr) return false;
+    copies.push_back({piece.data(), target, piece.size()});
+    *one.place = target;
+    return true;
+  };
+  for (const auto& [size, pieces] : waiting) {
+    if (!std::all_of(pieces.begin(), pieces.end(), place_one)) {
       return resource_exhausted("compressed KV does not fit the sequence's reservation");
     }
-    copies.push_back({piece.data(), target, piece.size()});
-    *place = target;
   }
   memory_->copy(copies);
   for (std::size_t h = 0; h < encoded.size(); ++h) {
@@ -195,16 +207,19 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
 }
 
 Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence,
-                               int layer, const StageBoundary& boundary) {
+                               int layer, const StageBoundary& boundary,
+                               std::span<HeadMove> moves) {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   const std::size_t first = static_cast<std::size_t>(layer) * n_heads;
   const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, n_heads);
+  std::uint64_t& used_bytes = layer_used_bytes_[static_cast<std::size_t>(layer)];
+  for (const HeadCache& cache : caches) used_bytes -= head_bytes(cache);
   std::vector<HeadTask> tasks;
   for (std::size_t h = 0; h < n_heads; ++h) {
     tasks.push_back(head_task(sequence, boundary, first + h));
   }
-  std::vector<EncodedHead> encoded =
-      memory_->encode(host, page_layout(), {id, layer, caches, tasks});
+  std::vector<EncodedHead> encoded = memory_->encode(
+      host, page_layout(), {id, layer, caches, tasks, moves.subspan(first, n_heads)});
   for (std::size_t h = 0; h < n_heads; ++h) {
     caches[h].plan = boundary.heads[first + h];
     const HeadMove& move = encoded[h].move;
@@ -213,9 +228,9 @@ Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence
     free_tail(sequence, caches[h], move.tail_origin);
     caches[h].tail_first = move.tail_first;
   }
-  if (Status status = place_layer(sequence, first, encoded); !status.ok()) return status;
-  for (HeadCache& cache : caches) cache.piece_bytes = piece_bytes(cache);
-  return ok_status();
+  Status status = place_layer(sequence, first, encoded);
+  for (const HeadCache& cache : caches) used_bytes += head_bytes(cache);
+  return status;
 }
 
 void KvStore::forget_token_ids(Sequence& sequence) const {
@@ -237,14 +252,14 @@ Result<BoundaryKept> KvStore::compress(const HostEncoding& host, SequenceId sequ
   }
   Sequence& compressed = found->second;
   if (Status status = check_boundary(compressed, host, boundary); !status.ok()) return status;
-  auto room = check_room(compressed, boundary);
-  if (!room.ok()) return room.status();
-  if (Status status = memory_->grow_tables(sequence, *room); !status.ok()) return status;
+  auto work = check_room(compressed, boundary);
+  if (!work.ok()) return work.status();
+  if (Status status = memory_->grow_tables(sequence, work->room); !status.ok()) return status;
   // Encoding reads the tails by them.
   memory_->flush_tables();
   Status status;
   for (int layer = 0; layer < config_.n_layers && status.ok(); ++layer) {
-    status = compress_layer(host, sequence, compressed, layer, boundary);
+    status = compress_layer(host, sequence, compressed, layer, boundary, work->moves);
   }
   memory_->tables_changed(sequence, TableChange::kAll);
   refresh_heads(compressed);

@@ -2,7 +2,6 @@
 // kv_store.cc.
 
 #include <algorithm>
-#include <functional>
 #include <string>
 
 #include "kvstore/kv_store.h"
@@ -13,8 +12,6 @@ namespace {
 using kernels::KvFormat;
 using kernels::KvSide;
 constexpr std::int64_t kBlock = kernels::kKvBlockTokens;
-
-std::uint64_t rounded(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 bool is_raw(const HeadPlan& plan) { return plan.codec == kernels::KvCodec{}; }
 bool is_kivi(KvFormat format) { return format == KvFormat::kKivi4 || format == KvFormat::kKivi2; }
@@ -36,7 +33,7 @@ std::int64_t max_chunks(const HeadPlan& plan, const HeadMove& move) {
 // What a piece takes of its page when only pieces of its size lie there.
 std::uint64_t packed_bytes(std::uint64_t bytes, std::uint64_t page_bytes) {
   if (bytes == 0) return 0;
-  const std::uint64_t per_page = page_bytes / rounded(bytes);
+  const std::uint64_t per_page = page_bytes / arena_bytes(bytes);
   return (page_bytes + per_page - 1) / per_page;
 }
 
@@ -56,34 +53,36 @@ std::int64_t KvStore::own_tail_pages(const HeadCache& cache, std::size_t n_pages
 
 // Layer by layer, as compress() goes: the pages that a layer's tails give back, then those that its
 // pieces take.
-Result<std::vector<TableRoom>> KvStore::check_room(const Sequence& sequence,
-                                                   const StageBoundary& boundary) const {
+Result<KvStore::BoundaryWork> KvStore::check_room(const Sequence& sequence,
+                                                  const StageBoundary& boundary) const {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   SequenceArena::Trial arena = sequence.arena.trial();
   std::int64_t n_pages = sequence.reserved_pages;
-  std::vector<TableRoom> room = table_room(sequence);
-  std::vector<std::uint64_t> sizes;
+  BoundaryWork work;
+  work.moves.resize(n_tables());
+  work.room = table_room(sequence);
   for (std::size_t first = 0; first < n_tables(); first += n_heads) {
-    sizes.clear();
+    PieceSizes sizes;
     for (std::size_t table = first; table < first + n_heads; ++table) {
       const HeadCache& cache = sequence.caches[table];
       const HeadTask task = head_task(sequence, boundary, table);
-      const HeadMove move = move_head(cache, task);
+      HeadMove& move = work.moves[table];
+      move = move_head(cache, task);
       if (!move.changes) continue;
-      room[table].n_blocks += n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
-      room[table].n_chunks += max_chunks(task.plan, move);
+      work.room[table].n_blocks +=
+          n_blocks(move) - static_cast<std::int64_t>(move.n_expired_blocks);
+      work.room[table].n_chunks += max_chunks(task.plan, move);
       append_piece_sizes(cache, task, move, page_layout(), sizes);
       n_pages += own_tail_pages(cache, n_tail_pages_freed(cache, move.tail_origin));
     }
-    std::stable_sort(sizes.begin(), sizes.end(), std::greater<>());
     std::int64_t n_taken = 0;
-    for (const std::uint64_t size : sizes) n_taken = arena.allocate(size);
+    for (const auto& [size, n] : sizes) n_taken = arena.allocate(size, n);
     if (n_taken > n_pages) {
       return resource_exhausted("compressed KV needs " + std::to_string(n_taken) +
                                 " pages, the sequence may take " + std::to_string(n_pages));
     }
   }
-  return room;
+  return work;
 }
 
 // Pages that the sequence may still take until it holds max_tokens, when generated tokens leave the
@@ -183,6 +182,15 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
   return bytes;
 }
 
+void KvStore::count_bytes(const Sequence& sequence, int sign) {
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    std::uint64_t& used = layer_used_bytes_[table / n_heads];
+    const std::uint64_t bytes = head_bytes(sequence.caches[table]);
+    used = sign > 0 ? used + bytes : used - bytes;
+  }
+}
+
 std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
   std::uint64_t bytes = 0;
   const int d = config_.shape.head_dim;
@@ -191,27 +199,24 @@ std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
                                           block.capacity, config_.wide_ids);
     const auto v = kernels::kv_side_bytes(block.codec.v, KvSide::kValue, d, config_.shape.dtype,
                                           block.capacity, config_.wide_ids);
-    bytes += rounded(k.codes) + rounded(k.scales) + rounded(v.codes) + rounded(v.scales);
+    bytes +=
+        arena_bytes(k.codes) + arena_bytes(k.scales) + arena_bytes(v.codes) + arena_bytes(v.scales);
     if (block.positions != nullptr) bytes += config_.wide_positions ? 128 : 64;
   }
-  const std::uint64_t mean_bytes = rounded(2ULL * static_cast<std::uint64_t>(d));
+  const std::uint64_t mean_bytes = arena_bytes(2ULL * static_cast<std::uint64_t>(d));
   if (cache.context.k_mean != nullptr) bytes += mean_bytes;
   if (cache.context.v_mean != nullptr) bytes += mean_bytes;
-  bytes +=
-      (cache.k_book.chunks.size() + cache.v_book.chunks.size()) * rounded(codebook_chunk_bytes(d));
+  bytes += (cache.k_book.chunks.size() + cache.v_book.chunks.size()) *
+           arena_bytes(codebook_chunk_bytes(d));
   return bytes;
 }
 
 HeadKept KvStore::head_kept(const HeadCache& cache, std::int64_t n_tokens) const {
   HeadKept kept;
   kept.n_tokens = cache.n_block_tokens() + n_tokens - cache.tail_first;
-  kept.bytes = cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
-  std::int64_t k_tokens = 0;
-  std::int64_t v_tokens = 0;
-  for (const kernels::KvBlock& block : cache.blocks) {
-    if (block.codec.k == KvFormat::kCodebook) k_tokens += block.end;
-    if (block.codec.v == KvFormat::kCodebook) v_tokens += block.end;
-  }
+  kept.bytes = head_bytes(cache);
+  const std::int64_t k_tokens = cache.block_tokens.n_in_k_book;
+  const std::int64_t v_tokens = cache.block_tokens.n_in_v_book;
   if (k_tokens > 0) {
     kept.k_entries_per_token =
         static_cast<double>(cache.k_book.n_filled) / static_cast<double>(k_tokens);

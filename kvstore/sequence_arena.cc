@@ -6,18 +6,8 @@
 #include "kernels/core/check.h"
 
 namespace spindle::kvstore {
-namespace {
-
-constexpr std::uint64_t kAlignment = 64;
-
-std::uint64_t rounded(std::uint64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-}  // namespace
-
 std::byte* SequenceArena::allocate(std::uint64_t bytes, std::int64_t* n_reserved) {
-  const std::uint64_t size = rounded(bytes);
+  const std::uint64_t size = arena_bytes(bytes);
   CHECK(bytes > 0 && size <= pool_->page_bytes(), "a piece fits a page");
   auto gap = std::find_if(gaps_.begin(), gaps_.end(),
                           [size](const Gap& candidate) { return candidate.bytes >= size; });
@@ -71,7 +61,7 @@ void SequenceArena::remove_page(std::size_t index) {
 }
 
 std::int64_t SequenceArena::release(const std::byte* piece, std::uint64_t bytes) {
-  const std::uint64_t size = rounded(bytes);
+  const std::uint64_t size = arena_bytes(bytes);
   const std::size_t index = page_of(piece);
   Page& page = pages_[index];
   CHECK(page.live_bytes >= size && live_bytes_ >= size, "a piece is released once");
@@ -117,17 +107,23 @@ SequenceArena::Trial SequenceArena::trial() const {
   return trial;
 }
 
-std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes) {
-  const std::uint64_t size = rounded(bytes);
-  auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
-  std::uint64_t left = page_bytes_ - size;
-  if (gap == gaps_.end()) {
-    ++n_pages_;
-  } else {
-    left = *gap - size;
-    gaps_.erase(gap);
+std::int64_t SequenceArena::Trial::allocate(std::uint64_t bytes, std::int64_t n) {
+  const std::uint64_t size = arena_bytes(bytes);
+  while (n > 0) {
+    const auto gap = std::lower_bound(gaps_.begin(), gaps_.end(), size);
+    std::uint64_t room = page_bytes_;
+    if (gap == gaps_.end()) {
+      ++n_pages_;
+    } else {
+      room = *gap;
+      gaps_.erase(gap);
+    }
+    // What is left of the best gap is the best one for the next piece, while it fits.
+    const std::int64_t n_here = std::min(n, static_cast<std::int64_t>(room / size));
+    n -= n_here;
+    room -= static_cast<std::uint64_t>(n_here) * size;
+    if (room > 0) gaps_.insert(std::lower_bound(gaps_.begin(), gaps_.end(), room), room);
   }
-  if (left > 0) gaps_.insert(std::lower_bound(gaps_.begin(), gaps_.end(), left), left);
   return n_pages_;
 }
 

@@ -16,6 +16,11 @@
 
 namespace spindle::kvstore {
 
+// What a piece takes of its page.
+constexpr std::uint64_t arena_bytes(std::uint64_t piece_bytes) {
+  return (piece_bytes + 63) / 64 * 64;
+}
+
 class SequenceArena {
  public:
   explicit SequenceArena(PagePool& pool) : pool_(&pool) {}
@@ -41,8 +46,8 @@ class SequenceArena {
   // Allocates on paper: how many pages a series of allocations would take, in that order.
   class Trial {
    public:
-    // Answers the pages taken so far.
-    std::int64_t allocate(std::uint64_t bytes);
+    // n pieces of one size. Answers the pages taken so far.
+    std::int64_t allocate(std::uint64_t bytes, std::int64_t n = 1);
 
    private:
     friend class SequenceArena;

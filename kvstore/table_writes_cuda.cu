@@ -1,8 +1,8 @@
 #include <cuda_runtime.h>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kvstore/table_writes.h"
 
 namespace spindle::kvstore {

@@ -31,17 +31,21 @@ Backoff::Backoff(BackoffPolicy policy) : policy_(policy), started_(Clock::now())
 
 void Backoff::restart() { started_ = Clock::now(); }
 
-void Backoff::pause(Deadline deadline, bool keep_moving) {
+std::chrono::nanoseconds Backoff::yield_or(Deadline deadline, bool keep_moving) {
   const auto wanted = sleep_after(policy_, Clock::now() - started_, keep_moving);
   if (wanted.count() == 0) {
     ::sched_yield();
-    return;
+    return wanted;
   }
   if (!slept_) {
     ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs, 0, 0, 0);
     slept_ = true;
   }
-  std::this_thread::sleep_for(std::min<Clock::duration>(wanted, deadline.remaining()));
+  return std::min<std::chrono::nanoseconds>(wanted, deadline.remaining());
+}
+
+void Backoff::pause(Deadline deadline, bool keep_moving) {
+  std::this_thread::sleep_for(yield_or(deadline, keep_moving));
 }
 
 }  // namespace spindle::comm

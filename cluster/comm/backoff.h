@@ -30,6 +30,9 @@ class Backoff {
 
   // Yields or sleeps by sleep_after(), never beyond `deadline`.
   void pause(Deadline deadline, bool keep_moving);
+  // The same, but leaves the sleep to the caller, who has something better to wait on: how long;
+  // zero after it has yielded.
+  std::chrono::nanoseconds yield_or(Deadline deadline, bool keep_moving);
   // Something happened: wait eagerly again.
   void restart();
 

@@ -6,7 +6,7 @@
 #include <thread>
 #include <utility>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 
 namespace spindle::comm {
 namespace {

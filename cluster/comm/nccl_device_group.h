@@ -26,7 +26,7 @@
 #include "cluster/comm/device_group.h"
 #include "cluster/comm/host_group.h"
 #include "cluster/comm/nccl_library.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 struct CUevent_st;
 

@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "cluster/comm/device_group.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 namespace spindle::comm {
 

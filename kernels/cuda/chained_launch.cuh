@@ -14,8 +14,8 @@
 
 #include <string_view>
 
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 
 namespace spindle::kernels {
 

@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 
 namespace spindle {
 

@@ -5,7 +5,7 @@
 
 #include <functional>
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 struct CUgraphExec_st;
 

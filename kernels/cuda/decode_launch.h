@@ -66,12 +66,20 @@ struct DecodeCall {
   DType dtype = DType::kF16;
 };
 
-// CTAs of the decode kernel that one multiprocessor holds; also lets the kernels use the shared
-// memory they need.
-int decode_ctas_per_multiprocessor(int head_dim);
+// The kernels of one set of formats, each set in a file of its own.
+struct DecodeKernels {
+  // CTAs that one multiprocessor holds; also lets the kernels use the shared memory they need.
+  int (*ctas_per_multiprocessor)(int head_dim);
+  void (*launch)(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call);
+};
+DecodeKernels decode_raw_kernels();
+DecodeKernels decode_int4_kernels();
+DecodeKernels decode_lloyd_kernels();
+DecodeKernels decode_rows_kernels();
+DecodeKernels decode_all_kernels();
+
 void launch_plan_decode(CUstream_st* stream, const DecodePlan& plan,
                         const DeviceSequence* sequences, int n_sequences, int n_layers,
                         int n_kv_heads, int group);
-void launch_attention_decode(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call);
 
 }  // namespace spindle::kernels

@@ -109,12 +109,6 @@ struct Plane {
       }
     }
   }
-  // K: the channels 32 j + 8 q + 0..7 of token (t, h), even ones first.
-  __device__ std::uint32_t key_nibbles(int j, int t, int h) const {
-    if constexpr (kBits == 4) return words[4 * j + 2 * t + h];
-    if constexpr (kBits == 2) return spread_pairs(words[j / 2 * 4 + 2 * t + h] >> (8 * (j % 2)));
-    if constexpr (kBits == 1) return spread_bits(words[j / 2 * 2 + t] >> (4 * (2 * h + j % 2)));
-  }
   // V: the tokens 8 q + 0..7 of channel 16 m + 8 x + g, even ones first.
   __device__ std::uint32_t value_nibbles(int m, int x) const {
     if constexpr (kBits == 4) return words[2 * m + x];
@@ -123,20 +117,61 @@ struct Plane {
   }
 };
 
-// The planes of a side of kBits bits.
+// A lane's words of one plane of K for the tile t.
 template <int kBits, int kDim>
-struct Codes : Plane<kBits, kDim> {};
+struct KeyPlane {
+  std::uint32_t words[kDim / 32 * (kBits == 4 ? 2 : 1)];
+
+  __device__ void load(std::uint32_t plane, int t, const Lane& lane) {
+    if constexpr (kBits == 1) {
+#pragma unroll
+      for (int pair = 0; pair < kDim / 64; ++pair) {
+        words[pair] = load_shared_4(plane + lane.index * (kDim / 8) + (2 * pair + t) * 4);
+      }
+    } else {
+      constexpr int kChunks = kBits * kDim / 128;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const uint2 x = load_shared_8(plane + (chunk * 32 + lane.index) * 16 + t * 8);
+        words[2 * chunk] = x.x;
+        words[2 * chunk + 1] = x.y;
+      }
+    }
+  }
+  // The channels 32 j + 8 q + 0..7 of token (t, h), even ones first.
+  __device__ std::uint32_t nibbles(int j, int h) const {
+    if constexpr (kBits == 4) return words[2 * j + h];
+    if constexpr (kBits == 2) return spread_pairs(words[j / 2 * 2 + h] >> (8 * (j % 2)));
+    if constexpr (kBits == 1) return spread_bits(words[j / 2] >> (4 * (2 * h + j % 2)));
+  }
+};
+
+template <int kBits, int kDim>
+struct KeyCodes : KeyPlane<kBits, kDim> {};
 template <int kDim>
-struct Codes<3, kDim> {
+struct KeyCodes<3, kDim> {
+  KeyPlane<2, kDim> pairs;
+  KeyPlane<1, kDim> bits;
+
+  __device__ void load(std::uint32_t planes, int t, const Lane& lane) {
+    pairs.load(planes, t, lane);
+    bits.load(planes + 8 * kDim, t, lane);
+  }
+  __device__ std::uint32_t nibbles(int j, int h) const {
+    return pairs.nibbles(j, h) | bits.nibbles(j, h) << 2;
+  }
+};
+
+template <int kBits, int kDim>
+struct ValueCodes : Plane<kBits, kDim> {};
+template <int kDim>
+struct ValueCodes<3, kDim> {
   Plane<2, kDim> pairs;
   Plane<1, kDim> bits;
 
   __device__ void load(std::uint32_t planes, const Lane& lane) {
     pairs.load(planes, lane);
     bits.load(planes + 8 * kDim, lane);
-  }
-  __device__ std::uint32_t key_nibbles(int j, int t, int h) const {
-    return pairs.key_nibbles(j, t, h) | bits.key_nibbles(j, t, h) << 2;
   }
   __device__ std::uint32_t value_nibbles(int m, int x) const {
     return pairs.value_nibbles(m, x) | bits.value_nibbles(m, x) << 2;

@@ -40,24 +40,21 @@ __device__ inline std::uint32_t twice_of_key_token(std::uint32_t word, const Lan
   return byte_permute(word, word, lane.g % 2 == 0 ? 0x1010 : 0x3232);
 }
 
-// The key tile t (16 tokens) after RoPE as A operands, [chunk][u][n][h]: channels
+// The key tile t (16 tokens) with all but one stage of the transform, [chunk][u][n][h]: channels
 // 32 chunk + 8q + 4u + 2n of token (t, h). `k_mean` is in the Hadamard basis: [chunk][quad] of
 // pairs in the order of lookup_levels().
 template <int kBits, int kDim>
 __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
-                                  const Codes<kBits, kDim>& codes, int t, const uint4& scales,
-                                  std::uint32_t k_mean, const HadamardOperand& hadamard,
-                                  const BlockAngles& block, const DecodeCall& call,
-                                  const Lane& lane) {
-  const std::uint32_t scale[2] = {twice_of_key_token(t == 0 ? scales.x : scales.z, lane),
-                                  twice_of_key_token(t == 0 ? scales.y : scales.w, lane)};
+                                  const KeyCodes<kBits, kDim>& codes,
+                                  const std::uint32_t (&scale)[2], std::uint32_t k_mean,
+                                  const HadamardOperand& hadamard, const Lane& lane) {
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 32; ++chunk) {
     const Words4 mean = words(load_shared(k_mean + (chunk * 4 + lane.q) * 16));
     std::uint32_t y[2][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      lookup_levels<kBits>(codes.key_nibbles(chunk, t, h), y[h]);
+      lookup_levels<kBits>(codes.nibbles(chunk, h), y[h]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[h][i] = fma_f16(y[h][i], scale[h], mean.x[i]);
     }
@@ -81,44 +78,57 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
       }
     }
   }
-#pragma unroll
-  for (int chunk = 0; chunk < kDim / 64; ++chunk) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const Angles angles =
-          token_angles<kDim>(block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        std::uint32_t& a = k[chunk][i / 2][i % 2][h];
-        std::uint32_t& b = k[chunk + kDim / 64][i / 2][i % 2][h];
-        const std::uint32_t low = fma_f16(b, angles.plus.x[i], mul_f16(a, angles.less.x[i]));
-        b = fma_f16(negate_f16(b), angles.less.x[i], mul_f16(a, angles.plus.x[i]));
-        a = low;
-      }
-    }
-  }
 }
 
 template <int kBits, int kDim>
-__device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
-                                    const TurnedQuery<kDim>& query, std::uint32_t k_mean,
-                                    const BlockAngles& block, const DecodeCall& call,
-                                    const Lane& lane) {
-  Codes<kBits, kDim> codes;
-  codes.load(stage, lane);
+__device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
+                                    std::uint32_t k_mean, const BlockAngles& block,
+                                    const DecodeCall& call, const Lane& lane) {
   const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
   const HadamardOperand hadamard(lane);
-  clear_scores(s);
-#pragma unroll
+  // A loop, so that one tile's keys are in registers at a time.
+#pragma unroll 1
   for (int t = 0; t < 2; ++t) {
+    const std::uint32_t scale[2] = {twice_of_key_token(t == 0 ? scales.x : scales.z, lane),
+                                    twice_of_key_token(t == 0 ? scales.y : scales.w, lane)};
+    KeyCodes<kBits, kDim> codes;
+    codes.load(stage, t, lane);
     std::uint32_t k[kDim / 32][2][2][2];
-    lloyd_keys<kBits, kDim>(k, codes, t, scales, k_mean, hadamard, block, call, lane);
+    lloyd_keys<kBits, kDim>(k, codes, scale, k_mean, hadamard, lane);
+    float sums[4] = {};
 #pragma unroll
-    for (int chunk = 0; chunk < kDim / 32; ++chunk) {
+    for (int chunk = 0; chunk < kDim / 64; ++chunk) {
+      auto& low = k[chunk];
+      auto& high = k[chunk + kDim / 64];
+      // The last stage and the rotation of the pairs (low, high).
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const Angles angles =
+            token_angles<kDim>(block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          std::uint32_t& a = low[i / 2][i % 2][h];
+          std::uint32_t& b = high[i / 2][i % 2][h];
+          const std::uint32_t turned = fma_f16(b, angles.plus.x[i], mul_f16(a, angles.less.x[i]));
+          b = fma_f16(negate_f16(b), angles.less.x[i], mul_f16(a, angles.plus.x[i]));
+          a = turned;
+        }
+      }
+      const QueryPair<kDim> query(q, chunk, block.base, lane);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        mma_f16(s.weights[t], k[chunk][u][0][0], k[chunk][u][0][1], k[chunk][u][1][0],
-                k[chunk][u][1][1], query.x[chunk][2 * u], query.x[chunk][2 * u + 1]);
+        mma_f16(sums, low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], query.low.x[2 * u],
+                query.low.x[2 * u + 1]);
+        mma_f16(sums, high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1],
+                query.high.x[2 * u], query.high.x[2 * u + 1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (t == 0) {
+        s.weights[0][i] = sums[i];
+      } else {
+        s.weights[1][i] = sums[i];
       }
     }
   }
@@ -127,7 +137,7 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
 template <int kBits, int kDim>
 __device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
   s.change_basis(Basis::kHadamard, lane);
-  Codes<kBits, kDim> codes;
+  ValueCodes<kBits, kDim> codes;
   codes.load(stage, lane);
   const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
   std::uint32_t pairs[4];

@@ -11,9 +11,7 @@
 
 namespace spindle::kernels::device {
 
-inline constexpr int kWarps = 6;
 inline constexpr int kCtasPerMultiprocessor = 2;
-inline constexpr int kStages = 3;
 inline constexpr int kDescriptors = 16;  // of a warp
 inline constexpr int kBatch = 4;         // units whose stages are listed at once
 inline constexpr int kListedStages = 32;
@@ -28,8 +26,24 @@ template <int kDim>
 inline constexpr int kPositionsOffset = kRopeOffset + 4 * kDim;
 template <int kDim>
 inline constexpr int kScalesOffset = kPositionsOffset<kDim> + 128;
-template <int kDim>
-inline constexpr int kStageBytes = kScalesOffset<kDim> + 64;
+
+// What a kernel is compiled for. Each set of formats has registers and warps of its own.
+template <int kDim_, bool kBf16_, DecodeFormats kFormats>
+struct Config {
+  static constexpr int kDim = kDim_;
+  static constexpr bool kBf16 = kBf16_;  // pages and raw blocks; else f16
+  static constexpr bool kAll = kFormats == DecodeFormats::kAll;
+  static constexpr bool kInt4 = kAll || kFormats == DecodeFormats::kInt4;
+  static constexpr bool kLloyd = kAll || kFormats == DecodeFormats::kLloyd;
+  static constexpr bool kRows = kAll || kFormats == DecodeFormats::kRows;
+  static constexpr bool kKivi = kAll;
+  static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
+  static constexpr bool kBeforeRope = kLloyd || kRows;
+  static constexpr int kWarps = kFormats == DecodeFormats::kInt4 ? 8 : 6;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kStages = kFormats == DecodeFormats::kRaw ? 4 : 3;
+  static constexpr int kStageBytes = kBeforeRope ? kScalesOffset<kDim> + 64 : kElementBytes;
+};
 
 // One stage of a unit (a block of the table, or a page of the tail as a raw block): 64 channels of
 // a side of elements, or a whole side of codes.
@@ -107,10 +121,12 @@ struct Lane {
   __device__ int key_token() const { return 8 * (g / 2) + g % 2; }
 };
 
-template <int kDim>
+template <typename C>
 struct Pipe {
+  static constexpr int kDim = C::kDim;
+  static constexpr int kWarps = C::kWarps;
   static constexpr int kElementParts = kDim / 64;
-  static_assert(kBatch * 4 + kStages <= kListedStages);
+  static_assert(kBatch * 4 + C::kStages <= kListedStages);
 
   // What a lane knows of token `lane` of a unit: numbers of its rows, then the rows.
   struct RowNumbers {
@@ -354,22 +370,29 @@ struct Pipe {
 
   __device__ void copy_stage(std::uint32_t to, const Stage& stage) {
     const KvFormat format = stage.format();
-    if (has_rows && stage.is_key() && stage.part() == 0) advance_rows();
+    if constexpr (C::kRows) {
+      if (has_rows && stage.is_key() && stage.part() == 0) advance_rows();
+    }
     if (format == KvFormat::kRaw) {
       copy_elements(to, stage);
       return;
     }
-    if (is_row(format)) {
-      copy_rows(to, stage);
-      if (format == KvFormat::kCodebook) copy<64>(to + kScalesOffset<kDim>, at(stage.scales), 64);
-    } else {
-      copy_codes(to, stage);
+    if constexpr (C::kRows) {
+      if (is_row(format)) {
+        copy_rows(to, stage);
+        if (format == KvFormat::kCodebook) copy<64>(to + kScalesOffset<kDim>, at(stage.scales), 64);
+      }
     }
-    if (stage.is_key() && is_before_rope(format)) copy_angles(to, stage);
+    if constexpr (C::kCoded) {
+      if (!is_elements(format)) copy_codes(to, stage);
+    }
+    if constexpr (C::kBeforeRope) {
+      if (stage.is_key() && is_before_rope(format)) copy_angles(to, stage);
+    }
   }
 
   __device__ std::uint32_t next_slot(std::uint32_t from) const {
-    return from == (kStages - 1) * kStageBytes<kDim> ? 0 : from + kStageBytes<kDim>;
+    return from == (C::kStages - 1) * C::kStageBytes ? 0 : from + C::kStageBytes;
   }
 
   // Issues the next stage; past the last one an empty group, so that groups can be counted.
@@ -383,19 +406,21 @@ struct Pipe {
     slot = next_slot(slot);
   }
 
+  // The first descriptors, and what else is needed before stages can be issued.
   __device__ void start() {
-    const DeviceKvHead& head = entry->head;
-    has_rows = head.n_blocks > 0 &&
-               (head.k_entries != nullptr || head.v_entries != nullptr || head.k_tokens != nullptr);
     fetch_descriptors(0);
     commit_copies();
     wait_copies<0>();
     __syncwarp();
-    if (has_rows) {
-      next_rows = find_rows(0, load_numbers(0));
-      next_numbers = load_numbers(1);
+    if constexpr (C::kRows) {
+      const DeviceKvHead& head = entry->head;
+      has_rows = head.n_blocks > 0 && (head.k_entries != nullptr || head.v_entries != nullptr ||
+                                       head.k_tokens != nullptr);
+      if (has_rows) {
+        next_rows = find_rows(0, load_numbers(0));
+        next_numbers = load_numbers(1);
+      }
     }
-    for (int i = 0; i < kStages; ++i) issue();
   }
 };
 

@@ -60,40 +60,33 @@ struct Words4 {
 };
 __device__ inline Words4 words(const uint4& v) { return {{v.x, v.y, v.z, v.w}}; }
 
-// Query tile of a block: fragments [chunk][pair of channels].
+// Fragments of the query tile for the chunks `chunk` and chunk + kDim / 64, turned back by a
+// position whose cos and sin rows, f32 [kDim / 2] each, are at `angles`; 0: as they are.
 template <int kDim>
-struct TurnedQuery {
-  std::uint32_t x[kDim / 32][4];
+struct QueryPair {
+  Words4 low;
+  Words4 high;
 
-  __device__ void load(std::uint32_t q, const Lane& lane) {
+  __device__ QueryPair(std::uint32_t q, int chunk, std::uint32_t angles, const Lane& lane)
+      : low(words(load_query(q, chunk, lane))),
+        high(words(load_query(q, chunk + kDim / 64, lane))) {
+    if (angles == 0) return;
 #pragma unroll
-    for (int chunk = 0; chunk < kDim / 32; ++chunk) {
-      const Words4 w = words(load_query(q, chunk, lane));
+    for (int half = 0; half < 2; ++half) {
+      const std::uint32_t at = angles + (32 * chunk + 8 * lane.q + 4 * half) * 4;
+      const uint4 c = load_shared(at);
+      const uint4 s = load_shared(at + 2 * kDim);
+      const std::uint32_t cos[2] = {pack<false>(__uint_as_float(c.x), __uint_as_float(c.y)),
+                                    pack<false>(__uint_as_float(c.z), __uint_as_float(c.w))};
+      const std::uint32_t sin[2] = {pack<false>(__uint_as_float(s.x), __uint_as_float(s.y)),
+                                    pack<false>(__uint_as_float(s.z), __uint_as_float(s.w))};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) x[chunk][i] = w.x[i];
-    }
-  }
-  // Back by the position whose cos and sin rows, f32 [kDim / 2] each, are at `angles`.
-  __device__ void turn_back(std::uint32_t angles, const Lane& lane) {
-#pragma unroll
-    for (int chunk = 0; chunk < kDim / 64; ++chunk) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t at = angles + (32 * chunk + 8 * lane.q + 4 * half) * 4;
-        const uint4 c = load_shared(at);
-        const uint4 s = load_shared(at + 2 * kDim);
-        const std::uint32_t cos[2] = {pack<false>(__uint_as_float(c.x), __uint_as_float(c.y)),
-                                      pack<false>(__uint_as_float(c.z), __uint_as_float(c.w))};
-        const std::uint32_t sin[2] = {pack<false>(__uint_as_float(s.x), __uint_as_float(s.y)),
-                                      pack<false>(__uint_as_float(s.z), __uint_as_float(s.w))};
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          std::uint32_t& low = x[chunk][2 * half + i];
-          std::uint32_t& high = x[chunk + kDim / 64][2 * half + i];
-          const std::uint32_t turned = fma_f16(high, sin[i], mul_f16(low, cos[i]));
-          high = fma_f16(high, cos[i], negate_f16(mul_f16(low, sin[i])));
-          low = turned;
-        }
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t& a = low.x[2 * half + i];
+        std::uint32_t& b = high.x[2 * half + i];
+        const std::uint32_t turned = fma_f16(b, sin[i], mul_f16(a, cos[i]));
+        b = fma_f16(b, cos[i], negate_f16(mul_f16(a, sin[i])));
+        a = turned;
       }
     }
   }
@@ -104,7 +97,8 @@ struct BlockAngles {
   enum class Kind { kSteps, kStrides, kTable } kind;
   std::uint32_t steps;  // shared addresses of the tables
   std::uint32_t strides;
-  int at[4];  // of the lane's tokens w = 2 t + h: step, or position (kTable)
+  std::uint32_t base;  // shared address of the base position's cos and sin rows; 0: none
+  int at[4];           // of the lane's tokens w = 2 t + h: step, or position (kTable)
 };
 
 template <int kDim>
@@ -112,7 +106,7 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
                                            bool wide_positions, std::uint32_t steps,
                                            std::uint32_t strides, std::int64_t max_positions,
                                            const Lane& lane) {
-  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, {}};
+  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, data + kRopeOffset, {}};
   if (!is_listed) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) angles.at[w] = lane.key_token() + 2 * w;
@@ -132,6 +126,7 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
   }
   if (__any_sync(kAllLanes, far)) {
     angles.kind = BlockAngles::Kind::kTable;
+    angles.base = 0;
     return angles;
   }
 #pragma unroll

@@ -10,10 +10,11 @@
 namespace spindle::kernels::device {
 
 template <int kPart, int kDim>
-__device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
-                                          const TurnedQuery<kDim>& query, const BlockAngles& block,
-                                          const DecodeCall& call, const Lane& lane) {
+__device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
+                                          const BlockAngles& block, const DecodeCall& call,
+                                          const Lane& lane) {
   const std::uint32_t row = stage + lane.key_token() * 64 + lane.q * 16;
+  const QueryPair<kDim> query(q, kPart, block.base, lane);
 #pragma unroll
   for (int t = 0; t < 2; ++t) {
     Words4 low[2];
@@ -32,8 +33,8 @@ __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
         high[h].x[i] = fma_f16(a.x[i], sin, mul_f16(b.x[i], cos));
       }
     }
-    const auto& q_low = query.x[kPart];
-    const auto& q_high = query.x[kPart + kDim / 64];
+    const auto& q_low = query.low.x;
+    const auto& q_high = query.high.x;
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       const int i = 2 * u;
@@ -47,15 +48,15 @@ __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
 
 // `magnitudes` is the shared address of f16 [32], or 0: all 1.
 template <int kDim>
-__device__ inline void row_scores(Softmax<kDim>& s, std::uint32_t stage, int part,
-                                  const TurnedQuery<kDim>& query, const BlockAngles& block,
-                                  bool has_magnitudes, const DecodeCall& call, const Lane& lane) {
+__device__ inline void row_scores(Softmax<kDim>& s, std::uint32_t stage, int part, std::uint32_t q,
+                                  const BlockAngles& block, bool has_magnitudes,
+                                  const DecodeCall& call, const Lane& lane) {
   if (part == 0) {
     clear_scores(s);
-    row_scores_of_part<0, kDim>(s, stage, query, block, call, lane);
+    row_scores_of_part<0, kDim>(s, stage, q, block, call, lane);
   }
   if constexpr (kDim == 128) {
-    if (part == 1) row_scores_of_part<1, kDim>(s, stage, query, block, call, lane);
+    if (part == 1) row_scores_of_part<1, kDim>(s, stage, q, block, call, lane);
   }
   if (part != kDim / 64 - 1) return;
   const uint4 magnitudes = load_of_key_tokens(stage + kScalesOffset<kDim>, lane);

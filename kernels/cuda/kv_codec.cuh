@@ -69,9 +69,8 @@ __device__ __forceinline__ void load_group(const std::uint16_t* from, float (&y)
   }
 }
 
-// x H / sqrt(head_dim) of every token. All lanes take part.
-template <int kDim>
-__device__ __forceinline__ void hadamard(float (&y)[kGroup]) {
+// The stages of the transform inside a group of 32 channels, before those across groups.
+__device__ __forceinline__ void hadamard_in_group(float (&y)[kGroup]) {
 #pragma unroll
   for (int h = 1; h < kGroup; h *= 2) {
 #pragma unroll
@@ -83,6 +82,17 @@ __device__ __forceinline__ void hadamard(float (&y)[kGroup]) {
       y[i + h] = __fsub_rn(a, b);
     }
   }
+}
+
+template <int kDim>
+__device__ __forceinline__ float hadamard_scale() {
+  return __fdiv_rn(1.0F, __fsqrt_rn(static_cast<float>(kDim)));
+}
+
+// x H / sqrt(head_dim) of every token. All lanes take part.
+template <int kDim>
+__device__ __forceinline__ void hadamard(float (&y)[kGroup]) {
+  hadamard_in_group(y);
 #pragma unroll
   for (int lanes = 1; lanes < kDim / kGroup; lanes *= 2) {
     // other + y in the lower lane, other - y in the upper one; the product is exact.
@@ -92,7 +102,7 @@ __device__ __forceinline__ void hadamard(float (&y)[kGroup]) {
       y[i] = __fmaf_rn(sign, y[i], __shfl_xor_sync(kAllLanes, y[i], lanes));
     }
   }
-  const float scale = __fdiv_rn(1.0F, __fsqrt_rn(static_cast<float>(kDim)));
+  const float scale = hadamard_scale<kDim>();
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) y[i] = __fmul_rn(y[i], scale);
 }

@@ -80,6 +80,30 @@ struct DeviceSequence {
 };
 static_assert(sizeof(DeviceSequence) == 24);
 
+// Formats that the blocks of a launch of decode attention may have: a kernel that knows them is
+// faster. Pages and raw blocks are always allowed.
+enum class DecodeFormats : std::uint8_t {
+  kRaw,
+  kInt4,
+  kLloyd,  // 1 to 4 bits
+  kRows,   // token ids and codebooks
+  kAll,
+};
+// The narrowest set for a mask of 1 << KvFormat.
+constexpr DecodeFormats decode_formats(std::uint32_t format_mask) {
+  constexpr auto kBit = [](KvFormat format) { return 1U << static_cast<unsigned>(format); };
+  const std::uint32_t coded = format_mask & ~kBit(KvFormat::kRaw);
+  const auto only = [coded](std::uint32_t allowed) { return (coded & ~allowed) == 0; };
+  if (only(0)) return DecodeFormats::kRaw;
+  if (only(kBit(KvFormat::kInt4))) return DecodeFormats::kInt4;
+  if (only(kBit(KvFormat::kLloyd1) | kBit(KvFormat::kLloyd2) | kBit(KvFormat::kLloyd3) |
+           kBit(KvFormat::kLloyd4))) {
+    return DecodeFormats::kLloyd;
+  }
+  if (only(kBit(KvFormat::kToken) | kBit(KvFormat::kCodebook))) return DecodeFormats::kRows;
+  return DecodeFormats::kAll;
+}
+
 // Where an element lies: code number `index` of 32-bit word `word` of a side's plane.
 struct KvElement {
   int token = 0;

@@ -2,7 +2,7 @@
 // Scores of an observation window's queries against a head's cached keys, one block at a time: the
 // keys of its units come through a ring in shared memory (cp.async), the products are mma.
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_score_device.cuh"
 
 namespace spindle::kernels::score {

@@ -14,16 +14,14 @@ class ActivationCudaTest : public testing::GpuTest {
     SCOPED_TRACE(::testing::Message() << n_rows << " rows of " << inter << ", gap " << gap);
     const std::int64_t in_stride = 2 * inter + gap;
     const std::int64_t out_stride = inter + gap;
-    const std::vector<Bf16> in =
-        testing::to_bf16(normal(static_cast<std::size_t>(n_rows * in_stride), scale));
-    const std::vector<float> widened = testing::widened(in);
+    const std::vector<float> in = normal(static_cast<std::size_t>(n_rows * in_stride), scale);
     std::vector<float> expected(static_cast<std::size_t>(n_rows * inter));
     const auto cpu = CpuContext::create({.n_threads = 1}).value();
-    swiglu(*cpu, ConstRows(widened.data(), n_rows, 2 * inter, in_stride),
+    swiglu(*cpu, ConstRows(in.data(), n_rows, 2 * inter, in_stride),
            Rows(expected.data(), n_rows, inter));
     const auto device_in = upload(in);
     const auto out = device<Bf16>(static_cast<std::size_t>(n_rows * out_stride));
-    swiglu(gpu(), ConstBf16Rows(device_in.data(), n_rows, 2 * inter, in_stride),
+    swiglu(gpu(), ConstRows(device_in.data(), n_rows, 2 * inter, in_stride),
            Bf16Rows(out.data(), n_rows, inter, out_stride));
     const std::vector<Bf16> got = out.to_host();
     std::vector<float> values;

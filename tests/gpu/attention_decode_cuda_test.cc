@@ -107,22 +107,36 @@ class AttentionDecodeTest : public testing::GpuTest {
     cache.upload(gpu());
     const DeviceRopeTable rope(gpu(), p.rope);
     const DeviceVector<F16> device_q(gpu(), q16);
-    const DeviceVector<Bf16> out(gpu(),
-                                 testing::to_bf16(std::vector<float>(expected.size(), -7.0F)));
     auto workspace = DecodeWorkspace::create(gpu(), static_cast<int>(n) + 1, n_layers, p.shape);
     ASSERT_TRUE(workspace.ok()) << workspace.status().to_string();
-    // Twice, as a step of a replayed graph would.
-    for (int round = 0; round < 2; ++round) {
+    const Tolerance t = p.layout.dtype == DType::kBF16 ? kBf16Tolerance : kF16Tolerance;
+    // By the narrowest kernel and by that of all formats, which also is a second step in a graph.
+    for (const DecodeFormats formats : {formats_of(sequences), DecodeFormats::kAll}) {
+      SCOPED_TRACE("formats " + std::to_string(static_cast<int>(formats)));
+      const DeviceVector<Bf16> out(gpu(),
+                                   testing::to_bf16(std::vector<float>(expected.size(), -7.0F)));
       plan_decode(gpu(), cache.sequences(), cache.n_sequences(), n_layers, p.shape, *workspace);
       attention_decode(gpu(), {device_q.data(), n_rows, p.width(), stride}, cache.sequences(),
                        cache.n_sequences(), layer, p.shape, cache.pool(), p.scale, rope.view(),
-                       *workspace, {out.data(), n_rows, p.width(), stride});
+                       formats, *workspace, {out.data(), n_rows, p.width(), stride});
+      const std::vector<float> actual = testing::widened(out.to_host());
+      cache.check_guards();
+      testing::expect_close(actual, expected, t.absolute, t.relative);
+      EXPECT_LE(testing::relative_error(actual, expected), t.of_norm);
     }
-    const std::vector<float> actual = testing::widened(out.to_host());
-    cache.check_guards();
-    const Tolerance t = p.layout.dtype == DType::kBF16 ? kBf16Tolerance : kF16Tolerance;
-    testing::expect_close(actual, expected, t.absolute, t.relative);
-    EXPECT_LE(testing::relative_error(actual, expected), t.of_norm);
+  }
+
+  static DecodeFormats formats_of(const std::vector<std::unique_ptr<Sequence>>& sequences) {
+    std::uint32_t mask = 0;
+    for (const auto& sequence : sequences) {
+      for (const KvHeadPages& head : sequence->heads) {
+        for (std::int64_t i = 0; i < head.n_blocks; ++i) {
+          mask |= 1U << static_cast<unsigned>(head.blocks[i].codec.k);
+          mask |= 1U << static_cast<unsigned>(head.blocks[i].codec.v);
+        }
+      }
+    }
+    return decode_formats(mask);
   }
 
   // One sequence whose heads all have these blocks.

@@ -1,4 +1,4 @@
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 #include <gtest/gtest.h>
 

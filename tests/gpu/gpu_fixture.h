@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/devices.h"
 
 namespace spindle::testing {

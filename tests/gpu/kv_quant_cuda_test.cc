@@ -301,6 +301,32 @@ TEST_F(KvQuantCudaTest, GatheredRowsEqualTheCpuBodys) {
   }
 }
 
+TEST_F(KvQuantCudaTest, GatheredValuesBeyondF16Saturate) {
+  constexpr int kDim = 64;
+  const RopeTable table = testing::make_rope(kDim, 8);
+  const testing::RopeOnDevice rope(gpu(), table);
+  std::vector<std::uint16_t> page(std::size_t{64} * kDim);
+  page[testing::k_at(0, 5)] = f32_to_bf16(1e30F);
+  page[page.size() / 2 + testing::v_at(0, 7)] = f32_to_bf16(-70000.0F);
+  const auto pool = upload(page);
+  const auto number = upload(std::vector<std::uint32_t>{0});
+  const auto position = upload(std::vector<std::int32_t>{0});
+  const auto k = device<F16>(kDim);
+  const auto k_pre = device<F16>(kDim);
+  const auto v = device<F16>(kDim);
+  const DeviceGather gather{number.data(), 0, 1, position.data(), k.data(), k_pre.data(), v.data()};
+  const auto gathers = upload(std::vector<DeviceGather>{gather});
+  kv_gather(gpu(), reinterpret_cast<const std::byte*>(pool.data()), DType::kBF16, kDim, rope.view(),
+            gathers.data(), 1, 1);
+  std::vector<float> expected_k(kDim);
+  std::vector<float> expected_v(kDim);
+  expected_k[5] = 65504.0F;
+  expected_v[7] = -65504.0F;
+  EXPECT_EQ(testing::widened(k.to_host()), expected_k);
+  EXPECT_EQ(testing::widened(k_pre.to_host()), expected_k);
+  EXPECT_EQ(testing::widened(v.to_host()), expected_v);
+}
+
 TEST_F(KvQuantCudaTest, NothingToDo) {
   kv_gather(gpu(), nullptr, DType::kF16, 128, {}, nullptr, 0, 0);
   kv_mean(gpu(), 128, nullptr, 0);

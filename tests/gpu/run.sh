@@ -9,7 +9,8 @@ usage() {
   cat <<'EOT'
 usage: tests/gpu/run.sh [options]
 
-  --steps LIST     of build,test,sanitize,bench,model,torch,serve (default: all)
+  --steps LIST     of build,test,sanitize,bench,model,torch,serve,eval
+                   (default: all)
   --filter REGEX   only test and benchmark programs with such a name
   --build DIR      build folder (default: build-gpu)
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
@@ -22,7 +23,7 @@ usage: tests/gpu/run.sh [options]
 EOT
 }
 
-steps=build,test,sanitize,bench,model,torch,serve
+steps=build,test,sanitize,bench,model,torch,serve,eval
 filter=.
 build=$root/build-gpu
 prefix=
@@ -193,6 +194,22 @@ if wants serve; then
     tail -n 6 "$out/serve-$test.log"
     note "$code" "served cluster: $test"
   done
+fi
+
+if wants eval; then
+  say 'quality: the same answers as on the CPU'
+  profiles=full,spindle,spindlekv,simlayerkv,simlayerkv-int4,snapkv,pyramidkv,streaming,keydiff,defensive,int4,kivi4,kivi2
+  timeout "$limit" "$build/bin/spindle" eval --config "$root/configs/mini-gpu.pbtxt" \
+    --data "$root/eval/public.jsonl.gz" --profiles "$profiles" --bytes 25,10 --regime qa --limit 30 \
+    --concurrency 12 --stages 1 --json "$out/quality-gpu.json" >"$out/eval.log" 2>&1
+  code=$?
+  tail -n 3 "$out/eval.log"
+  if ((code == 0)); then
+    "$root/tests/gpu/compare_quality.py" "$root/docs/quality.json" "$out/quality-gpu.json" \
+      | tee "$out/quality-compare.txt"
+    code=${PIPESTATUS[0]}
+  fi
+  note "$code" 'quality beside the CPU'
 fi
 
 printf '\n'

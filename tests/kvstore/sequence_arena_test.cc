@@ -146,11 +146,20 @@ TEST(SequenceArena, ATrialTakesThePagesThatTheArenaWould) {
   SequenceArena arena(*pool);
   for (int round = 0; round < 40; ++round) {
     std::vector<std::uint64_t> sizes;
-    for (unsigned i = 0; i < random() % 30; ++i) sizes.push_back(64 * (1 + random() % 32));
+    for (unsigned i = 0; i < random() % 30; ++i)
+      sizes.push_back(64 * (1 + random() % (round % 2 == 0 ? 32 : 4)));
     std::sort(sizes.begin(), sizes.end(), std::greater<>());
     SequenceArena::Trial trial = arena.trial();
     std::int64_t expected = 0;
     for (const std::uint64_t size : sizes) expected = trial.allocate(size);
+    // The same in runs of equal sizes.
+    SequenceArena::Trial runs = arena.trial();
+    std::int64_t in_runs = 0;
+    for (std::size_t i = 0, n = 0; i < sizes.size(); i += n) {
+      n = static_cast<std::size_t>(std::count(sizes.begin(), sizes.end(), sizes[i]));
+      in_runs = runs.allocate(sizes[i], static_cast<std::int64_t>(n));
+    }
+    ASSERT_EQ(in_runs, expected);
     const std::int64_t before = arena.n_pages();
     for (const std::uint64_t size : sizes) ASSERT_NE(arena.allocate(size, &reserved), nullptr);
     ASSERT_EQ(arena.n_pages() - before, expected);

@@ -54,7 +54,8 @@ class TestHead {
     if (kept != nullptr) task.kept = *kept;
     task.token_ids = std::span(tokens_).subspan(static_cast<std::size_t>(head_.tail_origin));
     scratch_.reset();
-    EncodedHead encoded = encode_head(cpu(), head_, layout_, &model_.rope(), task, scratch_);
+    EncodedHead encoded =
+        encode_head(cpu(), head_, layout_, &model_.rope(), task, move_head(head_, task), scratch_);
     sizes_.clear();
     append_piece_sizes(head_, task, encoded.move, layout_, sizes_);
     apply(encoded);
@@ -71,7 +72,7 @@ class TestHead {
   // What the last boundary was said to place, at most, and what it placed.
   std::uint64_t foretold_bytes() const {
     std::uint64_t bytes = 0;
-    for (const std::uint64_t size : sizes_) bytes += size;
+    for (const auto& [size, n] : sizes_) bytes += size * static_cast<std::uint64_t>(n);
     return bytes;
   }
   std::uint64_t placed_bytes() const { return placed_bytes_; }
@@ -147,7 +148,7 @@ class TestHead {
   std::vector<std::int32_t> tokens_;
   HostScratch scratch_;
   std::deque<std::vector<std::byte>> memory_;
-  std::vector<std::uint64_t> sizes_;
+  PieceSizes sizes_;
   std::uint64_t placed_bytes_ = 0;
 };
 

@@ -32,9 +32,11 @@ ENVIRONMENT_FILES = ("worker/config/options.cc", "ops/cli/terminal.cc")
 MAX_LINES = 600
 # Files, or folders with a slash, without a C++ test, and the test that covers each.
 TESTED_THROUGH = {
+    "kernels/bench/cuda/": "tests/gpu/run.sh",
     "ops/cli/chat.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/complete.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/eval.cc": "tests/ops/cli/eval_test.py",
+    "worker/bench/": "tests/gpu/run.sh",
 }
 # Paths of somebody's machine. Written in pieces, so that this file does not contain them.
 FORBIDDEN = ("/wo" + "rk/", "/tmp/" + "b-")

@@ -2,8 +2,8 @@
 
 #include "cluster/comm/nccl_device_group.h"
 #include "cluster/comm/staged_device_group.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/devices.h"
 #include "kvstore/device_memory.h"
 #include "worker/daemon/compute_parts.h"

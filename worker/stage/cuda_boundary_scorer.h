@@ -23,7 +23,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/tensor_view.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/kv_score.h"
 #include "kernels/kv_select.h"
 #include "kernels/linear.h"

@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/norm.h"
 #include "kvstore/plan/kv_shape.h"
 
@@ -110,10 +110,10 @@ Status CudaStage::allocate() {
   const Wanted wanted[] = {
       {&hidden_, bytes_of(n, m.hidden_size, 4), false},
       {&normed_, bytes_of(n, m.hidden_size, 2), false},
-      {&qkv_, bytes_of(n, q_width + 2 * kv_width, 2), false},
+      {&qkv_, bytes_of(n, q_width + 2 * kv_width, 4), false},
       {&q_, bytes_of(n, q_width, 2), false},
       {&attended_, bytes_of(n, q_width, 2), false},
-      {&gate_up_, bytes_of(n, 2LL * m.intermediate_size, 2), false},
+      {&gate_up_, bytes_of(n, 2LL * m.intermediate_size, 4), false},
       {&activated_, bytes_of(n, m.intermediate_size, 2), false},
       {&sampled_hidden_, bytes_of(n_sampled, m.hidden_size, 4), true},
       {&sampled_normed_, bytes_of(n_sampled, m.hidden_size, 2), true},

@@ -1,12 +1,15 @@
 #pragma once
-// The GPU body of Stage: bf16 weights and activations, fp32 residual stream and accumulation.
+// The GPU body of Stage: products of bf16 weights and bf16 activations with fp32 accumulation, fp32
+// residual stream. What the products of q, k, v, gate and up give stays fp32 until it is rotated or
+// gated: its rounding to bf16 would be most of the error of a logit.
 //
 // A step's tables go to the device in one copy; then every layer is a series of launches on the
 // context's stream. A step of decode tokens alone is replayed from a CUDA graph, one for each
-// bucket of sequences, recorded at start; rows that fill a bucket up compute nothing that is read.
-// Rows of a mixed step take the decode kernel when their run has one token and the prefill kernel
-// otherwise; the compressed blocks of a sequence that prefills are expanded, a layer at a time,
-// into pages that the prefill kernel reads like any other.
+// bucket of sequences and combination of KV formats in the layers: those of uncompressed caches are
+// recorded at start, others after their first step. Rows that fill a bucket up compute nothing that
+// is read. Rows of a mixed step take the decode kernel when their run has one token and the prefill
+// kernel otherwise; the compressed blocks of a sequence that prefills are expanded, a layer at a
+// time, into pages that the prefill kernel reads like any other.
 //
 // Products' algorithms depend on the number of rows, so the last bits of a row may depend on its
 // batch, unlike on the CPU.
@@ -17,10 +20,12 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kernels/attention.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/cuda/cuda_graph.h"
 #include "kernels/sample.h"
 #include "kvstore/kv_store.h"
@@ -79,6 +84,8 @@ class CudaStage final : public Stage {
     std::int32_t* logits_rows = nullptr;           // [n_logits]
     kernels::DeviceSequence* sequences = nullptr;  // decode first, then prefill
     int n_decode = 0;
+    // Host, [n_layers]: formats of the decode sequences' blocks, and so the kernel that reads them.
+    std::vector<kernels::DecodeFormats> formats = {};
     std::span<const std::int32_t> n_queries;  // host: of the prefill sequences without blocks
     std::span<const StageRun> runs;           // host: empty in a recorded step
   };
@@ -103,6 +110,7 @@ class CudaStage final : public Stage {
   CudaStage(const LlamaStageConfig& config, const CudaContext& context, CudaWeights weights);
   Status allocate();
   Status record_graphs();
+  void record(const Step& step);
   void run_step(const Step& step);
   void run_layer(int layer, const Step& step);
   void attend(int layer, const Step& step);
@@ -111,7 +119,10 @@ class CudaStage final : public Stage {
   void fill_decode(Step& step, std::span<const StageRun> runs, std::span<const std::int32_t> tokens,
                    std::int64_t n_rows);
   void fill_mixed(Step& step, std::span<const StageRun> runs, std::span<const std::int32_t> tokens);
-  bool has_blocks(kvstore::SequenceId sequence) const;
+  // Formats of the sequence's blocks, [n_layers] of bits 1 << KvFormat; looked up once after each
+  // boundary.
+  const std::vector<std::uint32_t>& formats_of(kvstore::SequenceId sequence);
+  void set_formats(Step& step, std::span<const StageRun> decode_runs);
   ExpandedRun plan_expansion(kvstore::SequenceId sequence, std::int32_t n_queries);
   Status sample_batch(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens);
   kernels::AttentionShape shape() const;
@@ -129,10 +140,10 @@ class CudaStage final : public Stage {
   // Workspace for max_batched_tokens rows.
   DeviceBuffer hidden_;     // f32 [max_tokens, hidden]
   DeviceBuffer normed_;     // bf16 [max_tokens, hidden]
-  DeviceBuffer qkv_;        // bf16 [max_tokens, (n_heads + 2 n_kv_heads) * head_dim]
+  DeviceBuffer qkv_;        // f32 [max_tokens, (n_heads + 2 n_kv_heads) * head_dim]
   DeviceBuffer q_;          // f16 [max_tokens, n_heads * head_dim]
   DeviceBuffer attended_;   // bf16 [max_tokens, n_heads * head_dim]
-  DeviceBuffer gate_up_;    // bf16 [max_tokens, 2 * intermediate]
+  DeviceBuffer gate_up_;    // f32 [max_tokens, 2 * intermediate]
   DeviceBuffer activated_;  // bf16 [max_tokens, intermediate]
   // Last stage.
   DeviceBuffer sampled_hidden_;  // f32 [max logits rows, hidden]
@@ -147,7 +158,11 @@ class CudaStage final : public Stage {
   std::optional<StepUpload> decode_upload_;
   std::optional<StepUpload> mixed_upload_;
   std::optional<StepUpload> sample_upload_;
-  std::map<std::int64_t, CudaGraph> decode_graphs_;  // by rows
+  // By rows and formats of the layers.
+  using GraphKey = std::pair<std::int64_t, std::vector<kernels::DecodeFormats>>;
+  std::map<GraphKey, CudaGraph> decode_graphs_;
+  std::vector<std::int64_t> buckets_;  // ascending
+  std::unordered_map<kvstore::SequenceId, std::vector<std::uint32_t>> formats_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> n_queries_;
   std::vector<ExpandedRun> expanded_runs_;

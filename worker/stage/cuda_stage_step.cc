@@ -13,6 +13,9 @@
 namespace spindle::worker {
 namespace {
 
+// Recorded steps of all buckets and combinations of formats.
+constexpr std::size_t kMaxGraphs = 512;
+
 // Rows of the recorded steps: every size where a product's work jumps, then multiples.
 std::vector<std::int64_t> decode_buckets(std::int64_t most) {
   std::vector<std::int64_t> buckets;
@@ -29,17 +32,25 @@ std::vector<std::int64_t> decode_buckets(std::int64_t most) {
 Status CudaStage::record_graphs() {
   const std::int64_t most =
       std::min<std::int64_t>(config_.max_num_seqs, config_.max_batched_tokens);
-  for (const std::int64_t n_rows : decode_buckets(most)) {
+  buckets_ = decode_buckets(most);
+  for (const std::int64_t n_rows : buckets_) {
     Step step;
     decode_upload_->begin();
     fill_decode(step, {}, {}, n_rows);
     decode_upload_->flush();
     // Once for real, so that every kernel is loaded before it is recorded.
     run_step(step);
-    decode_graphs_.emplace(n_rows, CudaGraph::record(context_, [&] { run_step(step); }));
+    record(step);
   }
   context_.synchronize();
   return ok_status();
+}
+
+void CudaStage::record(const Step& step) {
+  // Requests choose their own policies, so combinations are bounded only by this.
+  if (decode_graphs_.size() >= kMaxGraphs) decode_graphs_.clear();
+  decode_graphs_.emplace(GraphKey{step.n_rows, step.formats},
+                         CudaGraph::record(context_, [&] { run_step(step); }));
 }
 
 Status CudaStage::forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) {
@@ -57,15 +68,20 @@ Status CudaStage::forward(std::span<const StageRun> runs, std::span<const std::i
     return run.n_tokens == 1 &&
            !scorer_->wants_queries(run.sequence, run.first_position, run.n_tokens);
   });
-  const auto graph = decode_graphs_.lower_bound(n_rows);
-  if (decodes && graph != decode_graphs_.end()) {
-    Step step;
+  const auto bucket = std::lower_bound(buckets_.begin(), buckets_.end(), n_rows);
+  Step step;
+  if (decodes && bucket != buckets_.end()) {
     decode_upload_->begin();
-    fill_decode(step, runs, tokens, graph->first);
+    fill_decode(step, runs, tokens, *bucket);
     decode_upload_->flush();
-    graph->second.replay(context_);
+    const auto graph = decode_graphs_.find({step.n_rows, step.formats});
+    if (graph != decode_graphs_.end()) {
+      graph->second.replay(context_);
+    } else {
+      run_step(step);
+      record(step);
+    }
   } else {
-    Step step;
     mixed_upload_->begin();
     fill_mixed(step, runs, tokens);
     mixed_upload_->flush();
@@ -73,6 +89,30 @@ Status CudaStage::forward(std::span<const StageRun> runs, std::span<const std::i
   }
   stop_timer();
   return ok_status();
+}
+
+const std::vector<std::uint32_t>& CudaStage::formats_of(kvstore::SequenceId sequence) {
+  const auto found = formats_.find(sequence);
+  if (found != formats_.end()) return found->second;
+  std::vector<std::uint32_t> formats(static_cast<std::size_t>(config_.layers.count));
+  for (int layer = 0; layer < config_.layers.count; ++layer) {
+    for (int head = 0; head < config_.model.n_kv_heads; ++head) {
+      for (const kernels::KvBlock& block : store_->head_cache(sequence, layer, head).blocks) {
+        formats[static_cast<std::size_t>(layer)] |=
+            1U << static_cast<unsigned>(block.codec.k) | 1U << static_cast<unsigned>(block.codec.v);
+      }
+    }
+  }
+  return formats_.emplace(sequence, std::move(formats)).first->second;
+}
+
+void CudaStage::set_formats(Step& step, std::span<const StageRun> decode_runs) {
+  std::vector<std::uint32_t> all(static_cast<std::size_t>(config_.layers.count));
+  for (const StageRun& run : decode_runs) {
+    const std::vector<std::uint32_t>& own = formats_of(run.sequence);
+    for (std::size_t layer = 0; layer < all.size(); ++layer) all[layer] |= own[layer];
+  }
+  for (const std::uint32_t mask : all) step.formats.push_back(kernels::decode_formats(mask));
 }
 
 // Arrays of a bucket have the same places every time. Every row has logits; those that nobody wants
@@ -83,6 +123,7 @@ void CudaStage::fill_decode(Step& step, std::span<const StageRun> runs,
   step.n_rows = n_rows;
   step.n_logits = config_.is_last ? n_rows : 0;
   step.n_decode = static_cast<int>(n_rows);
+  set_formats(step, runs);
   const auto sequences = decode_upload_->reserve(n, &step.sequences);
   const auto ids = decode_upload_->reserve(n, &step.tokens);
   const auto positions = decode_upload_->reserve(n, &step.positions);
@@ -106,15 +147,6 @@ void CudaStage::fill_decode(Step& step, std::span<const StageRun> runs,
     row_sequence[i] = static_cast<std::int32_t>(i);
     if (run.wants_logits) logits_row_of_.push_back(static_cast<std::int32_t>(i));
   }
-}
-
-bool CudaStage::has_blocks(kvstore::SequenceId sequence) const {
-  for (int layer = 0; layer < config_.layers.count; ++layer) {
-    for (int head = 0; head < config_.model.n_kv_heads; ++head) {
-      if (!store_->head_cache(sequence, layer, head).blocks.empty()) return true;
-    }
-  }
-  return false;
 }
 
 CudaStage::ExpandedRun CudaStage::plan_expansion(kvstore::SequenceId sequence,
@@ -155,9 +187,15 @@ void CudaStage::fill_mixed(Step& step, std::span<const StageRun> runs,
   std::vector<std::size_t> order[3];
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const bool prefills = runs[i].n_tokens > 1;
-    order[!prefills ? 0 : has_blocks(runs[i].sequence) ? 2 : 1].push_back(i);
+    const std::vector<std::uint32_t>& formats = formats_of(runs[i].sequence);
+    const bool has_blocks =
+        std::any_of(formats.begin(), formats.end(), [](std::uint32_t mask) { return mask != 0; });
+    order[!prefills ? 0 : has_blocks ? 2 : 1].push_back(i);
   }
   step.n_decode = static_cast<int>(order[0].size());
+  std::vector<StageRun> decode_runs;
+  for (const std::size_t i : order[0]) decode_runs.push_back(runs[i]);
+  set_formats(step, decode_runs);
   std::vector<std::int32_t> first_rows;
   std::int32_t row = 0;
   logits_row_of_.clear();
@@ -208,20 +246,19 @@ void CudaStage::run_layer(int layer, const Step& step) {
   const std::int64_t q_width = std::int64_t{m.n_heads} * m.head_dim;
   const Rows hidden(hidden_.as<float>(), n, m.hidden_size);
   const Bf16Rows normed(normed_.as<Bf16>(), n, m.hidden_size);
-  const Bf16Rows qkv(qkv_.as<Bf16>(), n, q_width + 2LL * m.n_kv_heads * m.head_dim);
-  kernels::rms_norm(context_, hidden, weights.input_norm.as<float>(), m.rms_norm_eps, normed);
-  kernels::linear(context_, weights.qkv, normed, qkv);
+  const Rows qkv(qkv_.as<float>(), n, q_width + 2LL * m.n_kv_heads * m.head_dim);
+  kernels::linear_normed(context_, weights.qkv, hidden, weights.input_norm.as<float>(),
+                         m.rms_norm_eps, normed, qkv);
   kernels::rope_append(context_, weights_.rope, qkv, step.row_sequence, step.positions,
                        step.sequences, layer, shape(), pool_, F16Rows(q_.as<F16>(), n, q_width));
   take_queries(layer, step);
   attend(layer, step);
   kernels::linear_add(context_, weights.output, ConstBf16Rows(attended_.as<Bf16>(), n, q_width),
                       hidden);
-  kernels::rms_norm(context_, hidden, weights.post_attention_norm.as<float>(), m.rms_norm_eps,
-                    normed);
   const Bf16Rows activated(activated_.as<Bf16>(), n, m.intermediate_size);
-  kernels::linear_swiglu(context_, weights.gate_up, normed,
-                         Bf16Rows(gate_up_.as<Bf16>(), n, 2LL * m.intermediate_size), activated);
+  kernels::linear_swiglu_normed(
+      context_, weights.gate_up, hidden, weights.post_attention_norm.as<float>(), m.rms_norm_eps,
+      normed, Rows(gate_up_.as<float>(), n, 2LL * m.intermediate_size), activated);
   kernels::linear_add(context_, weights.down, activated, hidden);
 }
 
@@ -242,7 +279,8 @@ void CudaStage::attend(int layer, const Step& step) {
   const Bf16Rows out(attended_.as<Bf16>(), step.n_rows, q_width);
   if (step.n_decode > 0) {
     kernels::attention_decode(context_, q, step.sequences, step.n_decode, layer, shape(), pool_,
-                              scale(), weights_.rope, *decode_workspace_, out);
+                              scale(), weights_.rope, step.formats[static_cast<std::size_t>(layer)],
+                              *decode_workspace_, out);
   }
   const kernels::DeviceSequence* sequences = step.sequences + step.n_decode;
   if (!step.n_queries.empty()) {
@@ -298,9 +336,13 @@ Result<kvstore::BoundaryKept> CudaStage::compress(kvstore::SequenceId sequence,
     kept = scorer_->select(sequence, *store_, boundary.recent, boundary.heads);
     boundary.kept = kept;
   }
+  formats_.erase(sequence);
   return store_->compress(sequence, boundary);
 }
 
-void CudaStage::close_boundaries(kvstore::SequenceId sequence) { scorer_->free(sequence); }
+void CudaStage::close_boundaries(kvstore::SequenceId sequence) {
+  scorer_->free(sequence);
+  formats_.erase(sequence);
+}
 
 }  // namespace spindle::worker

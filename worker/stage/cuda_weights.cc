@@ -66,13 +66,15 @@ class Uploader {
 
   // The algorithms are timed for the first weight of a shape and copied to the others.
   Result<DeviceLinear> product(std::span<const WeightSource> sources, std::int64_t n_in,
-                               const DeviceLinear* same_shape, std::int64_t max_rows) {
+                               const DeviceLinear* same_shape, std::int64_t max_rows,
+                               kernels::LinearForms forms) {
     auto linear = DeviceLinear::upload(context_, sources, n_in);
     if (!linear.ok()) return linear;
     out_.n_bytes += linear->bytes();
     if (same_shape != nullptr) {
       linear->copy_tuning(*same_shape);
-    } else if (Status status = kernels::tune_linear(context_, *linear, max_rows); !status.ok()) {
+    } else if (Status status = kernels::tune_linear(context_, *linear, max_rows, forms);
+               !status.ok()) {
       return status;
     }
     return linear;
@@ -90,14 +92,17 @@ class Uploader {
     if (!input_norm.ok()) return input_norm.status();
     auto post_norm = copy_widened(w.post_attention_norm, "a norm");
     if (!post_norm.ok()) return post_norm.status();
-    auto to_qkv = product(qkv, m.hidden_size, first ? &first->qkv : nullptr, n);
+    auto to_qkv =
+        product(qkv, m.hidden_size, first ? &first->qkv : nullptr, n, kernels::kLinearF32);
     if (!to_qkv.ok()) return to_qkv.status().with_context("q, k and v projection");
-    auto to_output =
-        product(output, std::int64_t{m.n_heads} * m.head_dim, first ? &first->output : nullptr, n);
+    auto to_output = product(output, std::int64_t{m.n_heads} * m.head_dim,
+                             first ? &first->output : nullptr, n, kernels::kLinearAdd);
     if (!to_output.ok()) return to_output.status().with_context("output projection");
-    auto to_gate_up = product(gate_up, m.hidden_size, first ? &first->gate_up : nullptr, n);
+    auto to_gate_up = product(gate_up, m.hidden_size, first ? &first->gate_up : nullptr, n,
+                              kernels::kLinearSwiglu);
     if (!to_gate_up.ok()) return to_gate_up.status().with_context("gate and up projection");
-    auto to_down = product(down, m.intermediate_size, first ? &first->down : nullptr, n);
+    auto to_down =
+        product(down, m.intermediate_size, first ? &first->down : nullptr, n, kernels::kLinearAdd);
     if (!to_down.ok()) return to_down.status().with_context("down projection");
     out_.layers.push_back({std::move(*input_norm), std::move(*post_norm), std::move(*to_qkv),
                            std::move(*to_output), std::move(*to_gate_up), std::move(*to_down)});
@@ -111,7 +116,7 @@ class Uploader {
     const WeightSource head[] = {source_of(*weights.lm_head)};
     // Rows that are sampled, not all that are run.
     auto linear = product(head, config_.model.hidden_size, nullptr,
-                          std::max<std::int64_t>(config_.max_num_seqs, 16));
+                          std::max<std::int64_t>(config_.max_num_seqs, 16), kernels::kLinearF32);
     if (!linear.ok()) return linear.status().with_context("lm_head");
     out_.lm_head = std::make_unique<DeviceLinear>(std::move(*linear));
     return ok_status();

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/embedding.h"
 #include "kernels/linear.h"
 #include "kernels/rope.h"

@@ -11,7 +11,7 @@
 #include <span>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 struct CUevent_st;
 

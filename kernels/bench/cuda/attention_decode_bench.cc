@@ -260,12 +260,15 @@ class DecodeBench {
     if (!workspace.ok()) throw std::runtime_error(workspace.status().to_string());
     kernels::plan_decode(bench_.context(), caches.sequences(), caches.n_sequences(),
                          caches.n_layers(), kShape, *workspace);
+    const std::uint32_t mask =
+        1U << static_cast<unsigned>(format.codec.k) | 1U << static_cast<unsigned>(format.codec.v);
+    const kernels::DecodeFormats formats = kernels::decode_formats(mask);
     const kernels::DeviceRope rope{cos_.as<float>(), sin_.as<float>(), kMaxPositions, kDim, 1.0F};
     const double us = bench_.median_us(
         [&](int call) {
           kernels::attention_decode(bench_.context(), {q.as<F16>(), n, width}, caches.sequences(),
                                     caches.n_sequences(), call % caches.n_layers(), kShape,
-                                    caches.pool(), 0.0884F, rope, *workspace,
+                                    caches.pool(), 0.0884F, rope, formats, *workspace,
                                     {out.as<Bf16>(), n, width});
         },
         40, 5);
@@ -349,6 +352,8 @@ void run() {
   bench.dense(16, 4096, 0, "");
   bench.dense(16, 16384, 0, "");
   bench.dense(16, 32768, 0, "");
+  bench.dense(1, 160, 0, "");
+  bench.dense(1, 1024, 0, "");
   bench.dense(1, 4096, 0, "");
   bench.dense(1, 16384, 0, "");
   bench.dense(1, 32768, 0.70, "cuDNN SDPA 0.47");

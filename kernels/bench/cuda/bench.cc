@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 #include "kernels/bench/cuda/random_fill.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 
 namespace spindle::bench {
 namespace {

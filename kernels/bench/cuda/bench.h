@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 namespace spindle::bench {
 

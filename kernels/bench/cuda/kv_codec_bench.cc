@@ -73,6 +73,7 @@ class KvCodecBench {
         "{\"name\": \"append_and_encode_share_of_step\", \"step_us\": %.1f, \"share\": %.5f, "
         "\"bar\": 0.05}\n",
         step_us, share);
+    append_chunk();
     gather_and_mean();
     for (const auto& [name, format] :
          {std::pair{"int4", KvFormat::kInt4}, std::pair{"kivi4", KvFormat::kKivi4},
@@ -80,6 +81,7 @@ class KvCodecBench {
           std::pair{"raw", KvFormat::kRaw}}) {
       encode_and_expand(name, format);
     }
+    codebook(1, 0, 0);
     codebook(1, 0);
     codebook(1, 2048);
     codebook(16, 0);
@@ -114,10 +116,10 @@ class KvCodecBench {
 
   double append() {
     make_tables(kBatch);
-    constexpr int kInputs = 64;  // 25 MB of activations, and other slots of the pages each time
+    constexpr int kInputs = 64;  // 50 MB of activations, and other slots of the pages each time
     constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
     const DeviceBuffer qkv =
-        bench_.random(std::size_t{kInputs} * kBatch * kWidth * 2, Bench::Fill::kNormalBf16);
+        bench_.random(std::size_t{kInputs} * kBatch * kWidth * 4, Bench::Fill::kNormalF32);
     const DeviceBuffer q = bench_.allocate(std::size_t{kBatch} * kHeads * kDim * 2);
     std::vector<std::int32_t> row_sequence;
     std::vector<std::int32_t> positions;
@@ -127,17 +129,44 @@ class KvCodecBench {
     }
     const DeviceBuffer rows = upload(bench_, row_sequence);
     const DeviceBuffer at = upload(bench_, positions);
-    const double us = bench_.median_us([&](int run) {
+    const auto append_once = [&](int run) {
       const int input = run % kInputs;
-      const ConstBf16Rows in(qkv.as<Bf16>() + std::int64_t{input} * kBatch * kWidth, kBatch,
-                             kWidth);
+      const ConstRows in(qkv.as<float>() + std::int64_t{input} * kBatch * kWidth, kBatch, kWidth);
       rope_append(bench_.context(), rope_, in, rows.as<std::int32_t>(),
                   at.as<std::int32_t>() + std::int64_t{input} * kBatch,
                   sequences_.as<DeviceSequence>(), 0, {kHeads, kKvHeads, kDim},
                   {pool_.data(), layout_}, F16Rows(q.as<F16>(), kBatch, kHeads * kDim));
-    });
-    report("rope_append", {{"rows", kBatch}}, us, kBatch * (4.0 * kWidth + 4.0 * kDim));
+    };
+    const double bytes = kBatch * (6.0 * kWidth + 4.0 * kDim);
+    const double us = bench_.median_us(append_once);
+    report("rope_append", {{"rows", kBatch}}, us, bytes);
+    // As behind another kernel of a step, without what an empty stream and two events cost.
+    const double chained_us = bench_.median_us([&](int run) {
+      for (int i = 0; i < kLayers; ++i) append_once(run * kLayers + i);
+    }) / kLayers;
+    report("rope_append_in_a_row", {{"rows", kBatch}}, chained_us, bytes);
     return us;
+  }
+
+  // A prefill chunk of one sequence.
+  void append_chunk() {
+    make_tables(1);
+    constexpr int kRows = 8192;
+    constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
+    const DeviceBuffer qkv =
+        bench_.random(std::size_t{kRows} * kWidth * 4, Bench::Fill::kNormalF32);
+    const DeviceBuffer q = bench_.allocate(std::size_t{kRows} * kHeads * kDim * 2);
+    std::vector<std::int32_t> positions(kRows);
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int>(i);
+    const DeviceBuffer rows = upload(bench_, std::vector<std::int32_t>(kRows, 0));
+    const DeviceBuffer at = upload(bench_, positions);
+    const double us = bench_.median_us([&](int) {
+      rope_append(bench_.context(), rope_, ConstRows(qkv.as<float>(), kRows, kWidth),
+                  rows.as<std::int32_t>(), at.as<std::int32_t>(), sequences_.as<DeviceSequence>(),
+                  0, {kHeads, kKvHeads, kDim}, {pool_.data(), layout_},
+                  F16Rows(q.as<F16>(), kRows, kHeads * kDim));
+    });
+    report("rope_append", {{"rows", kRows}}, us, kRows * (6.0 * kWidth + 4.0 * kDim));
   }
 
   // What one layer does when 32 sequences move 64 tokens each out of their tails, as int4.
@@ -303,20 +332,22 @@ class KvCodecBench {
     report("kv_expand_" + name, {{"tokens", kTokens}, {"kv_heads", kKvHeads}}, expand_us, moved);
   }
 
-  // Tiles of 1,024 rows in 300 clusters of which about half the rows become entries.
-  void codebook(int n_tiles, int n_entries) {
+  // Tiles of 1,024 rows in 300 clusters, of which about half the rows become entries, or in none:
+  // then the cover is one step, and the time is that of the products.
+  void codebook(int n_tiles, int n_entries, int n_clusters = 300) {
     constexpr int kRows = static_cast<int>(kCodebookTileTokens);
-    constexpr int kClusters = 300;
     constexpr int kRuns = 35;
     std::normal_distribution<float> normal;
-    std::vector<float> centres(std::size_t{kClusters} * kDim);
+    std::vector<float> centres(static_cast<std::size_t>(std::max(n_clusters, 1)) * kDim);
     for (float& value : centres) value = normal(random_);
     std::vector<F16> rows;
     for (int r = 0; r < n_tiles * kRows; ++r) {
-      const int cluster = std::uniform_int_distribution<int>(0, kClusters - 1)(random_);
+      const int cluster =
+          std::uniform_int_distribution<int>(0, std::max(n_clusters, 1) - 1)(random_);
       const float noise = std::uniform_real_distribution<float>(0.05F, 0.35F)(random_);
       for (int i = 0; i < kDim; ++i) {
-        const float centre = centres[static_cast<std::size_t>(cluster * kDim + i)];
+        const float centre =
+            n_clusters == 0 ? 0.0F : centres[static_cast<std::size_t>(cluster * kDim + i)];
         rows.push_back({f32_to_f16(centre + noise * normal(random_))});
       }
     }
@@ -362,6 +393,7 @@ class KvCodecBench {
     Result result;
     result.name = "codebook_match";
     result.parameters = {{"tiles", static_cast<double>(n_tiles)},
+                         {"clusters", static_cast<double>(n_clusters)},
                          {"rows", kRows},
                          {"earlier_entries", static_cast<double>(n_entries)}};
     result.median_us = us;

@@ -9,10 +9,9 @@
 #include <stdexcept>
 
 #include "kernels/bench/cuda/bench.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
-#include "kernels/norm.h"
 
 namespace spindle::bench {
 namespace {
@@ -27,7 +26,7 @@ struct Shape {
   LinearForms form;
   std::int64_t max_rows;
 };
-constexpr Shape kShapes[] = {{"qkv", 6144, 4096, kernels::kLinearBf16, 4096},
+constexpr Shape kShapes[] = {{"qkv", 6144, 4096, kernels::kLinearF32, 4096},
                              {"o", 4096, 4096, kernels::kLinearAdd, 4096},
                              {"gate_up", 28672, 4096, kernels::kLinearSwiglu, 4096},
                              {"down", 4096, 14336, kernels::kLinearAdd, 4096},
@@ -82,7 +81,7 @@ void run(const Bench& bench, const Shape& shape, const DeviceLinear& weight, std
     case kernels::kLinearAdd:
       return linear_add(bench.context(), weight, x, y32);
     default:
-      return linear_swiglu(bench.context(), weight, x, y16,
+      return linear_swiglu(bench.context(), weight, x, y32,
                            Bf16Rows(memory.out.as<Bf16>(), n_rows, shape.n_out / 2));
   }
 }
@@ -111,6 +110,9 @@ void bench_shape(const Bench& bench, const Shape& shape) {
       bench.random(rows * static_cast<std::size_t>(shape.n_in) * 2, Bench::Fill::kNormalBf16),
       bench.random(rows * static_cast<std::size_t>(shape.n_out) * 4, Bench::Fill::kNormalF32),
       bench.allocate(rows * static_cast<std::size_t>(shape.n_out))};
+  const DeviceBuffer arrived = bench.allocate(
+      static_cast<std::size_t>(shape.n_out / kernels::kCountedOutputs + 1) * sizeof(int));
+  bench.context().fill(arrived.data(), 0, arrived.n_bytes());
   const auto weight_of = [&](int call) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(call) % n_copies];
   };
@@ -133,7 +135,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
                   .yardstick = read_bound ? "copy" : "gemm",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
                   .note = weights[0].choice(bench.context(), shape.form, n_rows)});
-    if (n_rows > 16) continue;
+    if (n_rows > 64) continue;
     for (int variant = 0; variant < kernels::kSkinnyVariants; ++variant) {
       if (!kernels::skinny_fits(bench.context(), variant, static_cast<int>(n_rows))) continue;
       const bool swiglu = shape.form == kernels::kLinearSwiglu;
@@ -146,7 +148,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
             bench.context(), output, variant,
             {weight.data(), shape.n_out, shape.n_in, memory.x.as<const Bf16>(), shape.n_in,
              static_cast<int>(n_rows), swiglu ? memory.out.data() : memory.y.data(),
-             swiglu ? shape.n_out / 2 : shape.n_out});
+             swiglu ? shape.n_out / 2 : shape.n_out, arrived.as<int>()});
       });
       bench.report({.name = std::string("skinny_") + shape.name,
                     .parameters = {{"n_rows", static_cast<double>(n_rows)},
@@ -167,32 +169,40 @@ void bench_layers(const Bench& bench) {
   for (int kind = 0; kind < 4; ++kind) {
     const Shape& shape = kShapes[kind];
     const std::vector<std::uint16_t> host = random_weights(shape.n_out * shape.n_in);
-    for (int layer = 0; layer < kLayers; ++layer) weights.push_back(upload(bench, shape, host));
+    for (int layer = 0; layer < kLayers; ++layer) {
+      weights.push_back(upload(bench, shape, host));
+      if (layer > 0) {
+        weights.back().copy_tuning(weights[weights.size() - 2]);
+      } else if (Status status = tune_linear(context, weights.back(), 16, shape.form);
+                 !status.ok()) {
+        throw std::runtime_error(status.to_string());
+      }
+    }
     bytes += kLayers * 2.0 * static_cast<double>(host.size());
   }
   const DeviceBuffer residual = bench.random(16 * kHidden * 4, Bench::Fill::kNormalF32);
   const DeviceBuffer norm = bench.random(kHidden * 4, Bench::Fill::kNormalF32);
-  const DeviceBuffer hidden = bench.allocate(16 * kHidden * 2);
-  const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 2);
+  const DeviceBuffer hidden = bench.random(16 * kHidden * 2, Bench::Fill::kNormalBf16);
+  const DeviceBuffer wide = bench.allocate(16 * 2 * kInter * 4);
   const DeviceBuffer inter = bench.allocate(16 * kInter * 2);
   const auto weight_of = [&](int kind, int layer) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
   };
-  for (const std::int64_t n_rows : {1, 4, 8}) {
+  const DeviceBuffer qkv_out = bench.allocate(16 * 2 * kInter * 4);
+  for (const std::int64_t n_rows : {1, 2, 4, 8, 16}) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
-    const Bf16Rows qkv(wide.as<Bf16>(), n_rows, kShapes[0].n_out);
-    const Bf16Rows scratch(wide.as<Bf16>(), n_rows, 2 * kInter);
+    const Rows qkv(qkv_out.as<float>(), n_rows, kShapes[0].n_out);
+    const Rows scratch(wide.as<float>(), n_rows, 2 * kInter);
     const Bf16Rows gated(inter.as<Bf16>(), n_rows, kInter);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
     cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal));
     for (int layer = 0; layer < kLayers; ++layer) {
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear(context, weight_of(0, layer), h, qkv);
-      linear_add(context, weight_of(1, layer), qkv.columns(0, kHidden), stream);
-      kernels::rms_norm(context, stream, norm.as<const float>(), 1e-5F, h);
-      linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
+      linear_normed(context, weight_of(0, layer), stream, norm.as<const float>(), 1e-5F, h, qkv);
+      linear_add(context, weight_of(1, layer), h, stream);
+      linear_swiglu_normed(context, weight_of(2, layer), stream, norm.as<const float>(), 1e-5F, h,
+                           scratch, gated);
       linear_add(context, weight_of(3, layer), gated, stream);
     }
     cuda_check(cudaStreamEndCapture(context.stream(), &graph));

@@ -1,11 +1,11 @@
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/core/cuda_context.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <cstdio>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/core/cuda_check.h"
 
 namespace spindle {
 namespace {

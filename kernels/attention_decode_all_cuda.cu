@@ -1,0 +1,12 @@
+// Decode attention over blocks of every format.
+
+#include "kernels/cuda/decode_kernel.cuh"
+
+namespace spindle::kernels {
+
+DecodeKernels decode_all_kernels() {
+  return {device::ctas_per_multiprocessor<DecodeFormats::kAll>,
+          device::launch_formats<DecodeFormats::kAll>};
+}
+
+}  // namespace spindle::kernels

@@ -1,0 +1,12 @@
+// Decode attention over pages and raw blocks.
+
+#include "kernels/cuda/decode_kernel.cuh"
+
+namespace spindle::kernels {
+
+DecodeKernels decode_raw_kernels() {
+  return {device::ctas_per_multiprocessor<DecodeFormats::kRaw>,
+          device::launch_formats<DecodeFormats::kRaw>};
+}
+
+}  // namespace spindle::kernels
