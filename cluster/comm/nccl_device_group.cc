@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <future>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@ namespace spindle::comm {
 namespace {
 
 constexpr std::chrono::microseconds kPoll{50};
+constexpr std::chrono::seconds kAbortWait{2};
 // CTAs a transfer may take from the stage's own kernels.
 constexpr int kMaxCtas = 8;
 
@@ -298,18 +300,31 @@ void NcclDeviceGroup::abort(std::string_view why) {
   if (aborted_) return;
   abort_reason_ = why;
   aborted_ = true;
+  abort_communicators();
+}
+
+void NcclDeviceGroup::abort_communicators() {
+  std::vector<ncclComm_t> comms;
   for (Link* link : {&world_, &to_next_, &from_previous_}) {
-    // Ends the kernels that wait for a peer.
-    if (link->comm != nullptr)
-      static_cast<void>(nccl_->comm_abort(std::exchange(link->comm, nullptr)));
+    if (link->comm != nullptr) comms.push_back(std::exchange(link->comm, nullptr));
   }
+  if (comms.empty()) return;
+  auto done = std::make_shared<std::promise<void>>();
+  std::future<void> finished = done->get_future();
+  std::thread([comms, done, nccl = nccl_, device = context_.device()] {
+    static_cast<void>(cudaSetDevice(device));
+    // Ends the kernels that wait for a peer.
+    for (ncclComm_t comm : comms) static_cast<void>(nccl->comm_abort(comm));
+    done->set_value();
+  }).detach();
+  static_cast<void>(finished.wait_for(kAbortWait));
 }
 
 NcclDeviceGroup::~NcclDeviceGroup() {
+  // Aborted, not destroyed: destroying waits for the peer, which may be gone or still at work.
+  // Whoever wants its last tensors to arrive flushes first.
+  abort_communicators();
   for (Link* link : {&world_, &to_next_, &from_previous_}) {
-    // Aborted, not destroyed: destroying waits for the peer, which may be gone or still at work.
-    // Whoever wants its last tensors to arrive flushes first.
-    if (link->comm != nullptr) static_cast<void>(nccl_->comm_abort(link->comm));
     if (link->stream != nullptr) static_cast<void>(cudaStreamDestroy(link->stream));
   }
   for (const Staging* staging : {&sending_, &receiving_}) {

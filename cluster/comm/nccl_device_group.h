@@ -86,6 +86,9 @@ class NcclDeviceGroup final : public DeviceGroup {
   // Asynchronous errors and passed deadlines of earlier work.
   Status check_health();
   Status fail(Status status);
+  // Aborts all communicators, and waits for that only so long: NCCL may hang in it when a peer is
+  // gone, and the job must end all the same.
+  void abort_communicators();
 
   const CudaContext& context_;
   const std::size_t max_tensor_bytes_;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -119,8 +120,17 @@ TEST_F(NcclTest, CollectivesReachEveryRank) {
 }
 
 TEST_F(NcclTest, APeerThatNeverSendsIsADeadlineNotAHang) {
-  on_two_gpus([](int rank, const CudaContext& context, NcclDeviceGroup& group) {
-    if (rank == 0) return;
+  std::promise<void> rank_1_is_done;
+  std::shared_future<void> done = rank_1_is_done.get_future().share();
+  on_two_gpus([&](int rank, const CudaContext& context, NcclDeviceGroup& group) {
+    if (rank == 0) {
+      // Alive, but it never sends.
+      done.wait_for(std::chrono::seconds(20));
+      return;
+    }
+    // Also when an assertion below leaves early.
+    const std::unique_ptr<void, std::function<void(void*)>> at_end(
+        &rank_1_is_done, [&](void*) { rank_1_is_done.set_value(); });
     auto memory = context.allocate(1024, "a test");
     ASSERT_TRUE(memory.ok());
     const auto start = std::chrono::steady_clock::now();
