@@ -4,9 +4,9 @@
 
 #include "kernels/codebook.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/codebook_products.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/codebook_products.cuh"
 #include "kernels/cuda/kv_codec.cuh"
 
 // Two launches: all cosines (codebook_products.cuh), then one CTA a tile that covers the graph

@@ -189,6 +189,32 @@ __device__ void encode_kivi_keys(const DeviceEncode& block, float top, CodeTile<
   scales[kDim + channel] = steps.minimum_bits;
 }
 
+// The number of midpoints below key.
+template <int kClasses>
+__device__ __forceinline__ unsigned class_of(int key, const std::int32_t (&midpoints)[7]) {
+  if constexpr (kClasses == 1) {
+    return 0;
+  } else if constexpr (kClasses == 2) {
+    return key > midpoints[0] ? 1U : 0U;
+  } else if constexpr (kClasses == 4) {
+    const bool upper = key > midpoints[1];
+    const unsigned odd = key > (upper ? midpoints[2] : midpoints[0]) ? 1U : 0U;
+    return (upper ? 2U : 0U) + odd;
+  } else {
+    const bool upper = key > midpoints[3];
+    const bool second = key > (upper ? midpoints[5] : midpoints[1]);
+    const std::int32_t low = second ? midpoints[2] : midpoints[0];
+    const std::int32_t high = second ? midpoints[6] : midpoints[4];
+    const unsigned odd = key > (upper ? high : low) ? 1U : 0U;
+    return (upper ? 4U : 0U) + (second ? 2U : 0U) + odd;
+  }
+}
+
+// Exact, and cheaper than a conversion.
+__device__ __forceinline__ double small_double(std::uint32_t value) {
+  return __hiloint2double(0x43300000, static_cast<int>(value)) - 0x1p52;
+}
+
 template <int kDim, int kBits>
 __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table, float (&y)[kGroup],
                              std::uint32_t (&codes)[kGroup / 4]) {
@@ -197,11 +223,11 @@ __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table,
   constexpr int kGroups = Place<kDim>::kGroups;
   const Place<kDim> place;
   const int token_lane = static_cast<int>(threadIdx.x) % 32 - place.group;
-  {
-    float mean[kGroup];
-    codec::load_group(block.mean + place.group * kGroup, mean);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) y[i] = __fsub_rn(y[i], mean[i]);
+  for (int i = 0; i < kGroup; i += 8) {
+    const Eight mean = codec::load_eight(block.mean + place.group * kGroup + i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) y[i + j] = __fsub_rn(y[i + j], codec::f16_value(mean.at[j]));
   }
   codec::hadamard<kDim>(y);
 
@@ -238,9 +264,7 @@ __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table,
     z = corrected(z, y[i], divisor, reciprocal);
     const unsigned bits = __float_as_uint(z);
     const int key = static_cast<int>((bits & 0x7fffffffU) + (bits >> 31));
-    unsigned magnitude = 0;
-#pragma unroll
-    for (int m = 0; m + 1 < kHalf; ++m) magnitude += key > table.midpoints[kBits - 1][m] ? 1U : 0U;
+    const unsigned magnitude = class_of<kHalf>(key, table.midpoints[kBits - 1]);
     const unsigned mirror = z > 0.0F ? kMask : 0U;
     const unsigned code = (static_cast<unsigned>(kHalf - 1) - magnitude) ^ mirror;
     codes[i / 4] |= (code & 0xffU) << (8 * (i % 4));
@@ -259,8 +283,7 @@ __device__ void encode_lloyd(const DeviceEncode& block, const LloydTable& table,
 #pragma unroll
       for (int m = 1; m < kHalf; ++m) {
         const std::uint32_t count = ((m < 4 ? low : high) >> (8 * (m % 4))) & 0xffU;
-        squares =
-            __dadd_rn(squares, __dmul_rn(static_cast<double>(count), table.gains[kBits - 1][m]));
+        squares = __dadd_rn(squares, __dmul_rn(small_double(count), table.gains[kBits - 1][m]));
       }
     }
   }

@@ -240,7 +240,7 @@ TEST_P(ProfileGpuTest, KeepsWhatTheCpuKeeps) {
       const auto difference = std::abs(static_cast<std::int64_t>(mine.heads[h].kept_tokens) -
                                        static_cast<std::int64_t>(theirs.heads[h].kept_tokens));
       n_differ += difference != 0 ? 1 : 0;
-      EXPECT_LE(difference, 32 + theirs.heads[h].kept_tokens / 50) << "head " << h;
+      EXPECT_LE(difference, 64 + theirs.heads[h].kept_tokens / 50) << "head " << h;
     }
     std::printf(
         "%s: %lld of %zu heads keep another number of tokens; %llu bytes on the GPU, %llu "
