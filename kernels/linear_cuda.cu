@@ -32,8 +32,8 @@ struct Arguments {
   SkinnyTarget target;
   const std::uint16_t* x;
   std::int64_t x_stride;
-  std::int64_t n_units;  // of 8 outputs; kSwiglu: 8 gates and their values
-  int n_steps;           // of one warp in one tile
+  int n_tiles;
+  int n_steps;  // of one warp in one tile
   int n_tokens;
   SkinnyNorm norm;  // instead of x
 };
@@ -124,23 +124,15 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
            step % 2 * kStepColumns + 8 * q;
   };
 
-  // Units are shared out evenly, so a block's last tile may be in part beyond its end: those rows
-  // are not copied, and what their sums are does not matter.
-  const std::int64_t row_begin = 8 * (a.n_units * blockIdx.x / gridDim.x);
-  const std::int64_t row_end = 8 * (a.n_units * (blockIdx.x + 1) / gridDim.x);
-  constexpr int kTwin = kOutput == LinearOutput::kSwiglu ? 0 : 8;  // lower rows of a sub-tile
-  const int n_tiles = static_cast<int>((row_end - row_begin + kTileRows - 1) / kTileRows);
-
   // Where copies are: the next step to ask for.
-  int tile_ahead = 0;
+  std::int64_t tile_ahead = blockIdx.x;
   int step_ahead = 0;
   int slot_ahead = 0;
   const std::uint16_t* rows_ahead[2 * kRowTiles];
   const auto find_rows = [&] {
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
-      const std::int64_t row =
-          row_begin + std::int64_t{tile_ahead} * kTileRows + t * kSubTileRows + g;
+      const std::int64_t row = tile_ahead * kTileRows + t * kSubTileRows + g;
       rows_ahead[2 * t] = a.rows.upper(row);
       rows_ahead[2 * t + 1] = a.rows.lower(row);
     }
@@ -149,10 +141,8 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
     const int n_bytes = column < a.rows.n_in ? kChunkBytes : 0;
     const std::int64_t from = column < a.rows.n_in ? column : 0;
     const std::uint32_t target = ring_address + slot_ahead * stage_bytes + lane * kChunkBytes;
-    const std::int64_t first = row_begin + std::int64_t{tile_ahead} * kTileRows;
 #pragma unroll
     for (int r = 0; r < 2 * kRowTiles; ++r) {
-      if (first + r / 2 * kSubTileRows + r % 2 * kTwin >= row_end) continue;
       copy_async_weights(target + r * kHalfTileBytes, rows_ahead[r] + from, n_bytes);
     }
   };
@@ -160,15 +150,15 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
     slot_ahead = slot_ahead + 1 == kStages ? 0 : slot_ahead + 1;
     if (++step_ahead == a.n_steps) {
       step_ahead = 0;
-      ++tile_ahead;
-      if (tile_ahead < n_tiles) find_rows();
+      tile_ahead += gridDim.x;
+      if (tile_ahead < a.n_tiles) find_rows();
     }
   };
 
   find_rows();
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (tile_ahead < n_tiles) ask_for_weights(column_of(step_ahead));
+    if (tile_ahead < a.n_tiles) ask_for_weights(column_of(step_ahead));
     commit_copies();
     advance();
   }
@@ -211,16 +201,13 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
   const int out_sums = threadIdx.x / 64;  // block of sums
   const int out_lane = out_row * 4 + out_token / 2;
 
-  SkinnyTarget target = a.target;
-  target.n_first = min(target.n_first, row_end);
   int slot = 0;
-  for (int tile = 0; tile < n_tiles; ++tile) {
-    const std::int64_t row = row_begin + std::int64_t{tile} * kTileRows +
-                             out_sums / kTokenTiles * kSubTileRows + out_row;
+  for (std::int64_t tile = blockIdx.x; tile < a.n_tiles; tile += gridDim.x) {
+    const std::int64_t row = tile * kTileRows + out_sums / kTokenTiles * kSubTileRows + out_row;
     const int token = out_sums % kTokenTiles * 8 + out_token;
     const bool adds_up = out_sums < kSums && token < a.n_tokens;
     float2 residual = make_float2(0.0F, 0.0F);
-    if (adds_up) residual = residual_pair<kOutput>(target, row, token);
+    if (adds_up) residual = residual_pair<kOutput>(a.target, row, token);
 
     float sums[kSums][4] = {};
     for (int step = 0; step < a.n_steps; ++step) {
@@ -246,7 +233,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
                                                  (8 * n + g) * kTokenStepBytes + q * kChunkBytes);
         }
       }
-      if (tile_ahead < n_tiles) {
+      if (tile_ahead < a.n_tiles) {
         const std::int64_t column = column_of(step_ahead);
         ask_for_weights(column);
         const int n_bytes = column < a.rows.n_in ? kChunkBytes : 0;
@@ -293,7 +280,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
         upper += parts[0];
         lower += parts[2];
       }
-      store_pair<kOutput>(target, row, token, upper, lower, residual);
+      store_pair<kOutput>(a.target, row, token, upper, lower, residual);
     }
     __syncthreads();
   }
@@ -353,16 +340,17 @@ int needed_bytes(int variant, int n_tokens) {
   return kWarps * shape.stages * stage + meeting;
 }
 
-void launch(const CudaContext& context, LinearOutput output, Kernel kernel, int n_bytes,
-            const SkinnyProduct& product, const SkinnyNorm& norm) {
+void launch(const CudaContext& context, LinearOutput output, Kernel kernel, const Shape& shape,
+            int n_bytes, const SkinnyProduct& product, const SkinnyNorm& norm) {
   if (product.n_tokens == 0 || product.n_out == 0) return;
+  const int tile_rows = (output == LinearOutput::kSwiglu ? 8 : 16) * shape.row_tiles;
   Arguments a = {};
   a.rows = skinny_rows(output, product);
   a.target = skinny_target(output, product);
   if (product.x != nullptr) a.x = &product.x->bits;
   a.x_stride = product.x_stride;
   a.norm = norm;
-  a.n_units = (a.target.n_first + 7) / 8;
+  a.n_tiles = static_cast<int>((a.target.n_first + tile_rows - 1) / tile_rows);
   const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
   a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
   a.n_tokens = product.n_tokens;
@@ -370,8 +358,7 @@ void launch(const CudaContext& context, LinearOutput output, Kernel kernel, int 
   // when blocks of the next product take the places of those that end, each multiprocessor gets two
   // again; with room for three, or with fewer blocks, some get more work than others.
   const int bytes = std::max(n_bytes, bytes_for_blocks(context, 3) + 1);
-  const std::int64_t blocks =
-      std::min<std::int64_t>(a.n_units, std::int64_t{2} * context.n_multiprocessors());
+  const int blocks = std::min(a.n_tiles, 2 * context.n_multiprocessors());
   launch_chained(context, "skinny product", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(kThreads), static_cast<std::size_t>(bytes), a);
 }
@@ -458,8 +445,8 @@ std::string skinny_name(int variant) {
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product) {
   CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
-  launch(context, output, kernel_of(output, variant), needed_bytes(variant, product.n_tokens),
-         product, {});
+  launch(context, output, kernel_of(output, variant), kShapes[variant],
+         needed_bytes(variant, product.n_tokens), product, {});
 }
 
 void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
@@ -469,7 +456,8 @@ void normed_linear(const CudaContext& context, LinearOutput output, const Skinny
   launch(context, output,
          output == LinearOutput::kF32 ? kNormedKernel<LinearOutput::kF32>
                                       : kNormedKernel<LinearOutput::kSwiglu>,
-         static_cast<int>(normed_bytes(product.n_tokens, product.n_in)), product, norm);
+         kNormedShape, static_cast<int>(normed_bytes(product.n_tokens, product.n_in)), product,
+         norm);
 }
 
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,
