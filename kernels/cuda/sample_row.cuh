@@ -406,8 +406,7 @@ class Chooser {
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < shared_.n_listed; i += kThreads) {
         if (shared_.keys[i] != end.key) continue;
-        atomicAdd(&shared_.equal, 1);
-        shared_.token = shared_.ids[i];
+        if (atomicAdd(&shared_.equal, 1) == 0) shared_.token = shared_.ids[i];
       }
       __syncthreads();
       if (shared_.equal == 1) return shared_.token;
