@@ -20,19 +20,19 @@ template <int kDim>
 __global__ void __launch_bounds__(32 * kMergeRows)
     prefill_merge_kernel(const __grid_constant__ PrefillParams p, int step_slots) {
   constexpr int kLane = kDim / 32;
-  constexpr int kBlocks = kPrefillRows / kMergeRows;
+  const int blocks = p.tile_rows / kMergeRows;
   constexpr int kInFlight = 8;
-  const PrefillItem item = prefill_item(p, blockIdx.x / kBlocks);
+  const PrefillItem item = prefill_item(p, blockIdx.x / blocks);
   const DeviceSequence sequence = p.sequences[item.sequence];
-  const int row0 = item.tile * kPrefillRows;
+  const int row0 = item.tile * p.tile_rows;
   const int n_rows = sequence.n_queries * p.group;
-  const int tile_row = blockIdx.x % kBlocks * kMergeRows + static_cast<int>(threadIdx.x) / 32;
+  const int tile_row = blockIdx.x % blocks * kMergeRows + static_cast<int>(threadIdx.x) / 32;
   const int r = row0 + tile_row;
   // Tables are older than the kernel before, which starts this one after its own wait.
   int n_used = 0;
   if (r < n_rows) {
     const PrefillSlots slots = prefill_slots(p, sequence, item.sequence, item.head);
-    const int last_row = min(row0 + kPrefillRows, n_rows) - 1;
+    const int last_row = min(row0 + p.tile_rows, n_rows) - 1;
     const int n_slots = query_slot(sequence, slots, last_row / p.group) + 1;
     n_used = split_range((n_slots + step_slots - 1) / step_slots, step_slots, 0, p.n_splits).n_used;
   }
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(32 * kMergeRows)
   if (n_used < 2) return;
 
   const int lane = threadIdx.x % 32;
-  const std::int64_t first_row = std::int64_t{item.item} * p.n_splits * kPrefillRows + tile_row;
+  const std::int64_t first_row = std::int64_t{item.item} * p.n_splits * p.tile_rows + tile_row;
   float2 part = make_float2(-INFINITY, 0.0F);
-  if (lane < n_used) part = p.partial_mass[first_row + std::int64_t{lane} * kPrefillRows];
+  if (lane < n_used) part = p.partial_mass[first_row + std::int64_t{lane} * p.tile_rows];
   // A split of which the row sees nothing has no weight; the row sees itself in one.
   float best = part.x;
   for (int k = 16; k > 0; k /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffU, best, k));
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(32 * kMergeRows)
     for (int i = 0; i < kInFlight; ++i) {
       const int split = min(first + i, n_used - 1);
       const float* from =
-          p.partial_out + (first_row + std::int64_t{split} * kPrefillRows) * kDim + lane * kLane;
+          p.partial_out + (first_row + std::int64_t{split} * p.tile_rows) * kDim + lane * kLane;
 #pragma unroll
       for (int c = 0; c < kLane; c += 2) {
         const float2 pair = *reinterpret_cast<const float2*>(from + c);
@@ -88,7 +88,7 @@ void merge_splits(const CudaContext& context, const PrefillParams& params, int h
                   int step_slots, int n_items) {
   launch_chained(context, "attention_prefill (merge)",
                  head_dim == 128 ? prefill_merge_kernel<128> : prefill_merge_kernel<64>,
-                 n_items * (kPrefillRows / kMergeRows), 32 * kMergeRows, 0, params, step_slots);
+                 n_items * (params.tile_rows / kMergeRows), 32 * kMergeRows, 0, params, step_slots);
 }
 
 namespace {
@@ -164,6 +164,7 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
   params.layer = layer;
   params.n_kv_heads = shape.n_kv_heads;
   params.group = shape.n_heads / shape.n_kv_heads;
+  params.tile_rows = wgmma ? wgmma_rows(head_dim) : kMmaRows;
 
   const int step_slots = wgmma ? kWgmmaStepSlots : kMmaStepSlots;
   const int resident = context.n_multiprocessors() * (wgmma ? 1 : 2);
@@ -175,7 +176,8 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
       const std::int64_t n = n_queries[static_cast<std::size_t>(first)];
       CHECK(n >= 0 && n <= q.n_rows, "attention_prefill: queries of a sequence");
       if (n == 0) continue;
-      params.n_tiles += static_cast<int>((n * params.group + kPrefillRows - 1) / kPrefillRows);
+      params.n_tiles +=
+          static_cast<int>((n * params.group + params.tile_rows - 1) / params.tile_rows);
       params.sequence[params.n_sequences] = first;
       params.tile_end[params.n_sequences++] = params.n_tiles;
     }
@@ -185,14 +187,14 @@ void attention_prefill_with(PrefillKernel kernel, const CudaContext& context, Co
     // The queue and partial results are in the stream's workspace, which is free between two
     // products.
     const std::size_t split_bytes =
-        std::size_t{kPrefillRows} *
+        static_cast<std::size_t>(params.tile_rows) *
         (static_cast<std::size_t>(head_dim) * sizeof(float) + sizeof(float2));
     const std::size_t room = (context.blas_workspace_bytes() - kQueueBytes) / split_bytes;
     const std::int64_t most = static_cast<std::int64_t>(room) / n_items;
     params.n_splits = choose_splits(n_items, resident, most < kMaxSplits ? most : kMaxSplits);
     params.partial_out = reinterpret_cast<float*>(context.blas_workspace() + kQueueBytes);
     params.partial_mass = reinterpret_cast<float2*>(
-        params.partial_out + std::int64_t{n_items} * params.n_splits * kPrefillRows * head_dim);
+        params.partial_out + std::int64_t{n_items} * params.n_splits * params.tile_rows * head_dim);
 
     if (wgmma) {
       const int n_units = n_items * params.n_splits;

@@ -19,7 +19,7 @@ constexpr int kStepPages = kMmaStepSlots / kPageSlots;
 
 template <int kDim>
 struct MmaSmem {
-  static constexpr int kQBytes = kPrefillRows * kDim * 2;
+  static constexpr int kQBytes = kMmaRows * kDim * 2;
   static constexpr int kSideBytes = kDim * 64;  // K or V of one page
   static constexpr int kBytes = kQBytes + 2 * kStepPages * kSideBytes;
 };
@@ -43,7 +43,7 @@ template <typename T, int kDim>
 __device__ void load_q(const PrefillParams& p, const TilePlace& place, std::uint32_t q_smem) {
   constexpr int kChunks = kDim / 8;
   const __half* q = p.q + std::int64_t{place.head} * p.group * kDim;
-  for (int i = threadIdx.x; i < kPrefillRows * kChunks; i += kThreads) {
+  for (int i = threadIdx.x; i < kMmaRows * kChunks; i += kThreads) {
     const int row = i / kChunks;
     const int chunk = i % kChunks;
     const int r = place.row0 + row;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x == 0) {
     const PrefillItem item = prefill_item(p, blockIdx.x / p.n_splits);
     const DeviceSequence sequence = p.sequences[item.sequence];
-    const int row0 = item.tile * kPrefillRows;
+    const int row0 = item.tile * kMmaRows;
     place.head = item.head;
     place.item = item.item;
     place.query_begin = sequence.query_begin;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (row0 < place.n_rows) {
       place.slots = prefill_slots(p, sequence, item.sequence, item.head);
       place.query_0_slot = query_slot(sequence, place.slots, 0);
-      const int last_row = min(row0 + kPrefillRows, place.n_rows) - 1;
+      const int last_row = min(row0 + kMmaRows, place.n_rows) - 1;
       const int n_slots = place.query_0_slot + last_row / p.group + 1;
       const SplitRange range = split_range((n_slots + kMmaStepSlots - 1) / kMmaStepSlots,
                                            kMmaStepSlots, blockIdx.x % p.n_splits, p.n_splits);
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (warp_idle) return;
 
   const std::int64_t partial_row =
-      (std::int64_t{place.item} * p.n_splits + blockIdx.x % p.n_splits) * kPrefillRows + warp_row;
+      (std::int64_t{place.item} * p.n_splits + blockIdx.x % p.n_splits) * kMmaRows + warp_row;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = (i / 2) * 16 + (i % 2) * 8 + lane / 4;

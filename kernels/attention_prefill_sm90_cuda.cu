@@ -1,12 +1,12 @@
 // Prefill attention for compute capability 9.0, with wgmma and the tensor copy engine.
 //
-// A thread block has three warpgroups: one loads, two compute 64 rows each; it takes one unit of
-// work after the other and its warps load for the next while others still compute the last. One
-// warp copies K and V of 128 slots (4 pages) a step through tensor maps of the pool and of the
-// expanded pages into two stages of shared memory, in the layout that wgmma reads: rows of 64 bytes
-// with the 64-byte swizzle. The product of a step's weights with V runs while the softmax of the
-// next step is computed, and the two computing warpgroups take turns in starting products, so that
-// one computes weights while the other keeps the tensor cores busy.
+// A thread block has one warpgroup that loads and two or three that compute 64 rows each; it takes
+// one unit of work after the other and its warps load for the next while others still compute the
+// last. One warp copies K and V of 128 slots (4 pages) a step through tensor maps of the pool and
+// of the expanded pages into two stages of shared memory, in the layout that wgmma reads: rows of
+// 64 bytes with the 64-byte swizzle. The product of a step's weights with V runs while the softmax
+// of the next step is computed, and the computing warpgroups take turns in starting products, so
+// that some compute weights while another keeps the tensor cores busy.
 
 #include <cuda.h>
 
@@ -24,27 +24,36 @@ namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// The warpgroup's rows of Q as fragments of the first operand: as few reads of shared memory as
-// possible are left to the products.
+// The warpgroup's rows of Q as the first operand. As fragments in registers they leave the reads of
+// shared memory to K and V.
 template <typename T, int kDim>
 struct Queries {
-  std::uint32_t fragments[kDim / 16][4];
+  static constexpr bool kRegisters = Smem<kDim>::kQRegisters;
+  std::uint32_t q_smem;
+  std::uint32_t fragments[kRegisters ? kDim / 16 : 1][4];
 
-  __device__ explicit Queries(std::uint32_t q_smem) {
-    const int lane = threadIdx.x % 32;
-    const int row = threadIdx.x % kGroupThreads / 32 * 16 + lane % 16;
+  __device__ explicit Queries(std::uint32_t address) : q_smem(address) {
+    if constexpr (kRegisters) {
+      const int lane = threadIdx.x % 32;
+      const int row = threadIdx.x % kGroupThreads / 32 * 16 + lane % 16;
 #pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      const int chunk = k % 2 * 2 + lane / 16;
-      load_matrices(fragments[k], q_smem + k / 2 * (kGroupRows * kRowBytes) + row * kRowBytes +
-                                      ((chunk ^ (row >> 1 & 3)) << 4));
+      for (int k = 0; k < kDim / 16; ++k) {
+        const int chunk = k % 2 * 2 + lane / 16;
+        load_matrices(fragments[k], q_smem + k / 2 * (kGroupRows * kRowBytes) + row * kRowBytes +
+                                        ((chunk ^ (row >> 1 & 3)) << 4));
+      }
     }
   }
   __device__ void start_scores(float (&s)[64], std::uint32_t k_smem) const {
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      wgmma<T>(s, fragments[k],
-               operand(k_smem + k / 2 * (kWgmmaStepSlots * kRowBytes) + k % 2 * 32), k != 0);
+      const std::uint64_t keys =
+          operand(k_smem + k / 2 * (kWgmmaStepSlots * kRowBytes) + k % 2 * 32);
+      if constexpr (kRegisters) {
+        wgmma<T>(s, fragments[k], keys, k != 0);
+      } else {
+        wgmma<T>(s, operand(q_smem + k / 2 * (kGroupRows * kRowBytes) + k % 2 * 32), keys, k != 0);
+      }
     }
     wgmma_commit();
   }
@@ -104,11 +113,12 @@ __device__ inline void pack_weights(const float (&s)[64], std::uint32_t (&weight
 template <typename T, int kDim>
 struct Consumer {
   using S = Smem<kDim>;
+  static constexpr int kGroups = wgmma_groups(kDim);
   const PrefillParams& p;
   const std::byte* smem;
   std::uint32_t smem_address;
   Barriers barriers;
-  int group;  // 0 or 1
+  int group;
 
   __device__ uint4 mask_words(int index) const {
     return *reinterpret_cast<const uint4*>(smem + S::kMasks + index * 16);
@@ -124,18 +134,17 @@ struct Consumer {
     if (lane() == 0) barrier_arrive(barrier);
   }
 
-  __device__ void mask(float (&s)[64], const TilePlace& place, int step, int stage) const {
+  // Of a step that begins at slot0; all rows of the warpgroup see the slots up to n_seen.
+  __device__ void mask(float (&s)[64], const TilePlace& place, int slot0, int n_seen,
+                       int stage) const {
     const uint4 visible = mask_words(stage);
-    const int slot0 = (place.begin + step) * kWgmmaStepSlots;
-    const int row0 = place.row0 + group * kGroupRows;
-    const int n_seen = place.query_0_slot + min(row0, place.n_rows - 1) / p.group + 1;  // by all
     const bool all = (visible.x & visible.y & visible.z & visible.w) == 0xffffffffU;
     if (all && slot0 + kWgmmaStepSlots <= n_seen) return;
     const std::uint32_t words[4] = {visible.x, visible.y, visible.z, visible.w};
     int last[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = min(row0 + lane_row() + i * 8, place.n_rows - 1);
+      const int row = min(place.row0 + group * kGroupRows + lane_row() + i * 8, place.n_rows - 1);
       last[i] = place.query_0_slot + row / p.group - slot0;
     }
 #pragma unroll
@@ -153,7 +162,7 @@ struct Consumer {
   }
 
   // Memory of slots that nobody sees may hold anything, also NaN, and 0 * NaN would reach the sum.
-  // Both warpgroups clear all of it, so neither waits for the other.
+  // Every warpgroup clears all of it, so neither waits for the other.
   __device__ void clear_hidden_values(int stage) const {
     const uint4 visible = mask_words(kStages + stage);
     if ((visible.x & visible.y & visible.z & visible.w) == 0xffffffffU) return;
@@ -216,10 +225,11 @@ struct Consumer {
 
   // One unit, whose first step is number `first` of the thread block. The product of a step's
   // weights with V is started behind the scores of the next step, whose softmax it runs under.
-  __device__ void compute(const TilePlace& place, int first) const {
-    const std::uint32_t q_smem = smem_address + S::kQ + group * S::kQGroupBytes;
+  __device__ void compute(const TilePlace& place, int buffer, int first) const {
+    const std::uint32_t q_smem =
+        smem_address + S::kQ + buffer * S::kQBytes + group * S::kQGroupBytes;
     const Queries<T, kDim> queries(q_smem);
-    leave(barriers.q_empty());
+    if (S::kQRegisters) leave(barriers.q_empty(buffer));
 
     float s[64];
     float o[kDim / 2];
@@ -230,6 +240,9 @@ struct Consumer {
     for (float& x : o) x = 0;
 
     const int n_steps = place.n_steps;
+    int slot0 = place.begin * kWgmmaStepSlots;
+    const int n_seen =
+        place.query_0_slot + min(place.row0 + group * kGroupRows, place.n_rows - 1) / p.group + 1;
     int stage = first % kStages;
     std::uint32_t phase = first / kStages & 1;
     barrier_wait(barriers.k_full(stage), phase);
@@ -237,11 +250,12 @@ struct Consumer {
     queries.start_scores(s, smem_address + S::kK + stage * S::kStageBytes);
     wgmma_wait<0>();
     pin(s);
-    mask(s, place, 0, stage);
+    mask(s, place, slot0, n_seen, stage);
     leave(barriers.k_empty(stage));
     soften(s, state, p.scale_log2, decay);
     pack_weights<T>(s, weights);
-    if (group == 1 && n_steps > 1) named_arrive(kTurnBarrier, 2 * kGroupThreads);
+    // The last group gives the first its first turn, and not one after its last.
+    if (group == kGroups - 1 && n_steps > 1) named_arrive(kTurnBarrier, 2 * kGroupThreads);
 
     for (int i = 1; i < n_steps; ++i) {
       const int v_stage = stage;
@@ -256,22 +270,20 @@ struct Consumer {
       wgmma_fence();
       queries.start_scores(s, smem_address + S::kK + stage * S::kStageBytes);
       start_values<T, kDim>(o, weights, smem_address + S::kV + v_stage * S::kStageBytes);
-      if ((group == 0 || i + 1 < n_steps)) {
-        named_arrive(kTurnBarrier + 1 - group, 2 * kGroupThreads);
+      if (group < kGroups - 1 || i + 1 < n_steps) {
+        named_arrive(kTurnBarrier + (group + 1) % kGroups, 2 * kGroupThreads);
       }
       wgmma_wait<1>();
       pin(s);
-      mask(s, place, i, stage);
+      slot0 += kWgmmaStepSlots;
+      mask(s, place, slot0, n_seen, stage);
       leave(barriers.k_empty(stage));
       soften(s, state, p.scale_log2, decay);
       wgmma_wait<0>();
       pin(o);
       leave(barriers.v_empty(v_stage));
-      // Most steps have no new maximum.
-      if (__any_sync(0xffffffffU, decay[0] != 1.0F || decay[1] != 1.0F)) {
 #pragma unroll
-        for (int n = 0; n < kDim / 2; ++n) o[n] *= decay[n / 2 % 2];
-      }
+      for (int n = 0; n < kDim / 2; ++n) o[n] *= decay[n / 2 % 2];
       pack_weights<T>(s, weights);
     }
 
@@ -284,11 +296,13 @@ struct Consumer {
     pin(o);
     leave(barriers.v_empty(stage));
     write(o, state, place);
+    // Not earlier: `place` is overwritten with the queries.
+    if (!S::kQRegisters) leave(barriers.q_empty(buffer));
   }
 };
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(wgmma_threads(kDim), 1)
     prefill_wgmma_kernel(const __grid_constant__ WgmmaParams params) {
   using S = Smem<kDim>;
   extern __shared__ __align__(1024) std::byte smem[];
@@ -296,15 +310,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Barriers barriers{smem_address + S::kBarriers};
 
   if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = 2 * kGroupThreads / 32;
+    constexpr int kConsumerWarps = wgmma_groups(kDim) * kGroupThreads / 32;
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(barriers.k_full(stage), 1);
       barrier_init(barriers.v_full(stage), 1);
       barrier_init(barriers.k_empty(stage), kConsumerWarps);
       barrier_init(barriers.v_empty(stage), kConsumerWarps);
     }
-    barrier_init(barriers.q_full(), kQueryThreads);
-    barrier_init(barriers.q_empty(), kConsumerWarps);
+    for (int buffer = 0; buffer < S::kQBuffers; ++buffer) {
+      barrier_init(barriers.q_full(buffer), kQueryThreads);
+      barrier_init(barriers.q_empty(buffer), kConsumerWarps);
+    }
     for (int slot = 0; slot < 2; ++slot) {
       barrier_init(barriers.unit_full(slot), 1);
       barrier_init(barriers.unit_empty(slot), kQueryThreads / 32);
@@ -316,24 +332,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   let_next_kernel_start();
 
   if (threadIdx.x < kGroupThreads) {
-    registers_down<40>();
+    registers_down<kDim == 64 ? 32 : 40>();
     if (threadIdx.x < 32) {
       load_pages<kDim>(params, smem, smem_address, barriers);
     } else {
       load_queries<T, kDim>(params.p, smem, smem_address, barriers);
     }
   } else {
-    registers_up<232>();
+    registers_up<kDim == 64 ? 160 : 232>();
     const Consumer<T, kDim> consumer{params.p, smem, smem_address, barriers,
                                      static_cast<int>(threadIdx.x) / kGroupThreads - 1};
     const auto* places = reinterpret_cast<const TilePlace*>(smem + S::kPlaces);
     int first = 0;
     for (int unit = 0;; ++unit) {
-      barrier_wait(barriers.q_full(), unit & 1);
+      const int buffer = unit % S::kQBuffers;
+      barrier_wait(barriers.q_full(buffer), unit / S::kQBuffers & 1);
       const TilePlace& place = places[unit % 2];
       const int n_steps = place.n_steps;
       if (n_steps == 0) break;
-      consumer.compute(place, first);
+      consumer.compute(place, buffer, first);
       first += n_steps;
     }
   }
@@ -387,7 +404,8 @@ void launch(const CudaContext& context, const WgmmaParams& params, int n_blocks)
   constexpr int kBytes = Smem<kDim>::kBytes;
   cuda_check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "shared memory of attention_prefill");
-  launch_chained(context, "attention_prefill (wgmma)", kKernel, n_blocks, kThreads, kBytes, params);
+  launch_chained(context, "attention_prefill (wgmma)", kKernel, n_blocks, wgmma_threads(kDim),
+                 kBytes, params);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Rows of the observation window: their maxima and sums, and probabilities. A window's scores (some
 // hundred rows against n tokens) are bound by what is written, so the keys are read twice and
 // logits are never stored.
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/window_scorer.cuh"
@@ -74,6 +75,8 @@ __global__ void __launch_bounds__(kWindowThreads, 3)
   constexpr int kTiles = WindowRows::kTiles;
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Place edge_places[kEdges];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int kv_head = blockIdx.y;
   const DeviceKvHead& head = layer.head(kv_head);
   const Units units = units_of(head, layer.n_tokens);
@@ -202,6 +205,8 @@ __global__ void __launch_bounds__(kWindowThreads, 3)
 __global__ void __launch_bounds__(kRowThreads)
     finish_rows(const Layer layer, const Partial* partial, const float* edges, int n_partials,
                 RowTotals* totals) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int row = blockIdx.x * (kRowThreads / 32) + threadIdx.x / 32;
   if (row >= layer.n_heads * layer.n_queries) return;
   partial += static_cast<std::int64_t>(row) * n_partials;
@@ -248,15 +253,12 @@ void row_totals(const CudaContext& context, const Layer& layer, std::int64_t mos
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, ring));
   const dim3 grid(n_chunks, static_cast<unsigned>(layer.n_kv_heads),
                   static_cast<unsigned>(shape.n_row_groups));
-  sum_rows<kHeadDim, kBf16>
-      <<<grid, kWindowThreads, static_cast<std::size_t>(ring), context.stream()>>>(
-          layer, scale * kLog2E, partial, edges);
-  check_launch("sum_rows");
+  launch_chained(context, "sum_rows", sum_rows<kHeadDim, kBf16>, grid, kWindowThreads,
+                 static_cast<std::size_t>(ring), layer, scale * kLog2E, partial, edges);
   constexpr int kWarps = kRowThreads / 32;
-  finish_rows<<<static_cast<unsigned>((n_rows + kWarps - 1) / kWarps), kRowThreads, 0,
-                context.stream()>>>(layer, partial, edges,
-                                    static_cast<int>(n_chunks) * shape.n_turns, totals);
-  check_launch("finish_rows");
+  launch_chained(context, "finish_rows", finish_rows,
+                 static_cast<unsigned>((n_rows + kWarps - 1) / kWarps), kRowThreads, 0, layer,
+                 partial, edges, static_cast<int>(n_chunks) * shape.n_turns, totals);
 }
 
 template <int kHeadDim, bool kBf16>
@@ -266,6 +268,8 @@ __global__ void __launch_bounds__(kWindowThreads, 3)
   constexpr int kTiles = WindowRows::kTiles;
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ int counts[kWindowWarps];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int kv_head = blockIdx.y;
   const DeviceKvHead& head = layer.head(kv_head);
   const Units units = units_of(head, layer.n_tokens);
@@ -355,10 +359,8 @@ void probabilities(const CudaContext& context, const Layer& layer, std::int64_t 
                                 layer.n_kv_heads * shape.n_row_groups, kMaxChunks),
                   static_cast<unsigned>(layer.n_kv_heads),
                   static_cast<unsigned>(shape.n_row_groups));
-  write_probabilities<kHeadDim, kBf16>
-      <<<grid, kWindowThreads, static_cast<std::size_t>(ring), context.stream()>>>(
-          layer, scale * kLog2E, totals, p);
-  check_launch("write_probabilities");
+  launch_chained(context, "write_probabilities", write_probabilities<kHeadDim, kBf16>, grid,
+                 kWindowThreads, static_cast<std::size_t>(ring), layer, scale * kLog2E, totals, p);
 }
 
 }  // namespace

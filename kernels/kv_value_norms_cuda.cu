@@ -8,14 +8,20 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_score_device.cuh"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/prefill_wgmma.cuh"
 #include "kernels/cuda/value_norms.h"
 
 namespace spindle::kernels {
 namespace {
 
+using device::shared_address;
 using score::kUnitTokens;
 using score::Layer;
 
@@ -44,11 +50,15 @@ template <int kHeadDim, bool kBf16>
 __global__ void __launch_bounds__(256)
     lay_out_tiles(const Bf16* output, std::int64_t hidden, int n_heads, int n_tiles, uint4* tiles) {
   constexpr int kChunks = kHeadDim / 8;  // of an output in a tile
+  let_next_kernel_start();
   const std::int64_t index = blockIdx.x * std::int64_t{256} + threadIdx.x;
   const int chunk = static_cast<int>(index % kChunks);
   const int row = static_cast<int>(index / kChunks % kTileOutputs);
   const std::int64_t tile = index / (kChunks * kTileOutputs);
-  if (tile >= static_cast<std::int64_t>(n_heads) * n_tiles) return;
+  if (tile >= static_cast<std::int64_t>(n_heads) * n_tiles) {
+    wait_for_previous_kernel();
+    return;
+  }
   const std::int64_t head = tile / n_tiles;
   const std::int64_t out = tile % n_tiles * kTileOutputs + row;
   uint4 words = make_uint4(0, 0, 0, 0);
@@ -65,6 +75,7 @@ __global__ void __launch_bounds__(256)
       word[i] = reinterpret_cast<const std::uint32_t&>(half);
     }
   }
+  wait_for_previous_kernel();  // which may read the tiles of the layer before
   tiles[tile * (kChunks * kTileOutputs) + (chunk / 8 * kTileOutputs + row) * 8 +
         (chunk % 8 ^ row % 8)] = words;
 }
@@ -132,27 +143,7 @@ __device__ inline void store_sum(const Product& product, int token, float sum) {
   }
 }
 
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // ---- mma: 8 warps of 32 tokens, tiles by cp.async.
-
-template <bool kBf16>
-__device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                std::uint32_t b1) {
-  if constexpr (kBf16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
 
 template <int kHeadDim>
 __device__ void fetch_tile(const std::byte* tile, std::byte* stage) {
@@ -160,8 +151,7 @@ __device__ void fetch_tile(const std::byte* tile, std::byte* stage) {
 #pragma unroll
   for (int i = 0; i < tile_bytes(kHeadDim) / (16 * kMmaThreads); ++i) {
     const int at = (i * kMmaThreads + static_cast<int>(threadIdx.x)) * 16;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + at), "l"(tile + at)
-                 : "memory");
+    device::copy_16(target + at, tile + at);
   }
 }
 
@@ -171,6 +161,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kTile = tile_bytes(kHeadDim);
   extern __shared__ __align__(1024) std::byte ring[];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const DeviceKvHead& head = layer.head(blockIdx.y);
   const Range range = range_of<kHeadDim>(product);
   const int lane = threadIdx.x % 32;
@@ -178,7 +170,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
 #pragma unroll
   for (int i = 0; i < kMmaStages - 1; ++i) {
     if (i < range.count) fetch_tile<kHeadDim>(range.tiles + i * kTile, ring + i * kTile);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    device::commit_copies();
   }
   std::uint32_t a[2][kSteps][4];
 #pragma unroll
@@ -191,14 +183,14 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
   }
   float sum[2][2] = {};
   for (int tile = 0; tile < range.count; ++tile) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kMmaStages - 2) : "memory");
+    device::wait_copies<kMmaStages - 2>();
     __syncthreads();
     const int next = tile + kMmaStages - 1;
     if (next < range.count) {
       fetch_tile<kHeadDim>(range.tiles + static_cast<std::int64_t>(next) * kTile,
                            ring + next % kMmaStages * kTile);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    device::commit_copies();
     // Lane i gives ldmatrix the row i % 8 of matrix i / 8: the 16-byte chunks of two steps.
     const std::uint32_t stage = shared_address(ring + tile % kMmaStages * kTile) + lane % 8 * 128;
 #pragma unroll 1
@@ -217,8 +209,10 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
                        : "r"(at + (columns + 8 * n) * 128));
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
-            multiply<kBf16>(c[m][n], a[m][2 * pair], b[0], b[1]);
-            multiply<kBf16>(c[m][n], a[m][2 * pair + 1], b[2], b[3]);
+            const std::uint32_t(&first)[4] = a[m][2 * pair];
+            const std::uint32_t(&second)[4] = a[m][2 * pair + 1];
+            device::mma<kBf16>(c[m][n], first[0], first[1], first[2], first[3], b[0], b[1]);
+            device::mma<kBf16>(c[m][n], second[0], second[1], second[2], second[3], b[2], b[3]);
           }
         }
       }
@@ -245,53 +239,6 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
 // product runs, or the other warpgroup's, the absolute values of the first are added up.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ inline void wait_parity(std::uint32_t barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nwaiting:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra waiting;\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// d (+)= a b^T for 16 channels: a in registers, b described in shared memory.
-template <bool kBf16>
-__device__ inline void wgmma_128(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b,
-                                 int adds) {
-#define SPINDLE_WGMMA(TYPE)                                                                        \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred adds;\nsetp.ne.b32 adds, %69, 0;\n"                                           \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                 \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                   \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "           \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "           \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "          \
-      "{%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                               \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), \
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
-        "+f"(d[63])                                                                                \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
-  if constexpr (kBf16) {
-    SPINDLE_WGMMA("bf16");
-  } else {
-    SPINDLE_WGMMA("f16");
-  }
-#undef SPINDLE_WGMMA
-}
-
-// Keeps the compiler from moving uses of the accumulators across the waits.
-__device__ inline void pin(float (&d)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
 // Starts the product of one 64-token operand with a tile.
 template <int kHeadDim, bool kBf16>
 __device__ inline void start_product(float (&d)[64], const std::uint32_t (&a)[kHeadDim / 16][4],
@@ -299,21 +246,22 @@ __device__ inline void start_product(float (&d)[64], const std::uint32_t (&a)[kH
   // Rows of 128 bytes in groups of 8 (1024 bytes apart), 128-byte swizzle.
   constexpr std::uint64_t kLayout =
       std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{1} << 16;
-  pin(d);
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  using Element = std::conditional_t<kBf16, __nv_bfloat16, __half>;
+  prefill::pin(d);
+  prefill::wgmma_fence();
 #pragma unroll
   for (int s = 0; s < kHeadDim / 16; ++s) {
     const std::uint32_t at = tile + s / 4 * (kTileOutputs * 128) + s % 4 * 32;
-    wgmma_128<kBf16>(d, a[s], kLayout | static_cast<std::uint64_t>((at & 0x3ffffU) >> 4), s > 0);
+    prefill::wgmma<Element>(d, a[s], kLayout | ((at & 0x3ffffU) >> 4), s > 0 ? 1 : 0);
   }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  prefill::wgmma_commit();
 }
 
 // Waits until all but the newest kPending products are done, d's among them.
 template <int kPending>
 __device__ inline void wait_products(float (&d)[64]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-  pin(d);
+  prefill::wgmma_wait<kPending>();
+  prefill::pin(d);
 }
 
 __device__ inline void add_up(const float (&d)[64], float (&sum)[2]) {
@@ -340,27 +288,26 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   const Range range = range_of<kHeadDim>(product);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&full[i])));
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&empty[i])),
-                   "n"(kWgmmaConsumers / 128));
+      prefill::barrier_init(shared_address(&full[i]), 1);
+      prefill::barrier_init(shared_address(&empty[i]), kWgmmaConsumers / 128);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   // The same for a whole warp, as the compiler must see.
   const int warpgroup = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
   if (warpgroup == kWgmmaConsumers / 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    prefill::registers_down<24>();
     if (threadIdx.x == kWgmmaConsumers) {
       for (int tile = 0; tile < range.count; ++tile) {
         const int stage = tile % kStages;
         if (tile >= kStages) {
-          wait_parity(shared_address(&empty[stage]), (tile / kStages - 1) & 1);
+          prefill::barrier_wait(shared_address(&empty[stage]), (tile / kStages - 1) & 1);
         }
         const std::uint32_t barrier = shared_address(&full[stage]);
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                     "n"(kTile)
-                     : "memory");
+        prefill::barrier_expect(barrier, kTile);
         asm volatile(
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
             "[%3];" ::"r"(shared_address(ring + stage * kTile)),
@@ -369,7 +316,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    prefill::registers_up<240>();
     const DeviceKvHead& head = layer.head(blockIdx.y);
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
@@ -390,15 +337,14 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     const std::uint32_t ring_address = shared_address(ring);
     for (int tile = 0; tile < range.count; ++tile) {
       const int stage = tile % kStages;
-      wait_parity(shared_address(&full[stage]), (tile / kStages) & 1);
+      prefill::barrier_wait(shared_address(&full[stage]), (tile / kStages) & 1);
       start_product<kHeadDim, kBf16>(d0, a[0], ring_address + stage * kTile);
       start_product<kHeadDim, kBf16>(d1, a[1], ring_address + stage * kTile);
       wait_products<1>(d0);
       add_up(d0, sum[0]);
       wait_products<0>(d1);
       if (threadIdx.x % 128 == 0) {
-        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&empty[stage]))
-                     : "memory");
+        prefill::barrier_arrive(shared_address(&empty[stage]));
       }
       add_up(d1, sum[1]);
     }
@@ -418,6 +364,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 __global__ void __launch_bounds__(256)
     normalize_sums(const float* sums, std::int64_t stride, int n_splits, int n_heads, int n,
                    Rows norms) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int t = blockIdx.x * 256 + threadIdx.x;
   if (t >= n) return;
   float total = 0.0F;
@@ -459,14 +407,12 @@ template <int kHeadDim, bool kBf16>
 void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* output,
                   std::int64_t hidden, std::int64_t first, std::byte* workspace, bool wgmma,
                   Rows norms) {
-  cudaStream_t stream = context.stream();
   const auto n = static_cast<std::int32_t>(layer.n_tokens - first);
   const std::int64_t n_tiles = tiles_per_query_head(hidden);
   const std::int64_t n_chunks = layer.n_heads * n_tiles * (tile_bytes(kHeadDim) / 16);
-  lay_out_tiles<kHeadDim, kBf16><<<static_cast<unsigned>((n_chunks + 255) / 256), 256, 0, stream>>>(
-      output, hidden, layer.n_heads, static_cast<int>(n_tiles),
-      reinterpret_cast<uint4*>(workspace));
-  check_launch("lay_out_tiles");
+  launch_chained(context, "lay_out_tiles", lay_out_tiles<kHeadDim, kBf16>,
+                 static_cast<unsigned>((n_chunks + 255) / 256), 256, 0, output, hidden,
+                 layer.n_heads, static_cast<int>(n_tiles), reinterpret_cast<uint4*>(workspace));
 
   const std::int64_t n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
   const int n_splits =
@@ -488,18 +434,17 @@ void launch_norms(const CudaContext& context, const Layer& layer, const Bf16* ou
   if (wgmma) {
     cuda_check(cudaFuncSetAttribute(norms_wgmma<kHeadDim, kBf16>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes));
-    norms_wgmma<kHeadDim, kBf16><<<grid, kWgmmaThreads, kRingBytes, stream>>>(layer, product);
-    check_launch("norms_wgmma");
+    launch_chained(context, "norms_wgmma", norms_wgmma<kHeadDim, kBf16>, grid, kWgmmaThreads,
+                   kRingBytes, layer, product);
   } else {
     constexpr int kBytes = kMmaStages * tile_bytes(kHeadDim);
     cuda_check(cudaFuncSetAttribute(norms_mma<kHeadDim, kBf16>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-    norms_mma<kHeadDim, kBf16><<<grid, kMmaThreads, kBytes, stream>>>(layer, product);
-    check_launch("norms_mma");
+    launch_chained(context, "norms_mma", norms_mma<kHeadDim, kBf16>, grid, kMmaThreads, kBytes,
+                   layer, product);
   }
-  normalize_sums<<<static_cast<unsigned>((n + 255) / 256), 256, 0, stream>>>(
-      product.sums, product.stride, n_splits, layer.n_kv_heads, n, norms);
-  check_launch("normalize_sums");
+  launch_chained(context, "normalize_sums", normalize_sums, static_cast<unsigned>((n + 255) / 256),
+                 256, 0, product.sums, product.stride, n_splits, layer.n_kv_heads, n, norms);
 }
 
 }  // namespace

@@ -116,7 +116,7 @@ class DeviceLinear {
   const Bf16* data() const;  // device
   // Takes the choices that tune_linear() made for a weight of the same shape.
   void copy_tuning(const DeviceLinear& tuned);
-  // What computes `form` for so many rows: "own 16x8, 9 stages, 1 block", "cuBLASLt 66, tile 20,
+  // What computes `form` for so many rows: "own 16x8, 9 stages", "cuBLASLt 66, tile 20,
   // split 2".
   std::string choice(const CudaContext& context, LinearForms form, std::int64_t n_rows) const;
 

@@ -44,8 +44,30 @@ BlasProduct::BlasProduct(LinearOutput output, std::int64_t n_out, std::int64_t n
       static_cast<std::uint32_t>(std::min<std::uintptr_t>(kRowAlignment, place & (~place + 1)));
 }
 
+BlasProduct BlasProduct::gated_part(std::int64_t n_out, std::int64_t n_in, const LinearCall& call,
+                                    int parts) {
+  const std::int64_t width = n_out / 2 / parts;
+  LinearCall part = call;
+  part.y_stride = 2 * width;
+  BlasProduct out(LinearOutput::kSwiglu, width, n_in, part);
+  out.set_batch(out.w_, n_out / 2 * n_in);
+  out.set_batch(out.x_, 0);
+  out.set_batch(out.y_, width);
+  return out;
+}
+
+void BlasProduct::set_batch(cublasLtMatrixLayoutOpaque_t& layout, std::int64_t distance) {
+  const std::int32_t count = 2;
+  blas_check(cublasLtMatrixLayoutSetAttribute(&layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                              sizeof(count)),
+             "batch");
+  blas_check(cublasLtMatrixLayoutSetAttribute(&layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                              &distance, sizeof(distance)),
+             "batch");
+}
+
 std::vector<cublasLtMatmulAlgo_t> BlasProduct::algorithms(const CudaContext& context, int n) {
-  cublasLtMatmulPreferenceOpaque_t preference;
+  cublasLtMatmulPreferenceOpaque_t preference = {};
   blas_check(cublasLtMatmulPreferenceInit(&preference), "preference");
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, auto value) {
     blas_check(cublasLtMatmulPreferenceSetAttribute(&preference, name, &value, sizeof(value)),

@@ -5,8 +5,7 @@
 // through a ring in shared memory with cp.async, several steps ahead, over the ends of tiles,
 // without a barrier. The first weights are asked for before the previous kernel has ended.
 //
-// Every tile reads all of x; beyond some 16 tokens that is as much as the weights and
-// linear_split_cuda.cu is faster.
+// Every tile reads all of x; beyond some 16 tokens that is as much as the weights.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,8 +15,8 @@
 #include <utility>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/skinny_mma.cuh"
 
 namespace spindle::kernels {
@@ -291,11 +290,9 @@ struct Shape {
   int row_tiles;
   int token_tiles;
   int stages;
-  int blocks;  // per multiprocessor and product
 };
-constexpr Shape kShapes[kWarpVariants] = {{1, 1, 12, 1}, {1, 1, 9, 1}, {1, 1, 9, 2},
-                                          {1, 1, 6, 2},  {2, 1, 5, 1}, {2, 1, 5, 2},
-                                          {1, 2, 6, 2},  {2, 2, 4, 1}, {2, 2, 4, 2}};
+constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 9}, {1, 1, 6},  {2, 1, 5},
+                                            {1, 2, 6}, {1, 1, 12}, {2, 2, 4}};
 
 using Kernel = void (*)(Arguments);
 
@@ -311,7 +308,7 @@ Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) 
 }
 
 Kernel kernel_of(LinearOutput output, int variant) {
-  constexpr auto kAll = std::make_integer_sequence<int, kWarpVariants>();
+  constexpr auto kAll = std::make_integer_sequence<int, kSkinnyVariants>();
   switch (output) {
     case LinearOutput::kBf16:
       return kernel_of_variant<LinearOutput::kBf16>(variant, kAll);
@@ -325,7 +322,7 @@ Kernel kernel_of(LinearOutput output, int variant) {
   return kernel_of_variant<LinearOutput::kSwiglu>(variant, kAll);
 }
 
-constexpr Shape kNormedShape = {1, 1, 10, 1};
+constexpr Shape kNormedShape = {1, 1, 10};
 
 template <LinearOutput kOutput>
 constexpr Kernel kNormedKernel = skinny_kernel<kOutput, kNormedShape.row_tiles,
@@ -357,10 +354,11 @@ void launch(const CudaContext& context, LinearOutput output, Kernel kernel, cons
   const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
   a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
   a.n_tokens = product.n_tokens;
-  // Exactly two blocks fit on a multiprocessor, of this product or of the next one that starts
-  // early: with room for three, blocks of the next product spread unevenly and so does its work.
+  // Two blocks fit on a multiprocessor, not three, and every product has two for each of them. So
+  // when blocks of the next product take the places of those that end, each multiprocessor gets two
+  // again; with room for three, or with fewer blocks, some get more work than others.
   const int bytes = std::max(n_bytes, bytes_for_blocks(context, 3) + 1);
-  const int blocks = std::min(a.n_tiles, shape.blocks * context.n_multiprocessors());
+  const int blocks = std::min(a.n_tiles, 2 * context.n_multiprocessors());
   launch_chained(context, "skinny product", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(kThreads), static_cast<std::size_t>(bytes), a);
 }
@@ -403,7 +401,7 @@ unsigned element_blocks(const CudaContext& context, std::int64_t n) {
 
 void prepare_skinny_linear(const CudaContext& context) {
   for (int output = 0; output < kLinearOutputs; ++output) {
-    for (int variant = 0; variant < kWarpVariants; ++variant) {
+    for (int variant = 0; variant < kSkinnyVariants; ++variant) {
       cuda_check(
           cudaFuncSetAttribute(
               reinterpret_cast<const void*>(kernel_of(static_cast<LinearOutput>(output), variant)),
@@ -418,7 +416,6 @@ void prepare_skinny_linear(const CudaContext& context) {
                                     bytes_for_blocks(context, 2)),
                "shared memory of the normed product");
   }
-  prepare_split_linear(context);
 }
 
 bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in) {
@@ -428,31 +425,25 @@ bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in) {
 }
 
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
-  if (variant >= kWarpVariants) return split_fits(context, variant - kWarpVariants, n_tokens);
   return n_tokens <= 8 * kShapes[variant].token_tiles &&
          needed_bytes(variant, n_tokens) <= bytes_for_blocks(context, 2);
 }
 
 int skinny_default(const CudaContext& context, int n_tokens) {
-  for (int variant = 0; variant < kWarpVariants; ++variant) {
+  for (int variant = 0; variant < kSkinnyVariants; ++variant) {
     if (n_tokens <= kSkinnyDefaultTokens && skinny_fits(context, variant, n_tokens)) return variant;
   }
   return -1;
 }
 
 std::string skinny_name(int variant) {
-  if (variant >= kWarpVariants) return split_name(variant - kWarpVariants);
   const Shape shape = kShapes[variant];
   return "own " + std::to_string(16 * shape.row_tiles) + "x" +
-         std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages, " +
-         std::to_string(shape.blocks) + (shape.blocks == 1 ? " block" : " blocks");
+         std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages";
 }
 
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product) {
-  if (variant >= kWarpVariants) {
-    return split_linear(context, output, variant - kWarpVariants, product);
-  }
   CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
   launch(context, output, kernel_of(output, variant), kShapes[variant],
          needed_bytes(variant, product.n_tokens), product, {});

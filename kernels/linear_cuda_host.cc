@@ -43,7 +43,8 @@ std::string describe(const LinearChoice& choice) {
     return std::to_string(out);
   };
   return "cuBLASLt " + value(CUBLASLT_ALGO_CONFIG_ID) + ", tile " +
-         value(CUBLASLT_ALGO_CONFIG_TILE_ID) + ", split " + value(CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+         value(CUBLASLT_ALGO_CONFIG_TILE_ID) + ", split " + value(CUBLASLT_ALGO_CONFIG_SPLITK_NUM) +
+         (choice.parts > 1 ? ", " + std::to_string(choice.parts) + " parts" : "");
 }
 
 // Copies pageable host memory to the device through two page-locked buffers in turn.
@@ -144,6 +145,23 @@ void finish(const CudaContext& context, const Access::Body& b, LinearOutput outp
          Bf16Rows(call.swiglu, call.n_rows, b.n_out / 2, call.swiglu_stride));
 }
 
+bool run_gated_parts(const CudaContext& context, const Access::Body& b, const Bf16* weights,
+                     const LinearCall& call, const LinearChoice& choice) {
+  const std::int64_t width = b.n_out / 2 / choice.parts;
+  const BlasProduct product = BlasProduct::gated_part(b.n_out, b.n_in, call, choice.parts);
+  if (product.y_alignment() < choice.y_alignment) return false;
+  const ConstRows gate_up(static_cast<const float*>(call.y), call.n_rows, 2 * width);
+  for (int part = 0; part < choice.parts; ++part) {
+    if (product.run(context, weights + part * width * b.n_in, call, choice.algorithm) !=
+        CUBLAS_STATUS_SUCCESS) {
+      return false;
+    }
+    swiglu(context, gate_up,
+           Bf16Rows(call.swiglu + part * width, call.n_rows, width, call.swiglu_stride));
+  }
+  return true;
+}
+
 template <typename T>
 LinearCall call_of(ConstBf16Rows x, RowsView<T> y) {
   LinearCall call;
@@ -170,7 +188,7 @@ std::optional<LinearChoice> Access::choice(const CudaContext& context, const Bod
   }
   if (n_rows > kSkinnyDefaultTokens) return std::nullopt;
   const int variant = skinny_default(context, static_cast<int>(n_rows));
-  return variant < 0 ? std::nullopt : std::optional(LinearChoice{variant, 0, {}});
+  return variant < 0 ? std::nullopt : std::optional(LinearChoice{variant, 0, {}, 1});
 }
 
 void Access::run(const CudaContext& context, const DeviceLinear& weights, LinearOutput output,
@@ -205,7 +223,7 @@ bool Access::run_normed(const CudaContext& context, const DeviceLinear& weights,
   }
   normed_linear(context, output,
                 {b.weights.as<const Bf16>(), b.n_out, b.n_in, nullptr, 0,
-                 static_cast<int>(hidden.n_rows), y, y_stride, nullptr},
+                 static_cast<int>(hidden.n_rows), y, y_stride},
                 {hidden.data, hidden.stride, norm, eps});
   return true;
 }
@@ -216,12 +234,12 @@ bool Access::run_choice(const CudaContext& context, const Body& b, const Bf16* w
     const bool swiglu = output == LinearOutput::kSwiglu;
     const int n_tokens = static_cast<int>(call.n_rows);
     if (!skinny_fits(context, choice.variant, n_tokens)) return false;
-    skinny_linear(
-        context, output, choice.variant,
-        {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens, swiglu ? call.swiglu : call.y,
-         swiglu ? call.swiglu_stride : call.y_stride, b.arrived.as<int>()});
+    skinny_linear(context, output, choice.variant,
+                  {weights, b.n_out, b.n_in, call.x, call.x_stride, n_tokens,
+                   swiglu ? call.swiglu : call.y, swiglu ? call.swiglu_stride : call.y_stride});
     return true;
   }
+  if (choice.parts > 1) return run_gated_parts(context, b, weights, call, choice);
   const BlasProduct product(output, b.n_out, b.n_in, call);
   if (product.y_alignment() < choice.y_alignment) return false;
   if (product.run(context, weights, call, choice.algorithm) != CUBLAS_STATUS_SUCCESS) {
@@ -242,11 +260,6 @@ Result<DeviceLinear> DeviceLinear::upload(const CudaContext& context,
   auto weights = context.allocate(n_elements * sizeof(Bf16), "weights");
   if (!weights.ok()) return weights.status();
   body->weights = std::move(*weights);
-  auto arrived = context.allocate(
-      static_cast<std::size_t>(body->n_out / kCountedOutputs + 1) * sizeof(int), "weights");
-  if (!arrived.ok()) return arrived.status();
-  body->arrived = std::move(*arrived);
-  context.fill(body->arrived.data(), 0, body->arrived.n_bytes());
   const bool converts = std::any_of(sources.begin(), sources.end(), [](const WeightSource& source) {
     return source.dtype != DType::kBF16;
   });

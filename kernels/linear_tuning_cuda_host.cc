@@ -23,6 +23,12 @@ constexpr int kMaxAlgorithms = 16;
 // Split-K is forced on this many of the library's first choices when there are few rows.
 constexpr int kSplitBases = 3;
 constexpr std::int64_t kMaxSplitRows = 256;
+// Gated products in parts: for many rows, each part so large that it fills the device and so small
+// that it stays in the L2 cache.
+constexpr std::int64_t kMinPartedRows = 512;
+constexpr std::int64_t kMinPartBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kMaxPartBytes = std::int64_t{48} << 20;
+constexpr int kPartAlgorithms = 4;
 // A candidate is timed as a chain of calls, as a step runs it: launches overlap. The weights are
 // copies taken in turn, more bytes in all than the L2 cache holds; long calls need no chain.
 constexpr int kTimedRuns = 3;
@@ -125,22 +131,38 @@ class Tuner {
     for (int variant = 0; variant < kSkinnyVariants; ++variant) {
       if (call.n_rows <= kMaxSkinnyRows &&
           skinny_fits(*context_, variant, static_cast<int>(call.n_rows))) {
-        out.push_back({variant, 0, {}});
+        out.push_back({variant, 0, {}, 1});
       }
     }
     BlasProduct product(output, body_->n_out, body_->n_in, call);
     const std::vector<cublasLtMatmulAlgo_t> algorithms =
         product.algorithms(*context_, kMaxAlgorithms);
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms)
-      out.push_back({-1, product.y_alignment(), algorithm});
+      out.push_back({-1, product.y_alignment(), algorithm, 1});
+    if (output == LinearOutput::kSwiglu && call.n_rows >= kMinPartedRows) add_parted(call, out);
     if (call.n_rows > kMaxSplitRows) return out;
     for (std::size_t i = 0; i < algorithms.size() && i < kSplitBases; ++i) {
       for (const std::int32_t parts : {2, 4, 8}) {
         if (auto split = product.split(*context_, algorithms[i], parts))
-          out.push_back({-1, product.y_alignment(), *split});
+          out.push_back({-1, product.y_alignment(), *split, 1});
       }
     }
     return out;
+  }
+
+  void add_parted(const LinearCall& call, std::vector<LinearChoice>& out) const {
+    const std::int64_t inter = body_->n_out / 2;
+    for (const int parts : {4, 7, 8, 14, 16, 28}) {
+      const std::int64_t part_bytes =
+          call.n_rows * 2 * inter / parts * static_cast<std::int64_t>(sizeof(float));
+      if (inter % (8 * parts) != 0 || part_bytes > kMaxPartBytes || part_bytes < kMinPartBytes) {
+        continue;
+      }
+      BlasProduct product = BlasProduct::gated_part(body_->n_out, body_->n_in, call, parts);
+      for (const cublasLtMatmulAlgo_t& algorithm : product.algorithms(*context_, kPartAlgorithms)) {
+        out.push_back({-1, product.y_alignment(), algorithm, parts});
+      }
+    }
   }
 
   // The median time of a call; nothing when the candidate cannot run.

@@ -10,11 +10,7 @@
 namespace spindle::kvstore {
 
 Result<std::unique_ptr<KvStore>> KvStore::create(const KvStoreConfig& config) {
-  const std::uint64_t page_bytes = config.shape.page_bytes();
-  CHECK(page_bytes > 0, "the KV shape comes from a validated model");
-  // Of a budget without a page the pool says what is wrong.
-  auto memory =
-      HostMemory::create(std::max(config.budget_bytes / page_bytes * page_bytes, std::uint64_t{1}));
+  auto memory = HostMemory::create(config.budget_bytes);
   if (!memory.ok()) return memory.status();
   return create(config, std::move(*memory));
 }

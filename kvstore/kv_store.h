@@ -72,8 +72,10 @@ struct StageBoundary {
   // At the end of a prompt segment: for every head that evicts, the candidates that stay, ascending
   // positions. Empty at boundaries of generated tokens, which all stay.
   std::span<const std::vector<std::int32_t>> kept;
-  std::int64_t prompt_left = 0;  // prompt tokens that are still to come
-  int boundaries_left = 0;       // prompt boundaries that are still to come
+  // Prompt tokens and prompt boundaries that are still to come. Without any, later boundaries are
+  // those of generated tokens, every kGeneratedBoundary from this one on.
+  std::int64_t prompt_left = 0;
+  int boundaries_left = 0;
   // Other sequences will fork from this one at the end of its prompt: pages of its tail will not
   // come back when it lets go of them.
   bool forks = false;

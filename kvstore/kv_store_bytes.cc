@@ -37,6 +37,26 @@ std::uint64_t packed_bytes(std::uint64_t bytes, std::uint64_t page_bytes) {
   return (page_bytes + per_page - 1) / per_page;
 }
 
+// Whether all that comes are the boundaries of generated tokens, kGeneratedBoundary from this one
+// and from each other: tails then have the same length after each, and only whole blocks leave
+// them.
+bool only_generates(const StageBoundary& boundary) {
+  return boundary.prompt_left == 0 && boundary.boundaries_left == 0;
+}
+
+// The longest that a head's tail can be after a later boundary, counted from its first page.
+std::int64_t tail_behind(const HeadCache& cache, const StageBoundary& boundary,
+                         const HeadPlan& plan, std::int64_t n_tokens) {
+  const bool streams = plan.mode == KvMode::kStream;
+  const std::int64_t kept = is_raw(plan)                       ? plan.window
+                            : plan.codec.k == KvFormat::kToken ? 0
+                                                               : boundary.recent;
+  if (kept == 0) return 0;
+  const bool is_regular = only_generates(boundary) && streams == is_raw(plan);
+  const std::int64_t over = n_tokens - kept - cache.tail_origin;
+  return kept + (is_regular ? (over % kBlock + kBlock) % kBlock : kBlock - 1);
+}
+
 }  // namespace
 
 void KvStore::shrink_reservation(Sequence& sequence, std::int64_t pages) {
@@ -119,9 +139,7 @@ std::int64_t KvStore::future_tail_pages(const Sequence& sequence, const StageBou
   // The longest tail: what stays behind a boundary, up to the next one; a prompt segment first.
   std::int64_t longest = tail + left;
   if (!is_raw(plan) || plan.mode == KvMode::kStream) {
-    const int recent = plan.codec.k == KvFormat::kToken ? 0 : boundary.recent;
-    std::int64_t behind = recent == 0 ? 0 : recent + kBlock - 1;
-    if (is_raw(plan)) behind = plan.window + kBlock - 1;
+    std::int64_t behind = tail_behind(cache, boundary, plan, sequence.n_tokens);
     // A stream begins once it is longer than its window.
     if (plan.mode == KvMode::kStream && cache.tail_first == 0) {
       behind = std::max(behind, boundary.sinks + plan.window + 1);
@@ -158,14 +176,20 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
     bytes += raw_bytes * static_cast<std::uint64_t>((boundary.sinks + kBlock - 1) / kBlock);
   }
   // The last block of each selection may be partly filled.
-  const auto n_partial = static_cast<std::uint64_t>(boundary.boundaries_left + 1);
+  auto n_partial = static_cast<std::uint64_t>(boundary.boundaries_left + 1);
   if (is_raw(plan)) return bytes + (selects_again ? raw_bytes * n_partial : 0);
   kernels::KvCodec codec = plan.codec;
   if (codec.k == KvFormat::kCodebook) codec.k = plan.fallback;
   if (codec.v == KvFormat::kCodebook) codec.v = plan.fallback;
   const int recent = codec.k == KvFormat::kToken ? 0 : boundary.recent;
-  const std::int64_t n_tokens =
-      std::max<std::int64_t>(sequence.max_tokens - recent - cache.tail_first, 0);
+  std::int64_t end = sequence.max_tokens - recent;
+  if (only_generates(boundary) && plan.mode != KvMode::kStream && cache.tail_first > 0) {
+    const std::int64_t left = sequence.max_tokens - sequence.n_tokens;
+    const std::int64_t last = sequence.n_tokens + left / kGeneratedBoundary * kGeneratedBoundary;
+    end = tail_begin(cache.tail_origin, cache.tail_first, recent, last);
+    n_partial = 0;
+  }
+  const std::int64_t n_tokens = std::max<std::int64_t>(end - cache.tail_first, 0);
   if (n_tokens == 0) return bytes;
   const auto n_blocks = static_cast<std::uint64_t>((n_tokens + kBlock - 1) / kBlock);
   const bool has_kivi = is_kivi(codec.k) || is_kivi(codec.v);

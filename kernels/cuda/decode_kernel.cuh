@@ -35,11 +35,13 @@ struct alignas(128) Shared {
 
   // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
   std::byte ring[C::kWarps][C::kStages * C::kStageBytes];
-  DeviceKvBlock descriptors[C::kWarps][kDescriptors];
+  alignas(16) DeviceKvBlock descriptors[C::kWarps][kDescriptors];
   Stage stages[C::kWarps][kListedStages];
   uint4 q[kDim / 32 * 32];           // fragments of load_query()
   uint4 q_hadamard[kDim / 32 * 32];  // as nibble_products() wants it
   uint4 k_mean[kDim / 32 * 4];       // as lloyd_keys() wants it
+  // Query tiles turned back by each warp, fragments of load_query().
+  std::conditional_t<C::kLloyd, uint4[kDim / 32 * 32], Nothing> turned[C::kWarps];
   AnglesOf<C> steps;
   AnglesOf<C> strides;
   DecodeEntry entry;
@@ -175,13 +177,24 @@ __device__ void turned_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C:
                               const Stage& stage, std::uint32_t data) {
   const Lane& lane = pipe.lane;
   const DecodeCall& call = pipe.call;
-  const BlockAngles block = block_angles<C::kDim>(
-      stage, data, pipe.positions_of(stage) != kNoPlace, shared.entry.head.wide_positions != 0,
-      shared_address(&shared.steps), shared_address(&shared.strides), call.max_positions, lane);
-  const std::uint32_t q = shared_address(shared.q);
-  const std::uint32_t k_mean = shared_address(shared.k_mean);
+  const BlockAngles block =
+      block_angles<C::kDim>(stage, data + C::kRopeOffset, pipe.positions_of(stage) != kNoPlace,
+                            shared.entry.head.wide_positions != 0, shared_address(&shared.steps),
+                            shared_address(&shared.strides), call.max_positions, lane);
+  std::uint32_t q = shared_address(shared.q);
   const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
+    const std::uint32_t k_mean = shared_address(shared.k_mean);
+    if (has_levels(format) && block.base != 0) {
+      auto& turned = shared.turned[threadIdx.x / 32];
+#pragma unroll
+      for (int chunk = 0; chunk < C::kDim / 64; ++chunk) {
+        const QueryPair<C::kDim> pair(q, chunk, block.base, lane);
+        turned[chunk * 32 + lane.index] = joined(pair.low);
+        turned[(chunk + C::kDim / 64) * 32 + lane.index] = joined(pair.high);
+      }
+      q = shared_address(turned);
+    }
     switch (format) {
       case KvFormat::kLloyd1:
         return lloyd_scores<1>(s, data, q, k_mean, block, call, lane);
@@ -261,10 +274,19 @@ __device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s
     Stage stage = {};
     if (i == 0) prepare(shared, pipe, has_angles);
     if (i >= 0) {
-      if (i >= pipe.n_issued) break;
-      wait_copies<C::kStages - 1>();
-      __syncwarp();
-      stage = pipe.listed(i);
+      const bool is_over = i >= pipe.n_issued;
+      if (!is_over) {
+        wait_copies<C::kStages - 1>();
+        __syncwarp();
+        stage = pipe.listed(i);
+      }
+      // The one place where the basis changes: the transform is much code.
+      if constexpr (C::kInt4 || C::kLloyd) {
+        if (is_over || !stage.is_key()) {
+          s.change_basis(is_over ? Basis::kPlain : basis_of(stage.format()), pipe.lane);
+        }
+      }
+      if (is_over) break;
       const std::uint32_t data = pipe.ring + slot;
       if (stage.is_key()) {
         stage_scores(shared, pipe, s, stage, data);

@@ -80,6 +80,7 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
   }
 }
 
+// `q` is the query tile turned back as `block` says.
 template <int kBits, int kDim>
 __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
                                     std::uint32_t k_mean, const BlockAngles& block,
@@ -114,13 +115,14 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
           a = turned;
         }
       }
-      const QueryPair<kDim> query(q, chunk, block.base, lane);
+      const Words4 q_low = words(load_query(q, chunk, lane));
+      const Words4 q_high = words(load_query(q, chunk + kDim / 64, lane));
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        mma_f16(sums, low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], query.low.x[2 * u],
-                query.low.x[2 * u + 1]);
-        mma_f16(sums, high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1],
-                query.high.x[2 * u], query.high.x[2 * u + 1]);
+        mma_f16(sums, low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], q_low.x[2 * u],
+                q_low.x[2 * u + 1]);
+        mma_f16(sums, high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1], q_high.x[2 * u],
+                q_high.x[2 * u + 1]);
       }
     }
 #pragma unroll
@@ -136,7 +138,6 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
 
 template <int kBits, int kDim>
 __device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  s.change_basis(Basis::kHadamard, lane);
   ValueCodes<kBits, kDim> codes;
   codes.load(stage, lane);
   const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);

@@ -21,11 +21,10 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 // the cos and sin rows, f32 [kDim / 2] each, of the block's base position and the list of
 // positions; and the magnitudes of a codebook.
 inline constexpr int kElementBytes = 4096;
-inline constexpr int kRopeOffset = kElementBytes;
 template <int kDim>
-inline constexpr int kPositionsOffset = kRopeOffset + 4 * kDim;
+inline constexpr int kRopeBytes = 4 * kDim + 128;
 template <int kDim>
-inline constexpr int kScalesOffset = kPositionsOffset<kDim> + 128;
+inline constexpr int kScalesOffset = kElementBytes + kRopeBytes<kDim>;
 
 // What a kernel is compiled for. Each set of formats has registers and warps of its own.
 template <int kDim_, bool kBf16_, DecodeFormats kFormats>
@@ -42,12 +41,14 @@ struct Config {
   static constexpr int kWarps = kFormats == DecodeFormats::kInt4 ? 8 : 6;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = kFormats == DecodeFormats::kRaw ? 4 : 3;
-  static constexpr int kStageBytes = kBeforeRope ? kScalesOffset<kDim> + 64 : kElementBytes;
+  static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;
+  static constexpr int kStageBytes = kRows ? kScalesOffset<kDim> + 64 : kElementBytes;
+  static_assert(!kBeforeRope || kRopeOffset + kRopeBytes<kDim> <= kStageBytes);
 };
 
 // One stage of a unit (a block of the table, or a page of the tail as a raw block): 64 channels of
 // a side of elements, or a whole side of codes.
-struct Stage {
+struct alignas(16) Stage {
   std::uint32_t codes;
   std::uint32_t scales;
   std::int32_t first_position;
@@ -286,12 +287,12 @@ struct Pipe {
       const std::int64_t row = std::int64_t{stage.first_position} * (kDim / 2);
       const auto* cos = reinterpret_cast<const std::byte*>(call.rope_cos + row);
       const auto* sin = reinterpret_cast<const std::byte*>(call.rope_sin + row);
-      copy<2 * kDim>(to + kRopeOffset, cos, 2 * kDim);
-      copy<2 * kDim>(to + kRopeOffset + 2 * kDim, sin, 2 * kDim);
+      copy<2 * kDim>(to + C::kRopeOffset, cos, 2 * kDim);
+      copy<2 * kDim>(to + C::kRopeOffset + 2 * kDim, sin, 2 * kDim);
     }
     const std::uint32_t positions = positions_of(stage);
     if (positions != kNoPlace) {
-      copy<128>(to + kPositionsOffset<kDim>, at(positions),
+      copy<128>(to + C::kRopeOffset + 4 * kDim, at(positions),
                 entry->head.wide_positions != 0 ? 128 : 64);
     }
   }

@@ -16,7 +16,7 @@ inline constexpr int kMaxStep = kSteps * kSteps;
 // cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
 // change places in odd rows, so that neighbouring rows lie in different banks.
 template <int kDim>
-struct AngleTable {
+struct alignas(16) AngleTable {
   static constexpr int kRowBytes = 2 * kDim;
   std::byte rows[kSteps * kRowBytes];
 
@@ -60,6 +60,8 @@ struct Words4 {
 };
 __device__ inline Words4 words(const uint4& v) { return {{v.x, v.y, v.z, v.w}}; }
 
+__device__ inline uint4 joined(const Words4& w) { return {w.x[0], w.x[1], w.x[2], w.x[3]}; }
+
 // Fragments of the query tile for the chunks `chunk` and chunk + kDim / 64, turned back by a
 // position whose cos and sin rows, f32 [kDim / 2] each, are at `angles`; 0: as they are.
 template <int kDim>
@@ -101,19 +103,20 @@ struct BlockAngles {
   int at[4];           // of the lane's tokens w = 2 t + h: step, or position (kTable)
 };
 
+// `data` is the shared address of what a stage has for RoPE.
 template <int kDim>
 __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t data, bool is_listed,
                                            bool wide_positions, std::uint32_t steps,
                                            std::uint32_t strides, std::int64_t max_positions,
                                            const Lane& lane) {
-  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, data + kRopeOffset, {}};
+  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, data, {}};
   if (!is_listed) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) angles.at[w] = lane.key_token() + 2 * w;
     return angles;
   }
   angles.kind = BlockAngles::Kind::kStrides;
-  const std::uint32_t list = data + kPositionsOffset<kDim>;
+  const std::uint32_t list = data + 4 * kDim;
   bool far = stage.first_position < 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {

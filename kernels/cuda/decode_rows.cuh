@@ -92,7 +92,6 @@ __device__ inline void row_values_of_part(Softmax<kDim>& s, std::uint32_t stage,
 template <int kDim>
 __device__ inline void row_values(Softmax<kDim>& s, std::uint32_t stage, int part,
                                   bool has_magnitudes, const Lane& lane) {
-  s.change_basis(Basis::kPlain, lane);
   const uint4 magnitudes = load_of_key_tokens(stage + kScalesOffset<kDim>, lane);
   std::uint32_t pairs[4];
 #pragma unroll

@@ -28,6 +28,9 @@ struct LinearChoice {
   int variant = -1;               // of our own kernel; -1: `algorithm`
   std::uint32_t y_alignment = 0;  // that `algorithm` was asked for with
   cublasLtMatmulAlgo_t algorithm = {};
+  // kSwiglu with `algorithm`: gates and their values are taken in so many parts, so that what goes
+  // through memory between product and gate stays in the L2 cache.
+  int parts = 1;
 };
 
 // Choices by bucket of rows: bucket b serves up to rows[b].
@@ -68,6 +71,10 @@ inline LinearForms form_of(LinearOutput output) {
 class BlasProduct {
  public:
   BlasProduct(LinearOutput output, std::int64_t n_out, std::int64_t n_in, const LinearCall& call);
+  // Two products of n_out / 2 / parts outputs each in one call, of the gates and of the values of
+  // one part; y has them side by side, and its rows lie together.
+  static BlasProduct gated_part(std::int64_t n_out, std::int64_t n_in, const LinearCall& call,
+                                int parts);
 
   // The library's choices, best guess first; at most `n`, and at most 16.
   std::vector<cublasLtMatmulAlgo_t> algorithms(const CudaContext& context, int n);
@@ -80,6 +87,7 @@ class BlasProduct {
                      const cublasLtMatmulAlgo_t& algorithm) const;
 
  private:
+  void set_batch(cublasLtMatrixLayoutOpaque_t& layout, std::int64_t distance);
   std::uint32_t reduction_schemes() const;
 
   LinearOutput output_;
@@ -94,7 +102,6 @@ struct DeviceLinear::Body {
   std::int64_t n_in = 0;
   std::int64_t n_out = 0;
   DeviceBuffer weights;
-  DeviceBuffer arrived;  // SkinnyProduct::arrived
   std::shared_ptr<const LinearTuning> tuning;
 };
 

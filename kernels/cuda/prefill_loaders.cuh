@@ -14,7 +14,9 @@
 namespace spindle::kernels::prefill {
 
 inline constexpr int kGroupThreads = 128;
-inline constexpr int kThreads = 3 * kGroupThreads;
+SPINDLE_HOST_DEVICE constexpr int wgmma_threads(int head_dim) {
+  return (1 + wgmma_groups(head_dim)) * kGroupThreads;
+}
 inline constexpr int kQueryThreads = kGroupThreads - 32;
 inline constexpr int kGroupRows = 64;
 inline constexpr int kStages = 2;
@@ -48,12 +50,17 @@ template <int kDim>
 struct Smem {
   static constexpr int kPageBytes = kDim * kRowBytes;  // of one side
   static constexpr int kStageBytes = kStepPages * kPageBytes;
-  static constexpr int kQ = 0;  // [warpgroup][kDim / 32][64 rows][64 bytes]
+  // Queries of heads of 128 go to registers and leave their buffer at once; for heads of 64 there
+  // is no room in three warpgroups' registers.
+  static constexpr bool kQRegisters = kDim == 128;
+  static constexpr int kQBuffers = kQRegisters ? 1 : 2;
+  static constexpr int kQ = 0;  // [buffer][warpgroup][kDim / 32][64 rows][64 bytes]
   static constexpr int kQGroupBytes = kGroupRows * kDim * 2;
-  static constexpr int kK = kQ + 2 * kQGroupBytes;       // [stage][kDim / 32][128 slots][64 bytes]
+  static constexpr int kQBytes = wgmma_groups(kDim) * kQGroupBytes;
+  static constexpr int kK = kQ + kQBuffers * kQBytes;    // [stage][kDim / 32][128 slots][64 bytes]
   static constexpr int kV = kK + kStages * kStageBytes;  // [stage][page][kDim][64 bytes]
   static constexpr int kBarriers = kV + kStages * kStageBytes;
-  static constexpr int kMasks = kBarriers + 8 * (4 * kStages + 6);  // K, then V: [stage][page]
+  static constexpr int kMasks = kBarriers + 8 * (4 * kStages + 8);  // K, then V: [stage][page]
   static constexpr int kPlaces = kMasks + 2 * kStages * kStepPages * 4;
   static constexpr int kUnits = kPlaces + 2 * static_cast<int>(sizeof(TilePlace));
   static constexpr int kBytes = kUnits + 8;
@@ -63,8 +70,8 @@ struct Smem {
 
 inline constexpr int kNoPage = 0x7fffffff;  // outside the tensor maps
 // Numbers of named barriers; 0 is that of __syncthreads.
-inline constexpr int kGroupBarrier = 1;  // and 2
-inline constexpr int kTurnBarrier = 3;   // and 4
+inline constexpr int kGroupBarrier = 1;  // to 3
+inline constexpr int kTurnBarrier = 4;   // to 6
 
 struct Barriers {
   std::uint32_t base;
@@ -72,11 +79,13 @@ struct Barriers {
   __device__ std::uint32_t k_empty(int stage) const { return base + 8 * (kStages + stage); }
   __device__ std::uint32_t v_full(int stage) const { return base + 8 * (2 * kStages + stage); }
   __device__ std::uint32_t v_empty(int stage) const { return base + 8 * (3 * kStages + stage); }
-  __device__ std::uint32_t q_full() const { return base + 8 * (4 * kStages); }
-  __device__ std::uint32_t q_empty() const { return base + 8 * (4 * kStages + 1); }
-  __device__ std::uint32_t unit_full(int slot) const { return base + 8 * (4 * kStages + 2 + slot); }
+  __device__ std::uint32_t q_full(int buffer) const { return base + 8 * (4 * kStages + buffer); }
+  __device__ std::uint32_t q_empty(int buffer) const {
+    return base + 8 * (4 * kStages + 2 + buffer);
+  }
+  __device__ std::uint32_t unit_full(int slot) const { return base + 8 * (4 * kStages + 4 + slot); }
   __device__ std::uint32_t unit_empty(int slot) const {
-    return base + 8 * (4 * kStages + 4 + slot);
+    return base + 8 * (4 * kStages + 6 + slot);
   }
 };
 
@@ -114,7 +123,7 @@ struct UnitSource {
   }
   __device__ int follow() {
     const int slot = count % 2;
-    barrier_wait(barriers.unit_full(slot), count / 2 & 1);
+    barrier_sleep(barriers.unit_full(slot), count / 2 & 1);
     const int unit = slots[slot];
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(barriers.unit_empty(slot));
@@ -129,12 +138,12 @@ __device__ inline bool find_unit(const PrefillParams& p, int unit, TilePlace& pl
   const int split = unit % p.n_splits;
   const PrefillItem item = prefill_item(p, unit / p.n_splits);
   const DeviceSequence sequence = p.sequences[item.sequence];
-  place.row0 = item.tile * kPrefillRows;
+  place.row0 = item.tile * p.tile_rows;
   place.n_rows = sequence.n_queries * p.group;
   if (place.row0 >= place.n_rows) return false;
   slots = prefill_slots(p, sequence, item.sequence, item.head);
   place.query_0_slot = query_slot(sequence, slots, 0);
-  const int last_row = min(place.row0 + kPrefillRows, place.n_rows) - 1;
+  const int last_row = min(place.row0 + p.tile_rows, place.n_rows) - 1;
   const int n_slots = place.query_0_slot + last_row / p.group + 1;
   const SplitRange range = split_range((n_slots + kWgmmaStepSlots - 1) / kWgmmaStepSlots,
                                        kWgmmaStepSlots, split, p.n_splits);
@@ -143,7 +152,7 @@ __device__ inline bool find_unit(const PrefillParams& p, int unit, TilePlace& pl
   place.n_used = range.n_used;
   place.head = item.head;
   place.query_begin = sequence.query_begin;
-  place.partial_row = (item.item * p.n_splits + split) * kPrefillRows;
+  place.partial_row = (item.item * p.n_splits + split) * p.tile_rows;
   return place.n_steps > 0;
 }
 
@@ -230,15 +239,17 @@ __device__ void load_queries(const PrefillParams& p, std::byte* smem, std::uint3
     PrefillSlots slots;
     place.n_steps = 0;
     if (more && !find_unit(p, unit, place, slots)) continue;
-    barrier_wait(barriers.q_empty(), (count & 1) ^ 1);
+    const int buffer = count % S::kQBuffers;
+    barrier_sleep(barriers.q_empty(buffer), (count / S::kQBuffers & 1) ^ 1);
     if (thread == 0) places[count % 2] = place;
     const __half* q = p.q + std::int64_t{place.head} * p.group * kDim;
 #pragma unroll 2
-    for (int i = thread; more && i < kPrefillRows * kChunks; i += kQueryThreads) {
+    for (int i = thread; more && i < wgmma_rows(kDim) * kChunks; i += kQueryThreads) {
       const int row = i / kChunks;
       const int chunk = i % kChunks;
       const int r = place.row0 + row;
-      const std::uint32_t target = smem_address + S::kQ + row / kGroupRows * S::kQGroupBytes +
+      const std::uint32_t target = smem_address + S::kQ + buffer * S::kQBytes +
+                                   row / kGroupRows * S::kQGroupBytes +
                                    (chunk / 4 * kGroupRows + row % kGroupRows) * kRowBytes +
                                    ((chunk % 4 ^ (row >> 1 & 3)) << 4);
       if (r >= place.n_rows) {
@@ -256,7 +267,7 @@ __device__ void load_queries(const PrefillParams& p, std::byte* smem, std::uint3
     commit_async();
     wait_async();
     fence_async_proxy();
-    barrier_arrive(barriers.q_full());
+    barrier_arrive(barriers.q_full(buffer));
     ++count;
   }
 }

@@ -188,19 +188,30 @@ __device__ inline void barrier_expect(std::uint32_t barrier, int n_bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(n_bytes)
                : "memory");
 }
+__device__ inline bool barrier_passed(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+      "selp.b32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 // Until the phase of that parity is over.
 __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   for (int i = 0; i < (1 << 26); ++i) {
-    std::uint32_t done;
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-        "selp.b32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-    if (done != 0) return;
+    if (barrier_passed(barrier, parity)) return;
   }
   __trap();  // the copy engine or the other warps are dead
+}
+// The same without taking issue slots from the others.
+__device__ inline void barrier_sleep(std::uint32_t barrier, std::uint32_t parity) {
+  for (int i = 0; i < (1 << 26); ++i) {
+    if (barrier_passed(barrier, parity)) return;
+    __nanosleep(256);
+  }
+  __trap();
 }
 
 // Of `n_threads` threads, some of which may only arrive.

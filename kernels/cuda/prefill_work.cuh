@@ -3,7 +3,7 @@
 // kv head lie, and the softmax state of rows that were split over several thread blocks.
 //
 // Rows: the heads of a group are packed with the queries, row r of a (sequence, kv head) is query
-// r / group, head r % group of the group. A tile has kPrefillRows rows; K and V are read once for
+// r / group, head r % group of the group. A tile has tile_rows rows; K and V are read once for
 // all of them.
 // Slots: the pages of a head in order, its expanded blocks first and then the tail from the first
 // page with a visible position on, 32 slots a page. A query sees the visible slots up to its own.
@@ -20,7 +20,6 @@
 
 namespace spindle::kernels::prefill {
 
-inline constexpr int kPrefillRows = 128;
 inline constexpr int kPageSlots = 32;
 // Sequences with queries of one launch; more take several launches.
 inline constexpr int kMaxLaunchSequences = 384;
@@ -37,7 +36,7 @@ struct PrefillParams {
   const std::byte* pool = nullptr;
   const std::byte* expanded = nullptr;
   const std::int64_t* expanded_first = nullptr;
-  // Results of splits: f32 [item][split][kPrefillRows][head_dim], and (maximum, mass) of each row.
+  // Results of splits: f32 [item][split][tile_rows][head_dim], and (maximum, mass) of each row.
   float* partial_out = nullptr;
   float2* partial_mass = nullptr;
   int* queue = nullptr;  // of the wgmma kernel, 0 at its start; null: a unit a thread block
@@ -46,6 +45,7 @@ struct PrefillParams {
   int n_kv_heads = 0;
   int group = 0;
   int n_splits = 1;
+  int tile_rows = 0;
   int n_sequences = 0;
   int n_tiles = 0;  // of all sequences
   // Tiles up to and including a sequence, and its index in `sequences`.
@@ -155,8 +155,13 @@ void launch_prefill_mma(const CudaContext& context, const PrefillParams& params,
 void launch_prefill_wgmma(const CudaContext& context, const PrefillParams& params, int head_dim,
                           DType dtype, int n_blocks);
 
-// Slots of one step of each kernel.
+// Slots of one step and rows of a tile of each kernel.
 inline constexpr int kMmaStepSlots = 64;
+inline constexpr int kMmaRows = 128;
 inline constexpr int kWgmmaStepSlots = 128;
+// Warpgroups that compute, 64 rows each. Heads of 64 have half the products for the same softmax,
+// and fewer registers: three of them hide more of it.
+SPINDLE_HOST_DEVICE constexpr int wgmma_groups(int head_dim) { return head_dim == 64 ? 3 : 2; }
+SPINDLE_HOST_DEVICE constexpr int wgmma_rows(int head_dim) { return 64 * wgmma_groups(head_dim); }
 
 }  // namespace spindle::kernels::prefill

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/core/dtype.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/core/dtype.h"
 
 namespace spindle::kernels {
 
@@ -23,17 +23,10 @@ struct SkinnyProduct {
   int n_tokens = 0;
   void* y = nullptr;  // Bf16 or float
   std::int64_t y_stride = 0;
-  // Counts of the tiles of 128 outputs, zero between calls. Partial sums take the context's
-  // workspace of cuBLASLt.
-  int* arrived = nullptr;
 };
-inline constexpr std::int64_t kCountedOutputs = 128;
 
-// Shapes of the kernels that tune_linear() lets compete: first those of linear_cuda.cu, for up to
-// 16 tokens, then those of linear_split_cuda.cu, for up to 64.
-inline constexpr int kWarpVariants = 9;
-inline constexpr int kSplitVariants = 8;
-inline constexpr int kSkinnyVariants = kWarpVariants + kSplitVariants;
+// Shapes of the kernel that tune_linear() lets compete, for up to 16 tokens.
+inline constexpr int kSkinnyVariants = 6;
 // Without tuning, up to so many tokens.
 inline constexpr int kSkinnyDefaultTokens = 8;
 
@@ -42,7 +35,7 @@ void prepare_skinny_linear(const CudaContext& context);
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens);
 // What runs without tuning; -1 for too many tokens.
 int skinny_default(const CudaContext& context, int n_tokens);
-// "own 16x8, 6 stages, 2 blocks": rows of W and tokens of a tile.
+// "own 16x8, 6 stages": rows of W and tokens of a tile.
 std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);
@@ -59,13 +52,6 @@ inline constexpr int kMaxNormedTokens = 2;
 bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in);
 void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
                    const SkinnyNorm& norm);
-
-// The second group, with variants counted from 0.
-void prepare_split_linear(const CudaContext& context);
-bool split_fits(const CudaContext& context, int variant, int n_tokens);
-std::string split_name(int variant);
-void split_linear(const CudaContext& context, LinearOutput output, int variant,
-                  const SkinnyProduct& product);
 
 // out[i] = source[i] rounded to nearest even; `source` is float or F16.
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,

@@ -4,6 +4,7 @@
 
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/kv_score_device.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace spindle::kernels::score {
 
@@ -11,21 +12,6 @@ inline constexpr int kWindowWarps = 4;
 inline constexpr int kWindowThreads = 32 * kWindowWarps;
 inline constexpr int kKeyStages = 3;
 inline constexpr float kLog2E = 1.4426950408889634F;
-
-__device__ inline void mma_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                               std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // A pair of f16 as bf16 parts whose sum holds 16 bits of it.
 struct SplitPair {
@@ -121,11 +107,7 @@ struct Scorer {
   }
   __device__ static void multiply(float (&c)[4], const std::uint32_t (&rows)[4], std::uint32_t b0,
                                   std::uint32_t b1) {
-    if constexpr (kBf16) {
-      mma_bf16(c, rows, b0, b1);
-    } else {
-      mma_f16(c, rows, b0, b1);
-    }
+    device::mma<kBf16>(c, rows[0], rows[1], rows[2], rows[3], b0, b1);
   }
 };
 
@@ -185,7 +167,7 @@ class KeyRing {
   // Waits for a step and starts the one that takes its predecessor's place. Afterwards keys(turn)
   // are there for all threads, until the next call.
   __device__ void next(int step) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kKeyStages - 2) : "memory");
+    device::wait_copies<kKeyStages - 2>();
     __syncthreads();
     fetch(step + kKeyStages - 1);
     stage_ = shared_ + step % kKeyStages * n_turns_ * kKeyBytes<kHeadDim>;
@@ -198,16 +180,15 @@ class KeyRing {
       const int index = begin_ + step * n_turns_ + turn;
       if (index >= end_) break;
       const std::byte* page = unit_at(layer_, head_, units_, kv_head_, index).page;
-      const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(
-          shared_ + (step % kKeyStages * n_turns_ + turn) * kKeyBytes<kHeadDim>));
+      const std::uint32_t target = device::shared_address(
+          shared_ + (step % kKeyStages * n_turns_ + turn) * kKeyBytes<kHeadDim>);
 #pragma unroll
       for (int i = 0; i < kKeyBytes<kHeadDim> / (16 * kWindowThreads); ++i) {
         const int at = (i * kWindowThreads + static_cast<int>(threadIdx.x)) * 16;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + at), "l"(page + at)
-                     : "memory");
+        device::copy_16(target + at, page + at);
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    device::commit_copies();
   }
 
   const Layer& layer_;

@@ -96,7 +96,7 @@ inline AttentionScratch carve_scratch(const AttentionTile& tile, OnlineSoftmax& 
     s.weights = take(state.n_rows * kPanelColumns);
     s.next_scores = take(state.n_rows * kPanelColumns);
     s.plain_q = take(state.n_rows * kQueryStride);
-    s.turned_q = take(state.n_rows * kQueryStride);
+    s.turned_q = take(kTurnGroups * state.n_rows * kQueryStride);
     s.block.rows = take(kPanelColumns * d);
     s.block.angles = take(2 * tile.rope.half_dim * kPanelColumns);
     s.block.steps = take(2 * tile.rope.half_dim * kPanelColumns);
@@ -174,10 +174,11 @@ inline void copy_logits(const OnlineSoftmax& state, Range tokens, std::int64_t c
 template <class Loader>
 void logits_format(const AttentionTile& tile, float* out, std::int64_t out_stride) {
   OnlineSoftmax state{};
-  const AttentionScratch s = start_softmax(tile, state);
+  AttentionScratch s = start_softmax(tile, state);
   std::int64_t column = 0;
   for (std::int64_t i = 0; i < tile.n_blocks; ++i) {
     const KvBlock& block = tile.blocks[i];
+    s.block.later_k = later_codes(tile, i, true);
     block_scores<Loader>(tile, state, s, block, 0);
     copy_logits(state, {block.first, block.end}, column, out, out_stride);
     column += block.end - block.first;

@@ -5,8 +5,9 @@
 //
 // Slots outside a block's [first, end) decode to finite values, which attention leaves out.
 //
-// Keys before RoPE are rotated by the angles of the steps from their block's first position: its
-// own angle is taken back from the queries, which are fewer.
+// Keys before RoPE are rotated by the angles of the steps from their block's first position, or
+// from that of their group of tokens: its own angle is taken back from the queries, which are
+// fewer.
 
 struct BlockScratch {
   float* k;             // [head_dim][32]
@@ -16,7 +17,13 @@ struct BlockScratch {
   float* steps;         // [2][half_dim][32]: cos - sin and cos + sin of 0..31
   float* k_mean;        // [head_dim], for lloyd: see start_block_decoding()
   std::uint8_t* codes;  // [16 * head_dim]
+  // Codes of a later block of the same format, which are fetched a line at a time while those of
+  // this one are used; its own where there is none. Of token ids the rows are fetched.
+  const std::byte* later_k;
+  const std::byte* later_v;
 };
+
+inline void prefetch_line(const void* p) { __builtin_prefetch(p); }
 
 constexpr bool is_lloyd_format(KvFormat format) {
   return format >= KvFormat::kLloyd1 && format <= KvFormat::kLloyd4;
@@ -242,25 +249,13 @@ inline void sum_angles(const float* cos, const float* sin, std::int64_t n, float
   }
 }
 
-inline BlockAngles block_angles(const AttentionTile& tile, const KvBlock& block, bool sums,
-                                const BlockScratch& scratch) {
+// cos and sin of the keys' own positions.
+inline BlockAngles position_angles(const AttentionTile& tile, const KvBlock& block,
+                                   const BlockScratch& scratch) {
   const AttentionRope& rope = tile.rope;
   const std::int64_t half = rope.half_dim;
-  const std::int64_t n_half = half * kPanelColumns;
-  if (block.positions == nullptr) {
-    if (sums) return {scratch.steps, scratch.steps + n_half};
-    return {rope.step_cos, rope.step_sin};
-  }
   float* cos = scratch.angles;
-  float* sin = scratch.angles + n_half;
-  const BlockTurn block_base = block_turn(tile, block);
-  if (block_base.by_steps) {
-    std::int32_t steps[kPanelColumns];
-    list_steps(tile, block, block_base.position, steps);
-    sums ? compose_angles<true>(rope, steps, cos, sin)
-         : compose_angles<false>(rope, steps, cos, sin);
-    return {cos, sin};
-  }
+  float* sin = scratch.angles + half * kPanelColumns;
   const float* cos_rows[kPanelColumns];
   const float* sin_rows[kPanelColumns];
   for (int t = 0; t < kPanelColumns; ++t) {
@@ -270,14 +265,70 @@ inline BlockAngles block_angles(const AttentionTile& tile, const KvBlock& block,
   }
   transpose_rows(cos_rows, half, cos);
   transpose_rows(sin_rows, half, sin);
-  if (sums) sum_angles(cos, sin, n_half, cos, sin);
   return {cos, sin};
+}
+
+// cos and sin of the steps from block_turn()'s position.
+inline BlockAngles block_angles(const AttentionTile& tile, const KvBlock& block,
+                                const BlockScratch& scratch) {
+  const AttentionRope& rope = tile.rope;
+  if (block.positions == nullptr) return {rope.step_cos, rope.step_sin};
+  const BlockTurn turn = block_turn(tile, block);
+  if (!turn.by_steps) return position_angles(tile, block, scratch);
+  float* cos = scratch.angles;
+  float* sin = scratch.angles + rope.half_dim * kPanelColumns;
+  std::int32_t steps[kPanelColumns];
+  list_steps(tile, block, turn.position, steps);
+  compose_angles<false>(rope, steps, cos, sin);
+  return {cos, sin};
+}
+
+// The same for keys that are turned by halves: differences and sums, from a position for each group
+// of tokens.
+struct GroupTurns {
+  BlockAngles angles;
+  const std::int32_t* near_steps;  // null, or what to look up in rows of `angles`
+  std::int64_t positions[kTurnGroups];
+  int n_groups;  // that differ; 0 where keys get the angles of their positions
+};
+
+// `steps` is memory for [32].
+inline GroupTurns group_turns(const AttentionTile& tile, const KvBlock& block,
+                              const BlockScratch& scratch, std::int32_t* steps) {
+  const AttentionRope& rope = tile.rope;
+  const std::int64_t n_half = rope.half_dim * kPanelColumns;
+  GroupTurns turns{{scratch.steps, scratch.steps + n_half}, nullptr, {}, 1};
+  if (block.positions == nullptr) {
+    turns.positions[0] = block.first_position;
+    return turns;
+  }
+  float* less = scratch.angles;
+  float* plus = scratch.angles + n_half;
+  if constexpr (kTurnGroups > 1) {
+    const std::uint32_t largest =
+        group_steps(block.positions, tile.context->wide_positions, block.first, block.end,
+                    rope.max_positions - 1, steps, turns.positions);
+    turns.n_groups = kTurnGroups;
+    if (largest < kPanelColumns) {
+      turns.near_steps = steps;
+      return turns;
+    }
+    if (largest < kMaxListedSpan) {
+      compose_angles<true>(rope, steps, less, plus);
+      turns.angles = {less, plus};
+      return turns;
+    }
+  }
+  turns.n_groups = 0;
+  turns.angles = position_angles(tile, block, scratch);
+  sum_angles(turns.angles.first, turns.angles.second, n_half, less, plus);
+  return turns;
 }
 
 // Rotates rows i and i + half_dim of K.
 inline void rotate_block(const AttentionTile& tile, const KvBlock& block,
                          const BlockScratch& scratch) {
-  const BlockAngles angles = block_angles(tile, block, false, scratch);
+  const BlockAngles angles = block_angles(tile, block, scratch);
   const std::int64_t n_half = tile.rope.half_dim * kPanelColumns;
   for (std::int64_t i = 0; i < n_half; i += kLanes) {
     float* p = scratch.k + i;
@@ -308,6 +359,15 @@ inline void reference_row(const AttentionTile& tile, const KvBlock& block, bool 
       halves(chunks[entry / kCodebookChunkEntries]) + entry % kCodebookChunkEntries * tile.head_dim;
   const V magnitude = splat(half_to_float(halves(pieces.scales)[t]));
   for (int d = 0; d < tile.head_dim; d += kLanes) store(out + d, load_f16(row + d) * magnitude);
+}
+
+// The row that reference_row() will widen for a slot of the block whose ids are `ids`.
+inline void prefetch_token_row(const AttentionTile& tile, const std::byte* ids, bool is_key,
+                               int slot) {
+  const KvHeadContext& context = *tile.context;
+  const std::uint16_t* row = (is_key ? context.k_tokens : context.v_tokens) +
+                             index_at(ids, context.wide_ids, slot) * context.token_stride;
+  for (int d = 0; d < tile.head_dim; d += 32) prefetch_line(row + d);
 }
 
 // Whether the pairs of the rotation are those of the Hadamard transform's last stage, which then is
@@ -346,6 +406,9 @@ inline void lookup_lloyd_key(const AttentionTile& tile, const KvBlock& block, st
     for (std::int64_t group = 0; group < d / 8; ++group) {
       // Offsets of a group of eight rows: h is a power of two.
       const std::int64_t first = ((group & -h) << 3) + (group & (h - 1));
+      for (int line = 0; line < bits; line += 2) {
+        prefetch_line(scratch.later_k + 32 * bits * group + 64 * (line / 2));
+      }
       V low[8];
       V high[8];
 #pragma GCC unroll 8
@@ -434,6 +497,7 @@ inline void decode_key(const AttentionTile& tile, const KvBlock& block,
   for (int t = 0; t < kPanelColumns; ++t) {
     float* row = scratch.rows + t * tile.head_dim;
     rows[t] = row;
+    if (format == KvFormat::kToken) prefetch_token_row(tile, scratch.later_k, true, t);
     reference_row(tile, block, true, t, row);
   }
   transpose_rows(rows, tile.head_dim, scratch.k);
@@ -483,6 +547,7 @@ inline void decode_value(const AttentionTile& tile, const KvBlock& block, std::i
   const std::int64_t d = tile.head_dim;
   if (is_reference_format(block.codec.v)) {
     for (int t = 0; t < kPanelColumns; ++t) {
+      if (block.codec.v == KvFormat::kToken) prefetch_token_row(tile, scratch.later_v, false, t);
       reference_row(tile, block, false, t, scratch.v + t * value_stride);
     }
     return;

@@ -19,7 +19,7 @@ inline void score_codes(const AttentionTile& tile, const OnlineSoftmax& state,
   OnlineSoftmax rotated = state;
   rotated.q = s.rotated_q;
   if (state.is_short()) {
-    score_block<LoadCodes>(rotated, 0, codes, 0, 16);
+    score_block<LoadCodes>(rotated, 0, codes, s.block.later_k - block.k.codes, 16);
   } else {
     expand_codes<LoadCodes>(nullptr, codes, tile.head_dim, 1, kPanelColumns, s.block.k);
     score_block<LoadF32>(rotated, 0, s.block.k, 0);

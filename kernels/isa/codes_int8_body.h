@@ -136,6 +136,7 @@ inline void score_codes(const AttentionTile& tile, const OnlineSoftmax& state,
     sums.clear();
     const std::int8_t* bytes = query_bytes(state, s, row);
     for (std::int64_t i = 0; i < d; i += 4) {
+      prefetch_line(s.block.later_k + 16 * i);
       sums.add(_mm512_loadu_si512(block.k.codes + 16 * i), bytes + i, 4 * d, d);
     }
 #pragma GCC unroll 4
@@ -191,8 +192,9 @@ inline __m512i four_rows(const std::uint8_t* p, std::int64_t stride) {
   return _mm512_inserti32x4(x, row(3), 3);
 }
 
+// `ahead`: bytes from codes to those to be fetched meanwhile.
 inline void add_group(const OnlineSoftmax& state, const AttentionScratch& s,
-                      const ValueGroup& group, const std::uint8_t* codes) {
+                      const ValueGroup& group, const std::uint8_t* codes, std::int64_t ahead) {
   const V step = splat(weigh_by_bytes(state, s, group));
   const std::int64_t stride = state.head_dim / 2;
   for_rows(state.n_rows, [&]<bool kVnni, int kRows>(std::int64_t row) {
@@ -201,6 +203,7 @@ inline void add_group(const OnlineSoftmax& state, const AttentionScratch& s,
       sums.clear();
       const std::uint8_t* p = codes + 16 * (group.first_panel + panel);
       for (std::int64_t t = 0; t < kPanelColumns; t += 4) {
+        prefetch_line(reinterpret_cast<const std::byte*>(p + t * stride) + ahead);
         sums.add(four_rows(p + t * stride, stride), weight_bytes(s, row) + t, 4 * kPanelColumns,
                  kPanelColumns);
       }
@@ -218,8 +221,9 @@ inline void add_group(const OnlineSoftmax& state, const AttentionScratch& s,
 // What int4 and KIVI V adds to the values.
 inline void sum_codes(const AttentionTile& tile, const OnlineSoftmax& state,
                       const AttentionScratch& s, const KvBlock& block) {
-  const std::uint8_t* codes =
-      nibble_plane(code_bits(block.codec.v), block.v.codes, tile.head_dim, s.block.codes);
+  const int bits = code_bits(block.codec.v);
+  const std::uint8_t* codes = nibble_plane(bits, block.v.codes, tile.head_dim, s.block.codes);
+  const std::int64_t ahead = bits == 4 ? s.block.later_v - block.v.codes : 0;
   for_value_groups(state, block,
-                   [&](const ValueGroup& group) { add_group(state, s, group, codes); });
+                   [&](const ValueGroup& group) { add_group(state, s, group, codes, ahead); });
 }

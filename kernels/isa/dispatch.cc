@@ -58,13 +58,13 @@ std::size_t attention_scratch_floats(std::int64_t n_rows, int head_dim, bool wit
   const std::size_t plain = rows * (dim + kColumns + 1 + kLanes + value_stride) +
                             kColumns * (dim + value_stride) + kRounding;
   if (!with_blocks) return plain;
-  // Rotated, plain and turned queries, a sum and a scale, weights, scores of the next block,
-  // rotated values and the sums beside them; rows, angles, steps, a mean and codes of one
+  // Rotated, plain and (twice) turned queries, a sum and a scale, weights, scores of the next
+  // block, rotated values and the sums beside them; rows, angles, steps, a mean and codes of one
   // block.
   static_assert(kQueryStride == kMaxHeadDim);
   constexpr std::size_t kQueries = kQueryStride;
   const std::size_t sums = (value_stride / kColumns + 2) * kLanes;
-  return plain + rows * (dim + 2 * kQueries + 2 + 2 * kColumns + value_stride + sums) +
+  return plain + rows * (dim + 3 * kQueries + 2 + 2 * kColumns + value_stride + sums) +
          3 * kColumns * dim + dim + 4 * dim + kRounding;
 }
 

@@ -13,7 +13,7 @@ struct AttentionScratch {
   float* rotated_sum;    // [n_rows] over the elements of a rotated query
   float* rotated_scale;  // [n_rows]
   float* plain_q;        // [n_rows], kQueryStride apart
-  float* turned_q;       // the same, turned back by the position of a block
+  float* turned_q;       // the same, turned back by the positions of a block, [kTurnGroups]
   float* weights;        // [n_rows][32]
   float* next_scores;    // [n_rows][32]
   BlockScratch block;
@@ -107,6 +107,7 @@ void value_step(const AttentionTile& tile, const OnlineSoftmax& state, const Att
     v.b_stride = d / 2;
     v.b_panel = 16;
     v.table = table;
+    if (bits == 4) v.prefetch_bytes = s.block.later_v - block.v.codes;
     return for_value_groups(state, block, [&](const ValueGroup& group) {
       add_code_group<Codes>(state, s, group, tokens, v);
     });

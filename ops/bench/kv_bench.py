@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What compression buys a running cluster: how many long requests fit one KV pool, and how fast
-tokens come at a long context.
+"""What compression buys a running cluster: how many long requests decode at once in one KV pool, and
+how fast tokens come at a long context.
 
-Starts build/bin/spindled by mpirun with the bundled model, once for each measurement, and prints one
-JSON object; docs/kv-performance.md says what was measured. Only Python's standard library.
+Starts build/bin/spindled by mpirun with the bundled model and prints one JSON object;
+docs/kv-performance.md says what was measured. Only Python's standard library.
 """
 import argparse
 import contextlib
@@ -23,8 +23,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKEN_BYTES = 12 * 2 * 64 * 2 * 2  # the bundled model's 16-bit KV of one token
+PAGE_TOKENS = 32
 READY_S = 60
-REQUEST_S = 1800
+REQUEST_S = 7200
 
 
 def free_port():
@@ -40,7 +41,9 @@ def cluster(build, stages, settings):
     command = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader",
                "-n", str(stages), str(build / "bin/spindled"),
                "--config", str(ROOT / "configs/mini-cpu.pbtxt"), "--port", str(port),
-               "--set", "api.tcp.enabled=false"]
+               "--set", "api.tcp.enabled=false",
+               # A busy host is not a lost rank.
+               "--set", "cluster.peer_timeout_ms=60000", "--set", "cluster.step_timeout_ms=3600000"]
     if os.geteuid() == 0:
         command.insert(1, "--allow-run-as-root")
     for key, value in settings.items():
@@ -58,6 +61,10 @@ def cluster(build, stages, settings):
                     sys.exit(f"the cluster did not start:\n{log.read().decode()}")
                 time.sleep(0.1)
             yield port
+        except BaseException:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-3000:], file=sys.stderr)
+            raise
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -86,90 +93,184 @@ def completion(n_prompt, n_output, seed, policy):
             "temperature": 0, "ignore_eos": True, "kv_policy": policy}
 
 
+def pool_bytes(n_requests, n_prompt, n_output):
+    """A pool that n_requests uncompressed ones fill: whole pages, and the last token is never run."""
+    pages = (n_prompt + n_output - 1 + PAGE_TOKENS - 1) // PAGE_TOKENS
+    return n_requests * pages * PAGE_TOKENS * TOKEN_BYTES
+
+
 def concurrency(build, stages, policy, pool_requests, n_prompt, n_output, n_requests):
-    """Most requests that held KV at the same time in a pool for `pool_requests` uncompressed ones."""
-    pool = pool_requests * (n_prompt + n_output + 32) * TOKEN_BYTES // stages
-    settings = {"kv.memory_bytes": pool, "scheduler.max_num_seqs": 1024,
+    """How many requests decode at once in a pool for `pool_requests` uncompressed ones.
+
+    Answers are long enough that none ends before the pool is full, and steps take whole prompts, so
+    that those who wait for a prompt do not decode far meanwhile. What counts is the server's state
+    while requests wait, none has ended and no prompt token was computed since the state before:
+    everything that runs decodes, and the pool admits no more. The figures are those of the sample
+    nearest to the middle of the answers.
+
+    A prompt's KV is uncompressed until it ends, so that one prompt's room is never filled: of k
+    requests' room, at most k - 1 + ratio holds compressed ones. With several stages the fullest
+    limits all, and `spindle` keeps less in the one with layer 0.
+    """
+    settings = {"kv.memory_bytes": pool_bytes(pool_requests, n_prompt, n_output) // stages,
+                "scheduler.max_num_seqs": 1024, "scheduler.max_num_batched_tokens": 8192,
                 "scheduler.max_num_queued_reqs": 4096,
                 "scheduler.max_num_queued_tokens": 1 << 30, "cluster.layers_per_stage":
-                ",".join(str(12 // stages) for _ in range(stages))}
+                ",".join(str(12 // stages) for _ in range(stages)),
+                "compute.threads_per_rank": max(1, (os.cpu_count() or 1) // stages)}
     failures = []
+    stopped = threading.Event()
 
     def one(port, seed):
-        status, body = request(port, "POST", "/v1/completions",
-                               completion(n_prompt, n_output, seed, policy), REQUEST_S)
-        if status != 200:
+        try:
+            status, body = request(port, "POST", "/v1/completions",
+                                   completion(n_prompt, n_output, seed, policy), REQUEST_S)
+        except (OSError, http.client.HTTPException) as error:
+            status, body = 0, str(error).encode()
+        if status != 200 and not stopped.is_set():
             failures.append(body.decode(errors="replace"))
+        return json.loads(body) if status == 200 else {}
 
+    started = time.monotonic()
     with cluster(build, stages, settings) as port:
-        threads = [threading.Thread(target=one, args=(port, seed)) for seed in range(n_requests)]
+        alone = one(port, 0)
+        first = json.loads(request(port, "GET", "/v1/spindle/state")[1])
+        threads = [threading.Thread(target=one, args=(port, seed), daemon=True)
+                   for seed in range(1, n_requests + 1)]
         for thread in threads:
             thread.start()
-        most, used = 0, 0
-        while any(thread.is_alive() for thread in threads):
-            state = json.loads(request(port, "GET", "/v1/spindle/state")[1])
-            most = max(most, state["requests"]["running"])
-            used = max(used, max(stage["kv_used_bytes"] / stage["kv_capacity_bytes"]
-                                 for stage in state["stages"]))
-            time.sleep(0.02)
-    if failures:
-        sys.exit(f"{len(failures)} requests failed: {failures[0]}")
-    return {"concurrency": most, "pool_used": round(used, 3)}
+        best = watch_decoding(port, first, n_prompt, n_output, failures)
+        stopped.set()
+        if failures:
+            sys.exit(f"{len(failures)} requests failed: {failures[0]}")
+        if best is None:
+            sys.exit("the first request ended before the pool was full: longer answers are needed")
+    return best | {"ratio_at_end": round(alone["usage"]["spindle_kv"]["ratio"], 4),
+                   "seconds": round(time.monotonic() - started)}
 
 
-def decode(build, policy, n_prompt, n_output):
-    """Milliseconds from token to token at the end of a long prompt, on one stage with one thread."""
-    with cluster(build, 1, {}) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_S)
-        body = completion(n_prompt, n_output, 1, policy) | {
-            "stream": True, "stream_options": {"include_usage": True}}
-        start = time.monotonic()
-        connection.request("POST", "/v1/completions", json.dumps(body),
-                           {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        times, usage = [], {}
-        for line in response:
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                usage = event["usage"]
-            if event.get("choices"):
-                times.append(time.monotonic() - start)
+def watch_decoding(port, first, n_prompt, n_output, failures):
+    """The state nearest to the middle of the answers, see concurrency(); `first` came before."""
+    best, before = None, first
+    while not failures:
+        time.sleep(0.05)
+        state = json.loads(request(port, "GET", "/v1/spindle/state", timeout=REQUEST_S)[1])
+        counts = state["requests"]
+        if counts["finished"] > first["requests"]["finished"]:
+            return best
+        decoding = (counts["waiting"] > 0 and state["prompt_tokens"] == before["prompt_tokens"] and
+                    state["generation_tokens"] > before["generation_tokens"])
+        before = state
+        if not decoding:
+            continue
+        n_generated = state["generation_tokens"] - first["generation_tokens"]
+        generated = n_generated / counts["running"]
+        used = sum(stage["kv_used_bytes"] for stage in state["stages"])
+        capacity = sum(stage["kv_capacity_bytes"] for stage in state["stages"])
+        fullest = max(stage["kv_used_bytes"] / stage["kv_capacity_bytes"]
+                      for stage in state["stages"])
+        n_tokens = counts["running"] * n_prompt + n_generated
+        if best is None or (abs(generated - n_output / 2) <
+                            abs(best["generated_tokens"] - n_output / 2)):
+            best = {"concurrency": counts["running"], "generated_tokens": round(generated, 1),
+                    "bytes_ratio": round(used / (n_tokens * TOKEN_BYTES), 4),
+                    "pool_used": round(used / capacity, 3), "fullest_stage": round(fullest, 3),
+                    "pool_bytes": capacity}
+        if generated > n_output / 2:
+            return best
+    return best
+
+
+def decode_once(port, policy, n_prompt, n_output):
+    """Milliseconds from token to token at the end of a long prompt."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_S)
+    body = completion(n_prompt, n_output, 1, policy) | {
+        "stream": True, "stream_options": {"include_usage": True}}
+    start = time.monotonic()
+    connection.request("POST", "/v1/completions", json.dumps(body),
+                       {"Content-Type": "application/json"})
+    times, usage = [], {}
+    for line in connection.getresponse():
+        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+            continue
+        event = json.loads(line[6:])
+        if event.get("usage"):
+            usage = event["usage"]
+        if event.get("choices"):
+            times.append(time.monotonic() - start)
+    connection.close()
     steps = [(b - a) * 1e3 for a, b in zip(times[2:], times[3:])]
-    kv = usage.get("spindle_kv", {})
     return {"first_token_ms": round(times[0] * 1e3, 1),
             "boundary_ms": round((times[1] - times[0]) * 1e3, 1),
-            "token_ms": round(statistics.median(steps), 3), "kv_ratio": kv.get("ratio")}
+            "token_ms": round(statistics.median(steps), 3),
+            # Steps that other load on the host left alone.
+            "fast_token_ms": round(sorted(steps)[len(steps) // 10], 3),
+            "kv_ratio": usage.get("spindle_kv", {}).get("ratio")}
+
+
+def decode(build, policies, n_prompt, n_output, n_rounds):
+    """Medians over rounds of all policies one after the other, on one stage with one thread."""
+    rounds = []
+    with cluster(build, 1, {}) as port:
+        for _ in range(n_rounds):
+            rounds.append({name: decode_once(port, policy, n_prompt, n_output)
+                           for name, policy in policies.items()})
+    report = {}
+    for name in policies:
+        one = {key: statistics.median(of[name][key] for of in rounds) for key in rounds[0][name]}
+        for key, ratio in (("token_ms", "to_full"), ("fast_token_ms", "fast_to_full")):
+            one[ratio] = round(statistics.median(of[name][key] / of["full"][key]
+                                                 for of in rounds), 3)
+        report[name] = one
+    return report
+
+
+def measure_concurrency(options, policies):
+    report = {}
+    for name, policy in policies.items():
+        # As many as could fit, and some that wait.
+        ratio = policy.get("ratio", {"full": 1.0, "int4": 0.28}.get(name, 1.0))
+        result = concurrency(options.build, options.stages, policy, options.pool, options.prompt,
+                             options.output, int(options.pool / ratio) + 4)
+        if "full" in report:
+            growth = result["concurrency"] / report["full"]["concurrency"]
+            result["growth"] = round(growth, 2)
+            result["growth_times_bytes_ratio"] = round(growth * result["bytes_ratio"], 3)
+        report[name] = result
+        print(name, result, file=sys.stderr, flush=True)
+    return report
+
+
+POLICIES = {"full": {"profile": "full"}, "int4": {"profile": "int4"},
+            "streaming 15 %": {"profile": "streaming", "ratio": 0.15},
+            "streaming 10 %": {"profile": "streaming", "ratio": 0.10},
+            "spindle 25 %": {"profile": "spindle", "ratio": 0.25},
+            "spindle 15 %": {"profile": "spindle", "ratio": 0.15},
+            "spindle 10 %": {"profile": "spindle", "ratio": 0.10}}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build")
-    parser.add_argument("--prompt", type=int, default=7000)
-    parser.add_argument("--pool", type=int, default=16, help="uncompressed requests that fit")
-    parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument("--policies", default=",".join(POLICIES), help="names, 'full' first")
     parser.add_argument("--only", choices=["concurrency", "decode"])
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--prompt", type=int, default=7000, help="of a request that shares a pool")
+    parser.add_argument("--output", type=int, default=256, help="its answer")
+    parser.add_argument("--pool", type=int, default=16, help="uncompressed requests that fit")
+    parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--decode-prompt", type=int, default=7800)
+    parser.add_argument("--rounds", type=int, default=3, help="of decoding")
     options = parser.parse_args()
-    report = {"prompt_tokens": options.prompt}
-    policies = {"full": {"profile": "full"}, "int4": {"profile": "int4"},
-                "streaming 15 %": {"profile": "streaming", "ratio": 0.15},
-                "spindle 25 %": {"profile": "spindle", "ratio": 0.25},
-                "spindle 10 %": {"profile": "spindle", "ratio": 0.10}}
+    policies = {name: POLICIES[name] for name in options.policies.split(",")}
+    report = {}
     if options.only != "concurrency":
-        report["decode"] = {name: decode(options.build, policy, 7800, 200)
-                            for name, policy in policies.items()}
+        report["decode"] = decode(options.build, policies, options.decode_prompt, 200,
+                                  options.rounds)
     if options.only != "decode":
-        report["pool_requests"] = options.pool
-        report["concurrency"] = {}
-        for name, ratio in (("full", 1.0), ("spindle 25 %", 0.25), ("spindle 15 %", 0.15)):
-            wanted = int(options.pool / ratio * 1.1) + 2
-            result = concurrency(options.build, options.stages, policies.get(name) or
-                                 {"profile": "spindle", "ratio": ratio}, options.pool,
-                                 options.prompt, 32, wanted)
-            result["times_bytes_ratio"] = round(result["concurrency"] * ratio / options.pool, 3)
-            report["concurrency"][name] = result
+        report["pool"] = {"requests": options.pool, "prompt_tokens": options.prompt,
+                          "output_tokens": options.output, "stages": options.stages}
+        report["concurrency"] = measure_concurrency(options, policies)
     text = json.dumps(report, indent=1)
     print(text)
     if options.json:

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/core/cuda_check.h"
+#include "kernels/cuda/device_linear.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
@@ -136,7 +137,12 @@ class LinearCudaTest : public testing::GpuTest {
     linear_swiglu(gpu(), weight.device, x.rows, Rows(scratch.data(), n_rows, 2 * inter),
                   Bf16Rows(out.data(), n_rows, inter, stride));
     scratch.check_guard();
-    const std::vector<float> got = testing::widened(out.to_host());
+    check_gated(weight, x, n_rows, stride, testing::widened(out.to_host()));
+  }
+
+  static void check_gated(const Weight& weight, const Input& x, std::int64_t n_rows,
+                          std::int64_t stride, const std::vector<float>& got) {
+    const std::int64_t inter = weight.shape.n_out / 2;
     const std::int64_t every = n_rows * 2 * inter * weight.shape.n_in > 40'000'000 ? 7 : 1;
     for (std::int64_t i = 0; i < n_rows * inter; i += every) {
       const std::int64_t row = i / inter;
@@ -193,21 +199,16 @@ TEST_F(LinearCudaTest, TunedProductsAreTheSame) {
 TEST_F(LinearCudaTest, EveryShapeOfTheSkinnyKernelIsExact) {
   for (const Shape shape : kShapes) {
     const Weight w = weight(shape);
-    const auto arrived =
-        upload(std::vector<int>(static_cast<std::size_t>(shape.n_out / kCountedOutputs + 1)));
     for (int variant = 0; variant < kSkinnyVariants; ++variant) {
-      for (const int n_rows : {1, 4, 7, 8, 9, 15, 16, 17, 32, 33, 61, 64}) {
+      for (const int n_rows : {1, 4, 7, 8, 9, 15, 16}) {
         if (!skinny_fits(gpu(), variant, n_rows)) continue;
         SCOPED_TRACE(::testing::Message() << skinny_name(variant) << ", " << shape.n_out << " x "
                                           << shape.n_in << ", " << n_rows << " rows");
         const Input x = input(n_rows, shape.n_in, 8);
         const auto y = device<float>(static_cast<std::size_t>(n_rows * shape.n_out));
-        // Twice, since counts of arrived blocks must be left at zero.
-        for (int i = 0; i < 2; ++i) {
-          skinny_linear(gpu(), LinearOutput::kF32, variant,
-                        {w.device.data(), shape.n_out, shape.n_in, x.rows.data, x.stride, n_rows,
-                         y.data(), shape.n_out, arrived.data()});
-        }
+        skinny_linear(gpu(), LinearOutput::kF32, variant,
+                      {w.device.data(), shape.n_out, shape.n_in, x.rows.data, x.stride, n_rows,
+                       y.data(), shape.n_out});
         const std::vector<float> got = y.to_host();
         for (std::size_t i = 0; i < got.size(); ++i) {
           const auto row = static_cast<std::int64_t>(i) / shape.n_out;
@@ -217,6 +218,39 @@ TEST_F(LinearCudaTest, EveryShapeOfTheSkinnyKernelIsExact) {
           if (HasFatalFailure()) return;
         }
       }
+    }
+  }
+}
+
+TEST_F(LinearCudaTest, GatedProductsInParts) {
+  const Weight w = weight({640, 520});
+  const std::int64_t inter = 320;
+  const auto& body = DeviceLinearAccess::body(w.device);
+  for (const std::int64_t n_rows : {16, 100, 300}) {
+    for (const int parts : {2, 4, 8}) {
+      SCOPED_TRACE(::testing::Message() << n_rows << " rows, " << parts << " parts");
+      const Input x = input(n_rows, 520, 8);
+      const auto scratch = device<float>(static_cast<std::size_t>(n_rows * 640));
+      const auto out = device<Bf16>(static_cast<std::size_t>(n_rows * (inter + 8)));
+      LinearCall call;
+      call.x = x.rows.data;
+      call.x_stride = x.stride;
+      call.n_rows = n_rows;
+      call.y = scratch.data();
+      call.y_stride = 640;
+      call.swiglu = out.data();
+      call.swiglu_stride = inter + 8;
+      BlasProduct product = BlasProduct::gated_part(640, 520, call, parts);
+      const auto algorithms = product.algorithms(gpu(), 3);
+      ASSERT_FALSE(algorithms.empty());
+      for (const cublasLtMatmulAlgo_t& algorithm : algorithms) {
+        ASSERT_TRUE(DeviceLinearAccess::run_choice(gpu(), body, w.device.data(),
+                                                   LinearOutput::kSwiglu, call,
+                                                   {-1, product.y_alignment(), algorithm, parts}));
+        check_gated(w, x, n_rows, inter + 8, testing::widened(out.to_host()));
+        if (HasFatalFailure()) return;
+      }
+      scratch.check_guard();
     }
   }
 }

@@ -9,8 +9,8 @@ usage() {
   cat <<'EOT'
 usage: tests/gpu/run.sh [options]
 
-  --steps LIST     of build,test,sanitize,bench,model,torch,serve,eval
-                   (default: all)
+  --steps LIST     of build,test,sanitize,bench,model,scale,torch,serve,
+                   eval (default: all)
   --filter REGEX   only test and benchmark programs with such a name
   --build DIR      build folder (default: build-gpu)
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
@@ -23,7 +23,7 @@ usage: tests/gpu/run.sh [options]
 EOT
 }
 
-steps=build,test,sanitize,bench,model,torch,serve,eval
+steps=build,test,sanitize,bench,model,scale,torch,serve,eval
 filter=.
 build=$root/build-gpu
 prefix=
@@ -166,11 +166,19 @@ if wants model; then
       --decode-prompt 32768 --decode-tokens 256 --decode-batches 16 --repeats 1 \
       --kv-policy "$policy" --kv-ratio "$ratio"
   done
-  if ((n_gpus > 1)); then
+fi
+
+# Saturated: as many requests for each GPU, so that two hold twice as many.
+if wants scale; then
+  if ((n_gpus < 2)); then
+    echo 'skipped: scaling needs two GPUs'
+    skipped=$((skipped + 1))
+  else
     for ranks in 1 2; do
-      pipeline 8b-saturated "$ranks" --model "$shapes/llama-3-8b" --max-model-len 2304 \
-        --max-num-seqs 128 --max-num-batched-tokens 4096 --prefill-tokens 2048 --prefill-batches 8 \
-        --decode-prompt 1024 --decode-tokens 256 --decode-batches 128 --repeats 1
+      pipeline 8b-saturated "$ranks" --model "$root/models/shapes/llama-3-8b" --max-model-len 2304 \
+        --max-num-seqs $((128 * ranks)) --max-num-batched-tokens 4096 --prefill-tokens 2048 \
+        --prefill-batches $((12 * ranks)) --decode-prompt 1024 --decode-tokens 256 \
+        --decode-batches $((128 * ranks)) --repeats 1
     done
   fi
 fi

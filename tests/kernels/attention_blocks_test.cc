@@ -38,7 +38,7 @@ RopeTable make_rope(int rotary_dim, float attention_scale = 1.0F) {
   for (int i = 0; i < rotary_dim; i += 2) {
     inv_freq.push_back(std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(rotary_dim)));
   }
-  return RopeTable::create(inv_freq, 4096, attention_scale).value();
+  return RopeTable::create(inv_freq, 8192, attention_scale).value();
 }
 
 // One sequence: a ragged cache per kv head, queries at its last positions.
@@ -215,7 +215,7 @@ TEST_P(AttentionBlocksTest, PositionsOfKeysBeforeRope) {
                                KvCodec{kCodebook, kInt4}, KvCodec{kLloyd1, kKivi4}}) {
     for (const auto& [head_dim, rotary_dim] :
          {std::pair{64, 64}, {64, 32}, {64, 24}, {96, 96}, {128, 128}, {256, 256}}) {
-      for (const std::int64_t max_gap : {1, 20, 60}) {
+      for (const std::int64_t max_gap : {1, 3, 20, 60, 120}) {
         SCOPED_TRACE(codec_name(codec) + " head_dim " + std::to_string(head_dim) + " rotary " +
                      std::to_string(rotary_dim) + " gap " + std::to_string(max_gap));
         const Problem p(1, 2, head_dim, DType::kF16, rotary_dim, 0.9F);

@@ -324,7 +324,8 @@ BoundarySummary CudaBoundaryScorer::score(kvstore::SequenceId id, const kvstore:
       scores = Rows(at<float>(layer_scores_place(selector)), n_rows, sequence.stride);
     }
     score_layer(sequence, layer, layer_input, inputs, scores);
-    if (!sequence.host_scores.empty()) boost(sequence);
+    // The next layer's probabilities would take the means' place.
+    if (!sequence.host_scores.empty() || needs.boundary.lazy_mass) boost(sequence);
     if (!sequence.host_scores.empty()) {
       context_.to_host(sequence.host_scores.data() + layer * n_rows * sequence.stride, scores.data,
                        as_bytes(n_rows, sequence.stride, sizeof(float)));
@@ -411,7 +412,7 @@ void CudaBoundaryScorer::score_layer(const Sequence& sequence, int layer,
   }
 }
 
-// Of all layers in one launch, unless their scores leave for the host one by one.
+// Of all layers in one launch where their means can wait.
 void CudaBoundaryScorer::boost(const Sequence& sequence) {
   if (boost_heads_.empty()) return;
   auto* heads = at<kernels::DeviceBoostHead>(layout_.boost);

@@ -247,8 +247,8 @@ void CudaStage::run_layer(int layer, const Step& step) {
   const Rows hidden(hidden_.as<float>(), n, m.hidden_size);
   const Bf16Rows normed(normed_.as<Bf16>(), n, m.hidden_size);
   const Rows qkv(qkv_.as<float>(), n, q_width + 2LL * m.n_kv_heads * m.head_dim);
-  kernels::linear_normed(context_, weights.qkv, hidden, weights.input_norm.as<float>(),
-                         m.rms_norm_eps, normed, qkv);
+  kernels::rms_norm(context_, hidden, weights.input_norm.as<float>(), m.rms_norm_eps, normed);
+  kernels::linear(context_, weights.qkv, normed, qkv);
   kernels::rope_append(context_, weights_.rope, qkv, step.row_sequence, step.positions,
                        step.sequences, layer, shape(), pool_, F16Rows(q_.as<F16>(), n, q_width));
   take_queries(layer, step);
@@ -256,9 +256,10 @@ void CudaStage::run_layer(int layer, const Step& step) {
   kernels::linear_add(context_, weights.output, ConstBf16Rows(attended_.as<Bf16>(), n, q_width),
                       hidden);
   const Bf16Rows activated(activated_.as<Bf16>(), n, m.intermediate_size);
-  kernels::linear_swiglu_normed(
-      context_, weights.gate_up, hidden, weights.post_attention_norm.as<float>(), m.rms_norm_eps,
-      normed, Rows(gate_up_.as<float>(), n, 2LL * m.intermediate_size), activated);
+  kernels::rms_norm(context_, hidden, weights.post_attention_norm.as<float>(), m.rms_norm_eps,
+                    normed);
+  kernels::linear_swiglu(context_, weights.gate_up, normed,
+                         Rows(gate_up_.as<float>(), n, 2LL * m.intermediate_size), activated);
   kernels::linear_add(context_, weights.down, activated, hidden);
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/core/cuda_check.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
+#include "kernels/norm.h"
 
 namespace spindle::bench {
 namespace {
@@ -110,9 +111,6 @@ void bench_shape(const Bench& bench, const Shape& shape) {
       bench.random(rows * static_cast<std::size_t>(shape.n_in) * 2, Bench::Fill::kNormalBf16),
       bench.random(rows * static_cast<std::size_t>(shape.n_out) * 4, Bench::Fill::kNormalF32),
       bench.allocate(rows * static_cast<std::size_t>(shape.n_out))};
-  const DeviceBuffer arrived = bench.allocate(
-      static_cast<std::size_t>(shape.n_out / kernels::kCountedOutputs + 1) * sizeof(int));
-  bench.context().fill(arrived.data(), 0, arrived.n_bytes());
   const auto weight_of = [&](int call) -> const DeviceLinear& {
     return weights[static_cast<std::size_t>(call) % n_copies];
   };
@@ -135,7 +133,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
                   .yardstick = read_bound ? "copy" : "gemm",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
                   .note = weights[0].choice(bench.context(), shape.form, n_rows)});
-    if (n_rows > 64) continue;
+    if (n_rows > 16) continue;
     for (int variant = 0; variant < kernels::kSkinnyVariants; ++variant) {
       if (!kernels::skinny_fits(bench.context(), variant, static_cast<int>(n_rows))) continue;
       const bool swiglu = shape.form == kernels::kLinearSwiglu;
@@ -148,7 +146,7 @@ void bench_shape(const Bench& bench, const Shape& shape) {
             bench.context(), output, variant,
             {weight.data(), shape.n_out, shape.n_in, memory.x.as<const Bf16>(), shape.n_in,
              static_cast<int>(n_rows), swiglu ? memory.out.data() : memory.y.data(),
-             swiglu ? shape.n_out / 2 : shape.n_out, arrived.as<int>()});
+             swiglu ? shape.n_out / 2 : shape.n_out});
       });
       bench.report({.name = std::string("skinny_") + shape.name,
                     .parameters = {{"n_rows", static_cast<double>(n_rows)},
@@ -189,7 +187,12 @@ void bench_layers(const Bench& bench) {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
   };
   const DeviceBuffer qkv_out = bench.allocate(16 * 2 * kInter * 4);
-  for (const std::int64_t n_rows : {1, 2, 4, 8, 16}) {
+  struct Case {
+    std::int64_t n_rows;
+    bool normed;  // norms inside the products
+  };
+  for (const auto [n_rows, normed] : {Case{1, true}, Case{1, false}, Case{2, true}, Case{2, false},
+                                      Case{4, false}, Case{8, false}, Case{16, false}}) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
     const Rows qkv(qkv_out.as<float>(), n_rows, kShapes[0].n_out);
@@ -199,10 +202,21 @@ void bench_layers(const Bench& bench) {
     cudaGraphExec_t executable = nullptr;
     cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal));
     for (int layer = 0; layer < kLayers; ++layer) {
-      linear_normed(context, weight_of(0, layer), stream, norm.as<const float>(), 1e-5F, h, qkv);
+      const auto* norm_weight = norm.as<const float>();
+      if (normed) {
+        linear_normed(context, weight_of(0, layer), stream, norm_weight, 1e-5F, h, qkv);
+      } else {
+        kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
+        linear(context, weight_of(0, layer), h, qkv);
+      }
       linear_add(context, weight_of(1, layer), h, stream);
-      linear_swiglu_normed(context, weight_of(2, layer), stream, norm.as<const float>(), 1e-5F, h,
-                           scratch, gated);
+      if (normed) {
+        linear_swiglu_normed(context, weight_of(2, layer), stream, norm_weight, 1e-5F, h, scratch,
+                             gated);
+      } else {
+        kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
+        linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
+      }
       linear_add(context, weight_of(3, layer), gated, stream);
     }
     cuda_check(cudaStreamEndCapture(context.stream(), &graph));
@@ -215,7 +229,7 @@ void bench_layers(const Bench& bench) {
                   .bytes = bytes,
                   .yardstick = "copy",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
-                  .note = "products and norms of layers in one graph"});
+                  .note = normed ? "norms inside the products" : "norms apart"});
     cuda_check(cudaGraphExecDestroy(executable));
     cuda_check(cudaGraphDestroy(graph));
   }
