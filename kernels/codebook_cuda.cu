@@ -152,7 +152,7 @@ __device__ void write_entries(const DeviceCodebookTile& tile, const float* norms
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kCoverThreads)
+__global__ void __launch_bounds__(kCoverThreads, 1)
     cover_kernel(const DeviceCodebookTile* tiles, const Workspace* workspaces) {
   extern __shared__ __align__(16) std::byte memory[];
   auto& shared = *reinterpret_cast<CoverShared*>(memory);
