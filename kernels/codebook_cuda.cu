@@ -23,11 +23,8 @@ constexpr int kCoverThreads = 256;  // more warps would only repeat what every w
 constexpr int kCoverWarps = kCoverThreads / 32;
 constexpr int kRowsPerThread = kTileRows / kCoverThreads;
 
-// Word w of all rows is a run, padded by one: words of 32 rows and the 32 words of a row are both
-// read without bank conflicts.
 struct CoverShared {
-  static constexpr int kRun = kTileRows + 1;
-  std::uint32_t graph[kWords * kRun];
+  std::uint32_t graph[kTileRows * kWords];
   std::uint32_t uncovered[kWords];
   std::uint32_t best[2][kCoverWarps];
   std::uint16_t picks[kTileRows];  // rows that become entries, in order
@@ -58,23 +55,18 @@ __device__ int cover(CoverShared& shared, int limit, int (&ref)[kRowsPerThread])
     return __shfl_sync(kAllLanes, word, warp + j * kCoverWarps) >> lane & 1U;
   };
   std::uint32_t uncovered = shared.uncovered[lane];
-  constexpr int kRun = CoverShared::kRun;
   unsigned degree[kRowsPerThread] = {};  // uncovered neighbours; 0 once covered
-  unsigned counts[kRowsPerThread] = {};
 #pragma unroll
   for (int j = 0; j < kRowsPerThread; ++j) {
-    if (bit_of(uncovered, j) != 0) degree[j] = 1;
-  }
-#pragma unroll 4
-  for (int w = 0; w < kWords; ++w) {
-    const std::uint32_t word = __shfl_sync(kAllLanes, uncovered, w);
-#pragma unroll
-    for (int j = 0; j < kRowsPerThread; ++j) {
-      counts[j] += static_cast<unsigned>(__popc(shared.graph[w * kRun + row_of(j)] & word));
+    const int word = warp + j * kCoverWarps;
+    const bool alive = bit_of(uncovered, j) != 0;
+    if (__shfl_sync(kAllLanes, uncovered, word) == 0) continue;
+    for (int r = 0; r < 32; ++r) {
+      const unsigned neighbours = shared.graph[(word * 32 + r) * kWords + lane] & uncovered;
+      const unsigned n = __reduce_add_sync(kAllLanes, static_cast<unsigned>(__popc(neighbours)));
+      if (r == lane && alive) degree[j] = n;
     }
   }
-#pragma unroll
-  for (int j = 0; j < kRowsPerThread; ++j) degree[j] *= counts[j];
   for (int pick = 0;; ++pick) {
     // Most uncovered neighbours first, then the lowest row.
     unsigned key = 0;
@@ -106,53 +98,76 @@ __device__ int cover(CoverShared& shared, int limit, int (&ref)[kRowsPerThread])
     }
     if (pick >= limit) return -1;
     const int node = kTileRows - 1 - static_cast<int>(best & (kTileRows - 1U));
-    const std::uint32_t covered = shared.graph[lane * kRun + node] & uncovered;
+    const std::uint32_t covered = shared.graph[node * kWords + lane] & uncovered;
     uncovered ^= covered;
     if (thread == 0) shared.picks[pick] = static_cast<std::uint16_t>(node);
-      // No neighbour that is covered counts any more.
-#pragma unroll
-    for (int j = 0; j < kRowsPerThread; ++j) counts[j] = 0;
-    for (unsigned words = __ballot_sync(kAllLanes, covered != 0); words != 0; words &= words - 1) {
-      const int w = __ffs(static_cast<int>(words)) - 1;
-      const std::uint32_t word = __shfl_sync(kAllLanes, covered, w);
-#pragma unroll
-      for (int j = 0; j < kRowsPerThread; ++j) {
-        counts[j] += static_cast<unsigned>(__popc(shared.graph[w * kRun + row_of(j)] & word));
-      }
-    }
+    unsigned counts[kRowsPerThread];
 #pragma unroll
     for (int j = 0; j < kRowsPerThread; ++j) {
-      degree[j] = bit_of(uncovered, j) != 0 ? degree[j] - counts[j] : 0;
-      if (bit_of(covered, j) != 0) ref[j] = pick;
+      if (bit_of(covered, j) != 0) {
+        ref[j] = pick;
+        degree[j] = 0;
+      }
+      counts[j] = bit_of(uncovered, j);
     }
-  }
-}
-
-template <int kDim>
-__device__ void write_entries(const DeviceCodebookTile& tile, const float* norms,
-                              const std::uint16_t* picks, int n_picks, int first_entry) {
-  constexpr int kChunks = kDim / 8;
-#pragma unroll 4
-  for (int item = static_cast<int>(threadIdx.x); item < n_picks * kChunks; item += kCoverThreads) {
-    const int pick = item / kChunks;
-    const int channel = item % kChunks * 8;
-    const int row = picks[pick];
-    const float norm = norms[row];
-    const bool directed = has_direction(norm);
-    Eight eight =
-        codec::load_eight(reinterpret_cast<const std::uint16_t*>(tile.rows) + row * kDim + channel);
+    // No neighbour that is covered counts any more; two at a time, so that their loads overlap.
+    for (unsigned words = __ballot_sync(kAllLanes, covered != 0); words != 0; words &= words - 1) {
+      const int w = __ffs(static_cast<int>(words)) - 1;
+      std::uint32_t bits = __shfl_sync(kAllLanes, covered, w);
+      while (bits != 0) {
+        const std::uint32_t* first =
+            shared.graph + (w * 32 + __ffs(static_cast<int>(bits)) - 1) * kWords + warp;
+        bits &= bits - 1;
+        const unsigned is_pair = bits != 0 ? 1U : 0U;
+        const std::uint32_t* second =
+            is_pair != 0
+                ? shared.graph + (w * 32 + __ffs(static_cast<int>(bits)) - 1) * kWords + warp
+                : first;
+        bits &= bits - 1;
+        std::uint32_t near[2][kRowsPerThread];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      eight.at[j] = directed ? codec::f16_bits(__fdiv_rn(codec::f16_value(eight.at[j]), norm)) : 0;
+        for (int j = 0; j < kRowsPerThread; ++j) {
+          near[0][j] = first[j * kCoverWarps];
+          near[1][j] = second[j * kCoverWarps];
+        }
+#pragma unroll
+        for (int j = 0; j < kRowsPerThread; ++j) {
+          degree[j] -= near[0][j] >> lane & counts[j];
+          degree[j] -= near[1][j] >> lane & counts[j] & is_pair;
+        }
+      }
     }
-    codec::store_eight(reinterpret_cast<std::uint16_t*>(tile.entries) +
-                           std::int64_t{first_entry + pick} * kDim + channel,
-                       eight);
   }
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kCoverThreads, 1)
+__device__ void write_entries(const DeviceCodebookTile& tile, const std::uint16_t* picks,
+                              int n_picks, int first_entry) {
+  const int part = static_cast<int>(threadIdx.x) % 2;
+  for (int first = 0; first < n_picks; first += kCoverThreads / 2) {
+    const int pick = first + static_cast<int>(threadIdx.x) / 2;
+    const int row = pick < n_picks ? picks[pick] : 0;
+    const auto* from = reinterpret_cast<const std::uint16_t*>(tile.rows) + row * kDim;
+    const float norm = norm_of<kDim>(from, part);
+    if (pick >= n_picks) continue;
+    auto* to =
+        reinterpret_cast<std::uint16_t*>(tile.entries) + std::int64_t{first_entry + pick} * kDim;
+    const bool directed = has_direction(norm);
+    for (int i = 0; i < kDim / 16; ++i) {
+      const int channel = (2 * i + part) * 8;
+      Eight eight = codec::load_eight(from + channel);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        eight.at[j] =
+            directed ? codec::f16_bits(__fdiv_rn(codec::f16_value(eight.at[j]), norm)) : 0;
+      }
+      codec::store_eight(to + channel, eight);
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kCoverThreads)
     cover_kernel(const DeviceCodebookTile* tiles, const Workspace* workspaces) {
   extern __shared__ __align__(16) std::byte memory[];
   auto& shared = *reinterpret_cast<CoverShared*>(memory);
@@ -181,13 +196,8 @@ __global__ void __launch_bounds__(kCoverThreads, 1)
 #pragma unroll 8
   for (int item = thread; item < n_blocks * kBlockRows * kWords / 4; item += kCoverThreads) {
     if (item % (kWords / 4) * 4 >= n_blocks * 2) continue;
-    const uint4 words = reinterpret_cast<const uint4*>(workspace.graph)[item];
-    std::uint32_t* to =
-        shared.graph + item % (kWords / 4) * 4 * CoverShared::kRun + item / (kWords / 4);
-    to[0] = words.x;
-    to[CoverShared::kRun] = words.y;
-    to[2 * CoverShared::kRun] = words.z;
-    to[3 * CoverShared::kRun] = words.w;
+    reinterpret_cast<uint4*>(shared.graph)[item] =
+        reinterpret_cast<const uint4*>(workspace.graph)[item];
   }
   __syncthreads();
 
@@ -203,7 +213,7 @@ __global__ void __launch_bounds__(kCoverThreads, 1)
     tile.refs[row] = static_cast<std::uint16_t>(
         match[j] == kNoEntry ? static_cast<std::uint32_t>(n_entries + ref[j]) : match[j]);
   }
-  write_entries<kDim>(tile, workspace.norms, shared.picks, n_picks, n_entries);
+  write_entries<kDim>(tile, shared.picks, n_picks, n_entries);
 }
 
 template <int kDim>

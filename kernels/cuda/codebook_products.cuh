@@ -39,7 +39,6 @@ struct Nearest {
 struct Workspace {
   std::uint32_t graph[kTileRows * kWords];  // bit b of row a: cos(a, b) > theta, or a == b
   Nearest nearest[kSplits * kTileRows];
-  float norms[kTileRows];
 };
 
 // Whether candidate is nearer, or as near and earlier.
@@ -50,17 +49,16 @@ __device__ __forceinline__ bool is_nearer(const Nearest& candidate, const Neares
 // ||row|| as the CPU body has it. Lanes 2 i and 2 i + 1 share a row; all lanes take part.
 template <int kDim>
 __device__ float norm_of(const std::uint16_t* row, int part) {
-  double squares[4] = {};  // four short chains rather than a long one
+  double square = 0;
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
     const Eight eight = codec::load_eight(row + (2 * i + part) * 8);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const auto value = static_cast<double>(codec::f16_value(eight.at[j]));
-      squares[j % 4] = __fma_rn(value, value, squares[j % 4]);
+      square = __fma_rn(value, value, square);
     }
   }
-  double square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
   square += __shfl_xor_sync(kAllLanes, square, 1);
   return __double2float_rn(__dsqrt_rn(square));
 }
@@ -171,7 +169,6 @@ __device__ void graph_block(const DeviceCodebookTile& tile, int row_block, int c
   const float norm = load_units<kDim>(tile, first_row, shared.a_high, shared.a_low);
   if (diagonal && thread % 2 == 0 && first_row + thread / 2 < tile.n_rows) {
     tile.magnitudes[first_row + thread / 2] = codec::f16_bits(fminf(norm, 65504.0F));
-    workspace.norms[first_row + thread / 2] = norm;
   }
   if (!diagonal) load_units<kDim>(tile, first_column, shared.b_high, shared.b_low);
   const Vectors<kDim>& b_high = diagonal ? shared.a_high : shared.b_high;
