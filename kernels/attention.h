@@ -192,9 +192,9 @@ void kv_expand(const CudaContext& context, const DeviceSequence* sequences, int 
 // Causal attention of prefill chunks: any number of queries a sequence, over the expanded blocks
 // (all visible) and then the tail. The heads of a group are packed with the queries, and short
 // chunks over long contexts are split along the context; partial results are kept in the context's
-// cuBLASLt workspace, and their sum depends on how many sequences and queries a call has. Scores are
-// f32; the weights of the sum over V are rounded to the pages' type, and for bf16 pages the queries
-// too. Rows of q and out start at multiples of 16 bytes.
+// cuBLASLt workspace, and their sum depends on how many sequences and queries a call has. Scores
+// are f32; the weights of the sum over V are rounded to the pages' type, and for bf16 pages the
+// queries too. Rows of q and out start at multiples of 16 bytes.
 void attention_prefill(const CudaContext& context,
                        ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
                        std::span<const std::int32_t> n_queries,  // host, [n_sequences]

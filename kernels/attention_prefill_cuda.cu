@@ -2,9 +2,9 @@
 // attention_prefill_mma_cuda.cu and attention_prefill_sm90_cuda.cu.
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/prefill_kernels.h"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_work.cuh"

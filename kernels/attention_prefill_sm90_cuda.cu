@@ -11,9 +11,9 @@
 #include <cuda.h>
 
 #include "kernels/core/check.h"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/prefill_loaders.cuh"
 #include "kernels/cuda/prefill_mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"

@@ -1,7 +1,7 @@
 // The boost of DefensiveKV's scores (kv_score.h), one block a head.
-#include "kernels/cuda/block_rank.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/block_rank.cuh"
 #include "kernels/cuda/kv_score_device.cuh"
 
 namespace spindle::kernels {

@@ -2,10 +2,10 @@
 // that pools each row's probabilities and keeps column maxima and means, then floor and norm.
 #include <algorithm>
 
-#include "kernels/cuda/block_rank.cuh"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/block_rank.cuh"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/window_scorer.cuh"
 
 namespace spindle::kernels {

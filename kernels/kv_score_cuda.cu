@@ -1,9 +1,9 @@
 // Rows of the observation window: their maxima and sums, and probabilities. A window's scores (some
 // hundred rows against n tokens) are bound by what is written, so the keys are read twice and
 // logits are never stored.
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/window_scorer.cuh"
 
 namespace spindle::kernels {

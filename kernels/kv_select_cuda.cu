@@ -2,9 +2,9 @@
 // kept in order. Rows come from the L2 cache after the first pass.
 #include "kernels/kv_select.h"
 
-#include "kernels/cuda/block_rank.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/block_rank.cuh"
 
 namespace spindle::kernels {
 namespace {

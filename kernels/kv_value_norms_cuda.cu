@@ -10,9 +10,9 @@
 
 #include <type_traits>
 
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/kv_score_device.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"

@@ -6,8 +6,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/core/check.h"
-#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/kv_codec.cuh"
 
 namespace spindle::kernels {

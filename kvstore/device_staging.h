@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "kernels/core/check.h"
-#include "kernels/core/status.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/core/status.h"
 
 struct CUevent_st;
 

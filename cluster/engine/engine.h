@@ -139,7 +139,7 @@ struct RequestSummary {
   double time_to_first_token_ms = 0;
   double total_ms = 0;
   std::vector<StageKvUse> kv;
-  std::int32_t cached_tokens = 0;  // of the prompt, taken from a session
+  std::int32_t cached_tokens = 0;       // of the prompt, taken from a session
   std::vector<BoundaryUse> boundaries;  // of prompt segments
 };
 

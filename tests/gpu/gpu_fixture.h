@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/core/dtype.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/core/dtype.h"
 #include "kernels/cuda/devices.h"
 
 namespace spindle::testing {

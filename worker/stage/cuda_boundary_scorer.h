@@ -22,8 +22,8 @@
 #include <vector>
 
 #include "kernels/attention.h"
-#include "kernels/core/tensor_view.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/core/tensor_view.h"
 #include "kernels/kv_score.h"
 #include "kernels/kv_select.h"
 #include "kernels/linear.h"

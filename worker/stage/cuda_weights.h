@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/core/dtype.h"
 #include "kernels/core/cuda_context.h"
+#include "kernels/core/dtype.h"
 #include "kernels/embedding.h"
 #include "kernels/linear.h"
 #include "kernels/rope.h"

@@ -97,9 +97,7 @@ TEST_P(KvPolicyTest, StagesChunksAndBatchesKeepAndGenerateTheSame) {
   constexpr std::size_t kPrompt = 700;
   constexpr int kGenerated = 140;  // two boundaries of generated tokens
   const KvProfile profile = GetParam();
-  const auto request = [&] {
-    return request_for(profile, ratio_of(profile), kPrompt, kGenerated);
-  };
+  const auto request = [&] { return request_for(profile, ratio_of(profile), kPrompt, kGenerated); };
   Outcome reference;
   {
     LocalClusterSettings settings;
@@ -121,7 +119,8 @@ TEST_P(KvPolicyTest, StagesChunksAndBatchesKeepAndGenerateTheSame) {
     int chunk;
     int at_once;
   };
-  for (const Shape& shape : {Shape{1, 37, 1}, Shape{2, 512, 3}, Shape{3, 64, 1}, Shape{4, 512, 2}}) {
+  for (const Shape& shape :
+       {Shape{1, 37, 1}, Shape{2, 512, 3}, Shape{3, 64, 1}, Shape{4, 512, 2}}) {
     SCOPED_TRACE(std::to_string(shape.n_stages) + " stages, chunks of " +
                  std::to_string(shape.chunk));
     LocalClusterSettings settings;
@@ -142,14 +141,14 @@ TEST_P(KvPolicyTest, StagesChunksAndBatchesKeepAndGenerateTheSame) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Profiles, KvPolicyTest, testing::ValuesIn(kvstore::all_profiles()),
-    [](const testing::TestParamInfo<KvProfile>& tested) {
-      std::string name(kvstore::profile_name(tested.param));
-      std::replace_if(
-          name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Profiles, KvPolicyTest, testing::ValuesIn(kvstore::all_profiles()),
+                         [](const testing::TestParamInfo<KvProfile>& tested) {
+                           std::string name(kvstore::profile_name(tested.param));
+                           std::replace_if(
+                               name.begin(), name.end(), [](char c) { return !std::isalnum(c); },
+                               '_');
+                           return name;
+                         });
 
 // Recomputing a sequence from its prompt and the tokens it generated gives the same cache: the same
 // next tokens as if it had never been dropped.
@@ -168,8 +167,8 @@ TEST(KvPolicy, RecomputeContinuesWithTheSameTokens) {
       again.resumed_tokens = n_before;
       again.sampling.max_tokens = 200 - n_before;
       const Outcome rest = run_one(cluster, again);
-      EXPECT_EQ(rest.tokens, std::vector<std::int32_t>(whole.tokens.begin() + n_before,
-                                                       whole.tokens.end()))
+      EXPECT_EQ(rest.tokens,
+                std::vector<std::int32_t>(whole.tokens.begin() + n_before, whole.tokens.end()))
           << n_before << " tokens recomputed";
     }
   }
@@ -223,11 +222,20 @@ TEST(KvPolicy, ImpossiblePoliciesAreRefusedAndNothingLeaks) {
        },
        "max_bytes"},
       {[](auto& r) { r.kv_policy.sinks = -1; }, "sinks"},
-      {[](auto& r) { r.compress_at = {400, 300}; }, "compress_at"},
+      {[](auto& r) {
+         r.compress_at = {400, 300};
+       },
+       "compress_at"},
       {[](auto& r) { r.compress_at = {0}; }, "compress_at"},
       {[](auto& r) { r.compress_at = {501}; }, "compress_at"},
-      {[](auto& r) { r.prompt_scores = {0, 10, false}; }, "prompt_scores"},
-      {[](auto& r) { r.prompt_scores = {10, 501, false}; }, "prompt_scores"},
+      {[](auto& r) {
+         r.prompt_scores = {0, 10, false};
+       },
+       "prompt_scores"},
+      {[](auto& r) {
+         r.prompt_scores = {10, 501, false};
+       },
+       "prompt_scores"},
       {[](auto& r) { r.keep_session = true; }, "session_id"},
       {[](auto& r) { r.session_id = "unknown"; }, "session_id"},
       {[](auto& r) {

@@ -75,8 +75,8 @@ class Model {
     stage_->open_boundaries(1, needs, {kPrompt});
     for (int first = 0; first < kPrompt; first += 512) {
       const int n = std::min(512, kPrompt - first);
-      run(first, std::span(golden_ids_).subspan(static_cast<std::size_t>(first),
-                                                static_cast<std::size_t>(n)));
+      run(first, std::span(golden_ids_)
+                     .subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n)));
     }
     CHECK(stage_->is_boundary(1), "the prompt's end is a boundary");
     return stage_->score_boundary(1);
@@ -86,10 +86,9 @@ class Model {
     std::vector<float> hidden(tokens.size() * static_cast<std::size_t>(hidden_));
     std::vector<float> logits(kVocab);
     const StageRun run{1, first, static_cast<std::int32_t>(tokens.size()), true};
-    const Status status =
-        stage_->forward({&run, 1}, tokens,
-                        Rows(hidden.data(), static_cast<std::int64_t>(tokens.size()), hidden_),
-                        Rows(logits.data(), 1, kVocab));
+    const Status status = stage_->forward(
+        {&run, 1}, tokens, Rows(hidden.data(), static_cast<std::int64_t>(tokens.size()), hidden_),
+        Rows(logits.data(), 1, kVocab));
     CHECK(status.ok(), status.to_string());
     return logits;
   }
@@ -153,9 +152,8 @@ Distance distance(const Model& model, const std::string& policy,
     double kl = 0;
     for (std::size_t t = 0; t < kVocab; ++t) {
       kl += std::exp(p[t]) * (p[t] - q[t]);
-      out.worst_logit = std::max(
-          out.worst_logit, std::abs(static_cast<double>(expected[t]) -
-                                    static_cast<double>(logits[i][t])));
+      out.worst_logit = std::max(out.worst_logit, std::abs(static_cast<double>(expected[t]) -
+                                                           static_cast<double>(logits[i][t])));
       EXPECT_TRUE(std::isfinite(logits[i][t]));
     }
     out.worst_kl = std::max(out.worst_kl, kl);
@@ -264,7 +262,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"rot4", KvSelector::kNone, 0, [](int, int) { return full(kInt4); }, "", 1e-4},
         Case{"pc44", KvSelector::kNone, 4, [](int, int) { return full(kLloyd44); }, "", 1e-4},
         Case{"pc32", KvSelector::kNone, 4,
-             [](int, int) { return full({KvFormat::kLloyd3, KvFormat::kLloyd2}); }, "", 1e-3},
+             [](int, int) {
+               return full({KvFormat::kLloyd3, KvFormat::kLloyd2});
+             },
+             "", 1e-3},
         Case{"layer-def+rot4", KvSelector::kNone, 0,
              [](int, int) { return evict(KvSelector::kDefensive, 0, kInt4); }, "layer-def+rot4",
              1e-4},

@@ -34,7 +34,7 @@ class TokenSamplerTest : public testing::Test {
     return drawn(sampler_.request(sequence, 0), logits);
   }
   control::Sampled sample_first(std::uint64_t parent, const control::OpenSequence& choice,
-                         std::span<const float> logits) {
+                                std::span<const float> logits) {
     return drawn(sampler_.first_request(parent, choice, 0), logits);
   }
 
