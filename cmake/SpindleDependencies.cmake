@@ -92,3 +92,9 @@ add_library(spindle_boost STATIC ${CMAKE_CURRENT_LIST_DIR}/boost_json.cc)
 target_link_libraries(spindle_boost PUBLIC Boost::headers OpenSSL::SSL OpenSSL::Crypto Threads::Threads)
 target_compile_definitions(spindle_boost PUBLIC
   BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_DISABLE_BOOST_COROUTINE BOOST_JSON_NO_LIB BOOST_CONTAINER_NO_LIB)
+if(SPINDLE_SANITIZE)
+  # Not spindle_options: its warnings are not for code from outside. Without this TSan would not see
+  # the reference counts that order one thread's frees after another's reads.
+  target_compile_options(spindle_boost PRIVATE -fsanitize=${SPINDLE_SANITIZE} -fno-omit-frame-pointer
+    -Wno-tsan)
+endif()

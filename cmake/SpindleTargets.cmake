@@ -9,6 +9,31 @@ function(spindle_library)
   target_link_libraries(${ARG_NAME} PUBLIC spindle_options ${ARG_DEPS} ${ARG_LIBS})
 endfunction()
 
+# spindle_scaled_timeout(variable seconds)
+# A limit for ctest: sanitizers make everything slower.
+function(spindle_scaled_timeout VARIABLE SECONDS)
+  if(SPINDLE_SANITIZE)
+    math(EXPR SECONDS "4 * ${SECONDS}")
+  endif()
+  set(${VARIABLE} ${SECONDS} PARENT_SCOPE)
+endfunction()
+
+# spindle_command_test(NAME name COMMAND program argument ... TIMEOUT seconds [LABELS label ...]
+#                      [PROCESSORS n] [ENVIRONMENT name=value ...] [SKIP_RETURN_CODE code])
+# A program that is one ctest entry.
+function(spindle_command_test)
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT;PROCESSORS;SKIP_RETURN_CODE"
+    "COMMAND;LABELS;ENVIRONMENT" ${ARGN})
+  spindle_scaled_timeout(timeout ${ARG_TIMEOUT})
+  add_test(NAME ${ARG_NAME} COMMAND ${ARG_COMMAND})
+  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${timeout} LABELS "cpu;${ARG_LABELS}")
+  foreach(property PROCESSORS SKIP_RETURN_CODE ENVIRONMENT)
+    if(ARG_${property})
+      set_tests_properties(${ARG_NAME} PROPERTIES ${property} "${ARG_${property}}")
+    endif()
+  endforeach()
+endfunction()
+
 # spindle_test(NAME name SRCS a.cc ... [DEPS target ...] [LABELS label ...] [TIMEOUT seconds]
 #              [PROCESSORS n])
 # A GoogleTest binary; every case in it becomes one ctest entry.
@@ -20,9 +45,7 @@ function(spindle_test)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
-  if(SPINDLE_SANITIZE)
-    math(EXPR ARG_TIMEOUT "4 * ${ARG_TIMEOUT}")
-  endif()
+  spindle_scaled_timeout(timeout ${ARG_TIMEOUT})
   if(NOT ARG_PROCESSORS)
     set(ARG_PROCESSORS 1)
   endif()
@@ -30,7 +53,7 @@ function(spindle_test)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} spindle_test_support GTest::gmock GTest::gtest_main)
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT ${ARG_TIMEOUT} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
+    PROPERTIES TIMEOUT ${timeout} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
 endfunction()
 
 # Everything that tests/gpu/run.sh runs.

@@ -13,7 +13,9 @@ import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 
-import OpenAI from 'openai';
+import { importOrSkip } from './oracles/driver.mjs';
+
+const { default: OpenAI } = await importOrSkip('openai');
 
 const TEST_TIMEOUT_MS = 60_000;
 const START_TIMEOUT_MS = 60_000;
