@@ -87,7 +87,7 @@ def pipeline_tables(results, torch_rows):
         if row["name"] == "torch_model_decode":
             out.append(f"PyTorch, plain transformers Llama of the 8B shape, batch "
                        f"{row['parameters']['batch']} at 128 tokens: {row['tokens_per_s']:.1f} "
-                       "tokens/s in the same visit.")
+                       "tokens/s.")
     return out + [""]
 
 
