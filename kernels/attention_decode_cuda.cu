@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kPlanThreads)
           const DeviceKvBlock& block = entry.head.blocks[entry.head.n_blocks / 2];
           entry.block_weight = side_weight(block.k_format) + side_weight(block.v_format);
         }
-        weight = std::int64_t{entry.head.n_blocks} * entry.block_weight +
+        weight = kEntryWeight + std::int64_t{entry.head.n_blocks} * entry.block_weight +
                  std::int64_t{n_tail_pages(entry)} * kPageWeight;
       }
     }

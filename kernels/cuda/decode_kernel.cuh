@@ -171,21 +171,47 @@ __device__ void prepare(Shared<C>& shared, const Pipe<C>& pipe, bool& has_angles
   __syncthreads();
 }
 
-// Scores of keys before RoPE, whose queries are turned back to the block's base position.
-template <typename C>
+// Scores of keys before RoPE by the query tile `q`, turned back as `block` says. Compiled per kind
+// of angles: a branch at every angle would keep loads from being overlapped.
+template <AngleKind kKind, typename C>
 __device__ void turned_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::kDim>& s,
-                              const Stage& stage, std::uint32_t data) {
+                              const Stage& stage, std::uint32_t data, std::uint32_t q,
+                              const BlockAngles& block) {
   const Lane& lane = pipe.lane;
   const DecodeCall& call = pipe.call;
-  const BlockAngles block =
-      block_angles<C::kDim>(stage, data + C::kRopeOffset, pipe.positions_of(stage) != kNoPlace,
-                            shared.entry.head.wide_positions != 0, shared_address(&shared.steps),
-                            shared_address(&shared.strides), call.max_positions, lane);
-  std::uint32_t q = shared_address(shared.q);
   const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
     const std::uint32_t k_mean = shared_address(shared.k_mean);
-    if (has_levels(format) && block.base != 0) {
+    switch (format) {
+      case KvFormat::kLloyd1:
+        return lloyd_scores<1, kKind>(s, data, q, k_mean, block, call, lane);
+      case KvFormat::kLloyd2:
+        return lloyd_scores<2, kKind>(s, data, q, k_mean, block, call, lane);
+      case KvFormat::kLloyd3:
+        return lloyd_scores<3, kKind>(s, data, q, k_mean, block, call, lane);
+      case KvFormat::kLloyd4:
+        return lloyd_scores<4, kKind>(s, data, q, k_mean, block, call, lane);
+      default:
+        break;
+    }
+  }
+  if constexpr (C::kRows) {
+    row_scores<kKind>(s, data, stage.part(), q, block, format == KvFormat::kCodebook, call, lane);
+  }
+}
+
+// The queries are turned back to the block's base position, keys by their steps from there.
+template <typename C>
+__device__ void scores_before_rope(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::kDim>& s,
+                                   const Stage& stage, std::uint32_t data) {
+  const Lane& lane = pipe.lane;
+  const BlockAngles block =
+      block_angles<C::kDim>(stage, data + C::kRopeOffset, pipe.positions_of(stage) != kNoPlace,
+                            shared.entry.head.wide_positions != 0, shared_address(&shared.steps),
+                            shared_address(&shared.strides), pipe.call.max_positions, lane);
+  std::uint32_t q = shared_address(shared.q);
+  if constexpr (C::kLloyd) {
+    if (has_levels(stage.format()) && block.base != 0) {
       auto& turned = shared.turned[threadIdx.x / 32];
 #pragma unroll
       for (int chunk = 0; chunk < C::kDim / 64; ++chunk) {
@@ -195,21 +221,14 @@ __device__ void turned_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C:
       }
       q = shared_address(turned);
     }
-    switch (format) {
-      case KvFormat::kLloyd1:
-        return lloyd_scores<1>(s, data, q, k_mean, block, call, lane);
-      case KvFormat::kLloyd2:
-        return lloyd_scores<2>(s, data, q, k_mean, block, call, lane);
-      case KvFormat::kLloyd3:
-        return lloyd_scores<3>(s, data, q, k_mean, block, call, lane);
-      case KvFormat::kLloyd4:
-        return lloyd_scores<4>(s, data, q, k_mean, block, call, lane);
-      default:
-        break;
-    }
   }
-  if constexpr (C::kRows) {
-    row_scores(s, data, stage.part(), q, block, format == KvFormat::kCodebook, call, lane);
+  switch (block.kind) {
+    case AngleKind::kSteps:
+      return turned_scores<AngleKind::kSteps>(shared, pipe, s, stage, data, q, block);
+    case AngleKind::kStrides:
+      return turned_scores<AngleKind::kStrides>(shared, pipe, s, stage, data, q, block);
+    case AngleKind::kTable:
+      return turned_scores<AngleKind::kTable>(shared, pipe, s, stage, data, q, block);
   }
 }
 
@@ -231,7 +250,7 @@ __device__ void stage_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::
     if (format == KvFormat::kKivi4) return kivi_scores<4>(s, data, q, lane);
     if (format == KvFormat::kKivi2) return kivi_scores<2>(s, data, q, lane);
   }
-  if constexpr (C::kBeforeRope) turned_scores(shared, pipe, s, stage, data);
+  if constexpr (C::kBeforeRope) scores_before_rope(shared, pipe, s, stage, data);
 }
 
 template <typename C>
@@ -297,7 +316,9 @@ __device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s
       __syncwarp();
     }
     pipe.issue();
-    if (stage.is_last_key()) s.step(stage, pipe.lane, pipe.call.scale);
+    if (stage.is_last_key()) {
+      s.template step<C::kInt4, C::kLloyd>(stage, pipe.lane, pipe.call.scale);
+    }
   }
   wait_copies<0>();
   __syncwarp();

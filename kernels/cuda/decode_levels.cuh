@@ -54,8 +54,9 @@ __device__ inline void lookup_levels(std::uint32_t word, std::uint32_t (&pairs)[
   constexpr LevelTable kTable = Levels<kBits>::kTable;
   std::uint32_t index = word;
   if constexpr (kBits == 4) {
-    const std::uint32_t negative = ~word & 0x88888888U;
-    index = (word ^ (negative - (negative >> 3))) & 0x77777777U;
+    // Products leave the pipe of logical operations, which is the busiest, to the others.
+    const std::uint32_t negative = ~word >> 3 & 0x11111111U;
+    index = (word ^ negative * 7U) & 0x77777777U;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -66,7 +67,7 @@ __device__ inline void lookup_levels(std::uint32_t word, std::uint32_t (&pairs)[
     if constexpr (kBits == 4) {
       // Bit 3 of a selector repeats the byte's sign: 0xff for codes from 8 on, else 0x80.
       const std::uint32_t positive =
-          byte_permute(0x80808080U, 0x80808080U, half == 0 ? word : word >> 16) << 1;
+          byte_permute(0x80808080U, 0x80808080U, half == 0 ? word : word >> 16) * 2U;
       high |= ~positive & 0x80808080U;
     }
     pairs[2 * half] = byte_permute(low, high, 0x5140);

@@ -81,7 +81,7 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
 }
 
 // `q` is the query tile turned back as `block` says.
-template <int kBits, int kDim>
+template <int kBits, AngleKind kKind, int kDim>
 __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
                                     std::uint32_t k_mean, const BlockAngles& block,
                                     const DecodeCall& call, const Lane& lane) {
@@ -104,8 +104,8 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
       // The last stage and the rotation of the pairs (low, high).
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const Angles angles =
-            token_angles<kDim>(block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
+        const Angles angles = token_angles<kDim, kKind>(
+            block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           std::uint32_t& a = low[i / 2][i % 2][h];

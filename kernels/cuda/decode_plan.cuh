@@ -12,6 +12,8 @@
 namespace spindle::kernels::device {
 
 inline constexpr std::int32_t kPageWeight = 16;
+// Of beginning and ending an entry, before its units.
+inline constexpr std::int32_t kEntryWeight = 3 * kPageWeight;
 
 // Relative cost of a unit of 32 tokens, in sixteenths of a page.
 __device__ inline std::int32_t side_weight(KvFormat format) {
@@ -22,19 +24,20 @@ __device__ inline std::int32_t side_weight(KvFormat format) {
       return 3;
     case KvFormat::kKivi4:
     case KvFormat::kKivi2:
-      return 4;
+      return 5;
     case KvFormat::kCodebook:
     case KvFormat::kToken:
-      return 6;
+      return 7;
     default:
-      return 4;
+      return 6;
   }
 }
 
 // Few units go to few CTAs: whole entries where there are enough of them.
 __device__ inline int active_ctas(std::int64_t total, int n_entries, int n_ctas) {
   constexpr int kLeastPages = 6;
-  std::int64_t wanted = total / (kLeastPages * kPageWeight);
+  std::int64_t wanted =
+      (total - std::int64_t{n_entries} * kEntryWeight) / (kLeastPages * kPageWeight);
   if (wanted < n_entries) wanted = n_entries;
   if (wanted * kPageWeight > total) wanted = total / kPageWeight;
   return wanted < 1 ? 1 : wanted < n_ctas ? static_cast<int>(wanted) : n_ctas;
@@ -59,7 +62,8 @@ __device__ inline int n_tail_pages(const DecodeEntry& entry) {
 }
 // The first unit that begins at or behind weight `at` of the entry.
 __device__ inline int unit_at(const DecodeEntry& entry, std::int64_t at) {
-  const auto weight = static_cast<std::uint32_t>(at);
+  if (at <= kEntryWeight) return 0;
+  const auto weight = static_cast<std::uint32_t>(at) - kEntryWeight;
   const auto block = static_cast<std::uint32_t>(entry.block_weight);
   const std::uint32_t body = static_cast<std::uint32_t>(entry.head.n_blocks) * block;
   if (weight > body) {

@@ -95,8 +95,9 @@ struct QueryPair {
 };
 
 // What the angles of a block's tokens are made of.
+enum class AngleKind { kSteps, kStrides, kTable };
 struct BlockAngles {
-  enum class Kind { kSteps, kStrides, kTable } kind;
+  AngleKind kind;
   std::uint32_t steps;  // shared addresses of the tables
   std::uint32_t strides;
   std::uint32_t base;  // shared address of the base position's cos and sin rows; 0: none
@@ -109,13 +110,13 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
                                            bool wide_positions, std::uint32_t steps,
                                            std::uint32_t strides, std::int64_t max_positions,
                                            const Lane& lane) {
-  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, data, {}};
+  BlockAngles angles{AngleKind::kSteps, steps, strides, data, {}};
   if (!is_listed) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) angles.at[w] = lane.key_token() + 2 * w;
     return angles;
   }
-  angles.kind = BlockAngles::Kind::kStrides;
+  angles.kind = AngleKind::kStrides;
   const std::uint32_t list = data + 4 * kDim;
   bool far = stage.first_position < 0;
 #pragma unroll
@@ -128,7 +129,7 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
     far |= static_cast<unsigned>(angles.at[w] - stage.first_position) >= kMaxStep;
   }
   if (__any_sync(kAllLanes, far)) {
-    angles.kind = BlockAngles::Kind::kTable;
+    angles.kind = AngleKind::kTable;
     angles.base = 0;
     return angles;
   }
@@ -143,11 +144,11 @@ struct Angles {
   Words4 plus;
 };
 
-template <int kDim>
+template <int kDim, AngleKind kKind>
 __device__ inline Angles token_angles(const BlockAngles& block, int at, int chunk,
                                       const DecodeCall& call, const Lane& lane) {
   using Table = AngleTable<kDim>;
-  if (block.kind == BlockAngles::Kind::kTable) {
+  if constexpr (kKind == AngleKind::kTable) {
     const std::int64_t row = std::int64_t{at} * (kDim / 2) + 32 * chunk + 8 * lane.q;
     const float* cos = call.rope_cos + row;
     const float* sin = call.rope_sin + row;
@@ -166,7 +167,7 @@ __device__ inline Angles token_angles(const BlockAngles& block, int at, int chun
   const int step = at % kSteps;
   Angles a{words(load_shared(block.steps + Table::offset(step, chunk, 0, lane.q))),
            words(load_shared(block.steps + Table::offset(step, chunk, 1, lane.q)))};
-  if (block.kind == BlockAngles::Kind::kStrides) {
+  if constexpr (kKind == AngleKind::kStrides) {
     const int stride = at / kSteps;
     const Words4 cos = words(load_shared(block.strides + Table::offset(stride, chunk, 0, lane.q)));
     const Words4 sin = words(load_shared(block.strides + Table::offset(stride, chunk, 1, lane.q)));

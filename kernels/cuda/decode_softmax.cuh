@@ -58,7 +58,9 @@ struct Softmax {
     basis = Basis::kPlain;
   }
 
+  // Sums that a kernel does not need stay zero without taking registers.
   // Scores to weights; `scale` is that of the scores times log2(e).
+  template <bool kMinima, bool kCentred>
   __device__ void step(const Stage& stage, const Lane& lane, float scale) {
     if (stage.is_partial()) {
 #pragma unroll
@@ -87,8 +89,8 @@ struct Softmax {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         mass[e] *= factor[e];
-        minima[e] *= factor[e];
-        centred[e] *= factor[e];
+        if constexpr (kMinima) minima[e] *= factor[e];
+        if constexpr (kCentred) centred[e] *= factor[e];
 #pragma unroll
         for (auto& tile : values) {
           tile[e] *= factor[e];
