@@ -284,9 +284,10 @@ __device__ void stage_values(Softmax<C::kDim>& s, const Stage& stage, std::uint3
   }
 }
 
-// The first rounds only issue stages; the CTA prepares the queries while they are under way.
+// The first rounds only issue stages; the CTA prepares the queries while they are under way. No
+// warp has more than n_rounds units.
 template <typename C>
-__device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s,
+__device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s, int n_rounds,
                            bool& has_angles) {
   std::uint32_t slot = 0;
   for (int i = -C::kStages;; ++i) {
@@ -317,8 +318,12 @@ __device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s
     }
     pipe.issue();
     if (stage.is_last_key()) {
+      if constexpr (C::kLockstep) __syncthreads();
       s.template step<C::kInt4, C::kLloyd>(stage, pipe.lane, pipe.call.scale);
     }
+  }
+  if constexpr (C::kLockstep) {
+    for (int i = pipe.n_units; i < n_rounds; ++i) __syncthreads();
   }
   wait_copies<0>();
   __syncwarp();
@@ -447,7 +452,8 @@ __device__ void run_segment(Shared<C>& shared, const DecodePlan& plan, const Dec
   pipe.start();
   Softmax<kDim> s;
   s.start();
-  run_stages(shared, pipe, s, has_angles);
+  run_stages(shared, pipe, s, (segment.end - segment.begin + C::kWarps - 1) / C::kWarps,
+             has_angles);
   const std::uint32_t v_mean = shared.entry.head.v_mean;
   s.finish(pipe.lane,
            v_mean == kNoPlace ? nullptr : reinterpret_cast<const std::uint16_t*>(pipe.at(v_mean)));

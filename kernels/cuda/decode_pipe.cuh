@@ -41,6 +41,9 @@ struct Config {
   static constexpr int kWarps = kFormats == DecodeFormats::kInt4 ? 8 : 6;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = kFormats == DecodeFormats::kRaw ? 4 : 3;
+  // Warps meet once a unit: where a unit takes much code, they then run it together, and what one
+  // fetches serves all.
+  static constexpr bool kLockstep = kFormats == DecodeFormats::kLloyd;
   static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;
   static constexpr int kStageBytes = kRows ? kScalesOffset<kDim> + 64 : kElementBytes;
   static_assert(!kBeforeRope || kRopeOffset + kRopeBytes<kDim> <= kStageBytes);
