@@ -528,6 +528,8 @@ __global__ void __launch_bounds__(C::kThreads, kCtasPerMultiprocessor)
 template <typename C>
 int allow_and_count() {
   constexpr int kBytes = static_cast<int>(sizeof(Shared<C>));
+  // All sets run on one grid: one that does not fit twice would halve the grid of the others.
+  static_assert(kCtasPerMultiprocessor * (kBytes + 1024) <= kSharedBytesPerMultiprocessor);
   cuda_check(
       cudaFuncSetAttribute(decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
       "shared memory of attention_decode");

@@ -12,8 +12,9 @@
 namespace spindle::kernels::device {
 
 inline constexpr int kCtasPerMultiprocessor = 2;
-inline constexpr int kDescriptors = 16;  // of a warp
-inline constexpr int kBatch = 4;         // units whose stages are listed at once
+inline constexpr int kSharedBytesPerMultiprocessor = 228 << 10;  // sm_90; each CTA takes 1 KiB more
+inline constexpr int kDescriptors = 16;                          // of a warp
+inline constexpr int kBatch = 4;  // units whose stages are listed at once
 inline constexpr int kListedStages = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
@@ -40,7 +41,7 @@ struct Config {
   static constexpr bool kBeforeRope = kLloyd || kRows;
   static constexpr int kWarps = kFormats == DecodeFormats::kInt4 ? 8 : 6;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kStages = kFormats == DecodeFormats::kRaw ? 4 : 3;
+  static constexpr int kStages = kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
   // Warps meet once a unit: where a unit takes much code, they then run it together, and what one
   // fetches serves all.
   static constexpr bool kLockstep = kFormats == DecodeFormats::kLloyd;
