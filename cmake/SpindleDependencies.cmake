@@ -38,11 +38,14 @@ if(NOT SPINDLE_ONEDNN STREQUAL "OFF")
   endif()
 endif()
 
-# CUDA bodies are compiled whenever a toolkit is there, also on machines without a GPU.
+# CUDA bodies are compiled whenever a toolkit and nccl.h are there, also on machines without a GPU.
 set(SPINDLE_HAVE_CUDA FALSE)
 if(NOT SPINDLE_CUDA STREQUAL "OFF")
   find_package(CUDAToolkit QUIET)
   if(CUDAToolkit_FOUND)
+    find_path(SPINDLE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  endif()
+  if(CUDAToolkit_FOUND AND SPINDLE_NCCL_INCLUDE_DIR)
     set(SPINDLE_HAVE_CUDA TRUE)
     if(NOT CMAKE_CUDA_COMPILER)
       set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
@@ -51,18 +54,19 @@ if(NOT SPINDLE_CUDA STREQUAL "OFF")
       set(CMAKE_CUDA_ARCHITECTURES 80 90a)
     endif()
     enable_language(CUDA)
-    find_path(SPINDLE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-    if(NOT SPINDLE_NCCL_INCLUDE_DIR)
-      message(FATAL_ERROR "The CUDA build needs nccl.h (NVIDIA's libnccl-dev); without it set "
-                          "SPINDLE_CUDA=OFF.")
-    endif()
     if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
     endif()
-  elseif(SPINDLE_CUDA STREQUAL "ON")
+  elseif(SPINDLE_CUDA STREQUAL "ON" AND NOT CUDAToolkit_FOUND)
     message(FATAL_ERROR "SPINDLE_CUDA=ON, but no CUDA toolkit was found. Install CUDA 12 or newer, "
                         "or point CUDAToolkit_ROOT to it, or set SPINDLE_CUDA=OFF.")
+  elseif(SPINDLE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SPINDLE_CUDA=ON, but nccl.h was not found (NVIDIA's libnccl-dev). Install "
+                        "it, or set SPINDLE_CUDA=OFF.")
+  elseif(CUDAToolkit_FOUND)
+    message(WARNING "A CUDA toolkit is here but nccl.h is not (NVIDIA's libnccl-dev): Spindle is "
+                    "built for the CPU only.")
   endif()
 endif()
 
