@@ -5,7 +5,7 @@
 namespace spindle::kernels {
 
 DecodeKernels decode_all_kernels() {
-  return {device::ctas_per_multiprocessor<DecodeFormats::kAll>,
+  return {device::teams_per_multiprocessor<DecodeFormats::kAll>,
           device::launch_formats<DecodeFormats::kAll>};
 }
 

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kPlanThreads)
           const DeviceKvBlock& block = entry.head.blocks[entry.head.n_blocks / 2];
           entry.block_weight = side_weight(block.k_format) + side_weight(block.v_format);
         }
-        weight = std::int64_t{entry.head.n_blocks} * entry.block_weight +
+        weight = kEntryWeight + std::int64_t{entry.head.n_blocks} * entry.block_weight +
                  std::int64_t{n_tail_pages(entry)} * kPageWeight;
       }
     }
@@ -72,12 +72,12 @@ __global__ void __launch_bounds__(kPlanThreads)
     __syncthreads();
   }
   const std::int64_t total = carry;
-  std::int64_t* shares = plan.shares + std::int64_t{layer} * (plan.n_ctas + 1);
-  const int active = active_ctas(total, n_entries, plan.n_ctas);
-  for (int cta = threadIdx.x; cta <= plan.n_ctas; cta += kPlanThreads) {
-    const std::int64_t at = cta < active ? share_begin(total, active, cta) : total;
-    shares[cta] = at;
-    if (cta >= active || total == 0) continue;
+  std::int64_t* shares = plan.shares + std::int64_t{layer} * (plan.n_teams + 1);
+  const int active = active_teams(total, n_entries, plan.n_teams);
+  for (int team = threadIdx.x; team <= plan.n_teams; team += kPlanThreads) {
+    const std::int64_t at = team < active ? share_begin(total, active, team) : total;
+    shares[team] = at;
+    if (team >= active || total == 0) continue;
     int low = 0;
     int high = n_entries - 1;
     while (low < high) {
@@ -88,12 +88,14 @@ __global__ void __launch_bounds__(kPlanThreads)
         low = middle + 1;
       }
     }
-    plan.first_entry[std::int64_t{layer} * plan.n_ctas + cta] = low;
+    plan.first_entry[std::int64_t{layer} * plan.n_teams + team] = low;
   }
   for (int i = threadIdx.x; i < n_entries; i += kPlanThreads) {
     if (entries[i].begin == entries[i].end) continue;
-    entries[i].first_part = cta_of(total, active, entries[i].begin);
-    entries[i].last_part = cta_of(total, active, entries[i].end - 1);
+    entries[i].first_part = team_of(total, active, entries[i].begin);
+    entries[i].last_part = team_of(total, active, entries[i].end - 1);
+    const std::int64_t share = share_begin(total, active, entries[i].first_part);
+    entries[i].first_slot = share < entries[i].begin ? 1 : 0;
   }
 }
 

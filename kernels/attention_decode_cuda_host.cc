@@ -20,14 +20,15 @@ int entries_per_sequence(const AttentionShape& shape) {
   return shape.n_kv_heads * std::max(1, group_of(shape) / kDecodeTileHeads);
 }
 
-DecodeKernels kernels_of(DecodeFormats formats) {
+DecodeKernels kernels_of(const CudaContext& context, DecodeFormats formats) {
   switch (formats) {
     case DecodeFormats::kRaw:
       return decode_raw_kernels();
     case DecodeFormats::kInt4:
       return decode_int4_kernels();
     case DecodeFormats::kLloyd:
-      return decode_lloyd_kernels();
+      return context.compute_capability() == 90 ? decode_lloyd_sm90_kernels()
+                                                : decode_lloyd_kernels();
     case DecodeFormats::kRows:
       return decode_rows_kernels();
     case DecodeFormats::kAll:
@@ -80,14 +81,14 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   for (const DecodeFormats formats :
        {DecodeFormats::kRaw, DecodeFormats::kInt4, DecodeFormats::kLloyd, DecodeFormats::kRows,
         DecodeFormats::kAll}) {
-    per_multiprocessor =
-        std::min(per_multiprocessor, kernels_of(formats).ctas_per_multiprocessor(shape.head_dim));
+    per_multiprocessor = std::min(
+        per_multiprocessor, kernels_of(context, formats).teams_per_multiprocessor(shape.head_dim));
   }
-  plan.n_ctas = per_multiprocessor * context.n_multiprocessors();
-  CHECK(plan.n_ctas > 0, "the decode kernel fits the device");
+  plan.n_teams = per_multiprocessor * context.n_multiprocessors();
+  CHECK(plan.n_teams > 0, "the decode kernel fits the device");
   const auto layers = static_cast<std::size_t>(n_layers);
   const auto entries = static_cast<std::size_t>(plan.max_entries);
-  const auto ctas = static_cast<std::size_t>(plan.n_ctas);
+  const auto teams = static_cast<std::size_t>(plan.n_teams);
   const auto allocate = [&](DeviceBuffer& buffer, std::size_t n_bytes) {
     auto memory = context.allocate(n_bytes, "the workspace of decode attention");
     if (!memory.ok()) return memory.status();
@@ -97,9 +98,9 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   for (const auto& [buffer, n_bytes] :
        {std::pair<DeviceBuffer*, std::size_t>{&body->entries,
                                               layers * entries * sizeof(DecodeEntry)},
-        {&body->shares, layers * (ctas + 1) * sizeof(std::int64_t)},
-        {&body->first_entry, layers * ctas * sizeof(std::int32_t)},
-        {&body->partials, ctas * 2 * decode_partial_floats(shape.head_dim) * sizeof(float)},
+        {&body->shares, layers * (teams + 1) * sizeof(std::int64_t)},
+        {&body->first_entry, layers * teams * sizeof(std::int32_t)},
+        {&body->partials, teams * 2 * decode_partial_floats(shape.head_dim) * sizeof(float)},
         {&body->arrivals, entries * sizeof(std::uint32_t)}}) {
     if (Status status = allocate(*buffer, n_bytes); !status.ok()) return status;
   }
@@ -161,7 +162,7 @@ void attention_decode(const CudaContext& context, ConstF16Rows q, const DeviceSe
                         .layer = layer,
                         .head_dim = shape.head_dim,
                         .dtype = pool.layout.dtype};
-  kernels_of(formats).launch(context.stream(), body.plan, call);
+  kernels_of(context, formats).launch(context.stream(), body.plan, call);
 }
 
 }  // namespace spindle::kernels

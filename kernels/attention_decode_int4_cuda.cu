@@ -5,7 +5,7 @@
 namespace spindle::kernels {
 
 DecodeKernels decode_int4_kernels() {
-  return {device::ctas_per_multiprocessor<DecodeFormats::kInt4>,
+  return {device::teams_per_multiprocessor<DecodeFormats::kInt4>,
           device::launch_formats<DecodeFormats::kInt4>};
 }
 

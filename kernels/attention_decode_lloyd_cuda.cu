@@ -5,7 +5,7 @@
 namespace spindle::kernels {
 
 DecodeKernels decode_lloyd_kernels() {
-  return {device::ctas_per_multiprocessor<DecodeFormats::kLloyd>,
+  return {device::teams_per_multiprocessor<DecodeFormats::kLloyd>,
           device::launch_formats<DecodeFormats::kLloyd>};
 }
 

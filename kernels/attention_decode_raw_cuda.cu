@@ -5,7 +5,7 @@
 namespace spindle::kernels {
 
 DecodeKernels decode_raw_kernels() {
-  return {device::ctas_per_multiprocessor<DecodeFormats::kRaw>,
+  return {device::teams_per_multiprocessor<DecodeFormats::kRaw>,
           device::launch_formats<DecodeFormats::kRaw>};
 }
 

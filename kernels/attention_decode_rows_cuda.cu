@@ -5,7 +5,7 @@
 namespace spindle::kernels {
 
 DecodeKernels decode_rows_kernels() {
-  return {device::ctas_per_multiprocessor<DecodeFormats::kRows>,
+  return {device::teams_per_multiprocessor<DecodeFormats::kRows>,
           device::launch_formats<DecodeFormats::kRows>};
 }
 

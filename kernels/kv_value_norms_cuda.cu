@@ -14,6 +14,7 @@
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/kv_score_device.cuh"
+#include "kernels/cuda/mbarrier.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/prefill_wgmma.cuh"
 #include "kernels/cuda/value_norms.h"
@@ -308,11 +309,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         }
         const std::uint32_t barrier = shared_address(&full[stage]);
         prefill::barrier_expect(barrier, kTile);
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-            "[%3];" ::"r"(shared_address(ring + stage * kTile)),
-            "l"(range.tiles + static_cast<std::int64_t>(tile) * kTile), "n"(kTile), "r"(barrier)
-            : "memory");
+        device::copy_bulk(shared_address(ring + stage * kTile),
+                          range.tiles + static_cast<std::int64_t>(tile) * kTile, kTile, barrier);
       }
     }
   } else {

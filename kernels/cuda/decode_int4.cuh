@@ -81,7 +81,6 @@ __device__ inline float f16_range(float x) { return fmaxf(fminf(x, 65504.0F), -6
 
 template <int kDim>
 __device__ inline void int4_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  s.change_basis(Basis::kHadamardCodes, lane);
   const uint4 scales = load_of_key_tokens(stage + 16 * kDim, lane);
   const uint4 minima = load_of_key_tokens(stage + 16 * kDim + 64, lane);
   std::uint32_t pairs[4];

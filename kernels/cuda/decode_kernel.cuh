@@ -1,12 +1,12 @@
 #pragma once
 // Decode attention: split-KV over a grid that fills the device once. kernels/cuda/decode_plan.cuh
-// says how the work is cut, decode_pipe.cuh how data comes in, decode_softmax.cuh what a warp
-// holds.
+// says how the work is cut, decode_pipe.cuh and decode_feed.cuh how data comes in,
+// decode_softmax.cuh what a warp holds.
 //
-// Within a CTA the warps take the units of a segment (a range of units of one entry) round robin,
-// each with a softmax of its own, and merge at the segment's end. A segment that is a whole entry
-// is written out. Parts of an entry go to the CTA's slots, and the CTA that arrives last merges
-// them.
+// A share of the work belongs to a team: a CTA, or half of one where two teams share tables. Its
+// warps take the units of a segment (a range of units of one entry) round robin, each with a
+// softmax of its own, and merge at the segment's end. A segment that is a whole entry is written
+// out. Parts of an entry go to the team's slots, and the team that arrives last merges them.
 
 #include <cuda_runtime.h>
 
@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "kernels/core/cuda_check.h"
+#include "kernels/cuda/decode_feed.cuh"
 #include "kernels/cuda/decode_int4.cuh"
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"
@@ -25,9 +26,61 @@
 namespace spindle::kernels::device {
 
 struct Nothing {};
-template <typename C>
-using AnglesOf = std::conditional_t<C::kBeforeRope, AngleTable<C::kDim>, Nothing>;
 
+// The threads that work on one share of the plan: a CTA, or one of two in a CTA with common tables.
+template <typename C>
+struct Team {
+  __device__ static int of_cta() { return static_cast<int>(threadIdx.x) / C::kTeamThreads; }
+  __device__ static int of_grid() { return static_cast<int>(blockIdx.x) * C::kTeams + of_cta(); }
+  // Those below kThreads compute, the others feed them.
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) % C::kTeamThreads; }
+  __device__ static int warp() { return thread() / 32; }
+  // The computing threads meet.
+  __device__ static void sync() { meet<C::kThreads>(1 + of_cta()); }
+  // All threads meet.
+  __device__ static void sync_all() { meet<C::kTeamThreads>(1 + C::kTeams + of_cta()); }
+
+ private:
+  template <int kCount>
+  __device__ static void meet(int barrier) {
+    if constexpr (kCount == C::kTeams * C::kTeamThreads) {
+      __syncthreads();
+    } else {
+      asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kCount) : "memory");
+    }
+  }
+};
+
+// What the teams of a CTA share: tables that are computed once, and places of the warps.
+template <typename C>
+struct alignas(128) Tables {
+  template <bool kUsed, typename T>
+  using If = std::conditional_t<kUsed, T, Nothing>;
+  static constexpr int kTurned = C::kLloyd ? C::kTeams * C::kWarps : 1;
+  static constexpr std::size_t kTurnedBytes = std::size_t{kTurned} * 16 * C::kDim;
+  // Dynamic shared memory begins behind what the system takes.
+  static constexpr std::size_t kLevelsOffset = sizeof(LevelPairs) - kSystemSharedBytes;
+  static_assert(!C::kLevelTable || kTurnedBytes <= kLevelsOffset);
+
+  // Query tiles turned back by each warp, fragments of load_query().
+  uint4 turned[kTurned][C::kDim];
+  If<C::kLevelTable, std::byte[C::kLevelTable ? kLevelsOffset - kTurnedBytes : 1]> unused;
+  If<C::kLevelTable, LevelPairs> levels;
+  If<C::kBeforeRope, AngleTable<C::kDim>> steps;
+  If<C::kBeforeRope, AngleTable<C::kDim>> strides;
+};
+
+// Of a team whose warps copy for themselves.
+template <typename C>
+struct PipeShared {
+  alignas(16) DeviceKvBlock descriptors[C::kWarps][kDescriptors];
+  Stage stages[C::kWarps][kListedStages];
+};
+
+template <typename C>
+using FeedOf = std::conditional_t<C::kFed, Feed<C>, Nothing>;
+
+// What a team has for itself.
 template <typename C>
 struct alignas(128) Shared {
   static constexpr int kDim = C::kDim;
@@ -35,13 +88,10 @@ struct alignas(128) Shared {
 
   // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
   std::byte ring[C::kWarps][C::kStages * C::kStageBytes];
-  DeviceKvBlock descriptors[C::kWarps][kDescriptors];
-  Stage stages[C::kWarps][kListedStages];
-  uint4 q[kDim / 32 * 32];           // fragments of load_query()
-  uint4 q_hadamard[kDim / 32 * 32];  // as nibble_products() wants it
-  uint4 k_mean[kDim / 32 * 4];       // as lloyd_keys() wants it
-  AnglesOf<C> steps;
-  AnglesOf<C> strides;
+  std::conditional_t<C::kFed, FeedShared<C>, PipeShared<C>> stream;
+  uint4 q[kDim / 32 * 32];                          // fragments of load_query()
+  uint4 q_hadamard[C::kInt4 ? kDim / 32 * 32 : 1];  // as nibble_products() wants it
+  uint4 k_mean[kDim / 32 * 4];                      // as lloyd_keys() wants it
   DecodeEntry entry;
   float best[C::kWarps][kDecodeTileHeads];
   float mass[C::kWarps][kDecodeTileHeads];
@@ -51,13 +101,19 @@ struct alignas(128) Shared {
   static_assert(sizeof(ring[0]) >= sizeof(float) * kDecodeTileHeads * kRowFloats);
 };
 
-// A range of units of one entry, and how its sums leave the CTA.
+template <typename C>
+struct CtaShared {
+  Tables<C> tables;
+  Shared<C> teams[C::kTeams];
+};
+
+// A range of units of one entry, and how its sums leave the team.
 struct Segment {
   int entry;
   int begin;
   int end;
   bool whole;
-  int slot;  // of the CTA, when not whole
+  int slot;  // of the team, when not whole
 };
 
 // Fragment that holds the channels 8 k .. 8 k + 7 of a head.
@@ -68,7 +124,7 @@ __device__ void load_queries(Shared<C>& shared, const DecodeCall& call) {
   constexpr int kDim = C::kDim;
   const DecodeEntry& entry = shared.entry;
   const F16* q = call.q + entry.row * call.q_stride + std::int64_t{entry.first_head} * kDim;
-  for (int i = threadIdx.x; i < kDecodeTileHeads * kDim / 8; i += C::kThreads) {
+  for (int i = Team<C>::thread(); i < kDecodeTileHeads * kDim / 8; i += C::kThreads) {
     const int head = i / (kDim / 8);
     const int k = i % (kDim / 8);
     uint4 x = {};
@@ -107,7 +163,7 @@ __device__ void rotate_queries(Shared<C>& shared) {
   const int lane = threadIdx.x % 32;
   auto* in = reinterpret_cast<const __half*>(shared.q);
   auto* out = reinterpret_cast<__half*>(shared.q_hadamard);
-  for (int head = threadIdx.x / 32; head < kDecodeTileHeads; head += C::kWarps) {
+  for (int head = Team<C>::warp(); head < kDecodeTileHeads; head += C::kWarps) {
     float x[kDim / 32];
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
@@ -146,64 +202,90 @@ __device__ void rotate_mean(Shared<C>& shared, const std::uint16_t* mean) {
 
 // The queries, and what blocks need besides.
 template <typename C>
-__device__ void prepare(Shared<C>& shared, const Pipe<C>& pipe, bool& has_angles) {
-  load_queries(shared, pipe.call);
+__device__ void prepare(Shared<C>& shared, const DecodeCall& call) {
+  load_queries(shared, call);
   const DeviceKvHead& head = shared.entry.head;
   if (head.n_blocks > 0) {
     if constexpr (C::kLloyd) {
-      if (head.k_mean != kNoPlace && threadIdx.x / 32 == C::kWarps - 1) {
-        rotate_mean(shared, reinterpret_cast<const std::uint16_t*>(pipe.at(head.k_mean)));
+      if (head.k_mean != kNoPlace && Team<C>::warp() == C::kWarps - 1) {
+        rotate_mean(shared, reinterpret_cast<const std::uint16_t*>(place_of(call, head.k_mean)));
       }
-    }
-    if constexpr (C::kBeforeRope) {
-      if (!has_angles && pipe.call.rope_cos != nullptr) {
-        fill_angles(shared.steps, shared.strides, pipe.call);
-      }
-      has_angles = true;
     }
     if constexpr (C::kInt4) {
-      __syncthreads();
+      Team<C>::sync();
       rotate_queries(shared);
     }
   }
-  __syncthreads();
+  Team<C>::sync();
 }
 
-// Scores of keys before RoPE, whose queries are turned back to the block's base position.
-template <typename C>
-__device__ void turned_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::kDim>& s,
-                              const Stage& stage, std::uint32_t data) {
-  const Lane& lane = pipe.lane;
-  const DecodeCall& call = pipe.call;
-  const BlockAngles block = block_angles<C::kDim>(
-      stage, data, pipe.positions_of(stage) != kNoPlace, shared.entry.head.wide_positions != 0,
-      shared_address(&shared.steps), shared_address(&shared.strides), call.max_positions, lane);
-  const std::uint32_t q = shared_address(shared.q);
-  const std::uint32_t k_mean = shared_address(shared.k_mean);
+// Scores of keys before RoPE by the query tile `q`, turned back as `block` says. Levels are
+// compiled per kind of angles: a branch at every angle would keep loads from being overlapped.
+template <AngleKind kKind, typename C>
+__device__ void turned_scores(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                              const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
+                              std::uint32_t data, std::uint32_t q, const BlockAngles& block) {
   const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
+    const std::uint32_t k_mean = shared_address(shared.k_mean);
+    const LevelLookup<C::kLevelTable> levels(shared_address(&tables.levels));
     switch (format) {
       case KvFormat::kLloyd1:
-        return lloyd_scores<1>(s, data, q, k_mean, block, call, lane);
+        return lloyd_scores<1, kKind>(s, data, q, k_mean, block, levels, call, lane);
       case KvFormat::kLloyd2:
-        return lloyd_scores<2>(s, data, q, k_mean, block, call, lane);
+        return lloyd_scores<2, kKind>(s, data, q, k_mean, block, levels, call, lane);
       case KvFormat::kLloyd3:
-        return lloyd_scores<3>(s, data, q, k_mean, block, call, lane);
+        return lloyd_scores<3, kKind>(s, data, q, k_mean, block, levels, call, lane);
       case KvFormat::kLloyd4:
-        return lloyd_scores<4>(s, data, q, k_mean, block, call, lane);
+        return lloyd_scores<4, kKind>(s, data, q, k_mean, block, levels, call, lane);
       default:
         break;
     }
   }
   if constexpr (C::kRows) {
-    row_scores(s, data, stage.part(), q, block, format == KvFormat::kCodebook, call, lane);
+    row_scores<kKind>(s, data, stage.part(), q, block, format == KvFormat::kCodebook, call, lane);
+  }
+}
+
+// The queries are turned back to the block's base position, keys by their steps from there.
+template <typename C>
+__device__ void scores_before_rope(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                                   const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
+                                   std::uint32_t data) {
+  const BlockAngles block = block_angles<C::kDim>(
+      stage, data + C::kRopeOffset, stage.is_listed(), shared.entry.head.wide_positions != 0,
+      shared_address(&tables.steps), shared_address(&tables.strides), call.max_positions, lane);
+  std::uint32_t q = shared_address(shared.q);
+  if constexpr (C::kLloyd) {
+    if (has_levels(stage.format()) && block.base != 0) {
+      auto& turned = tables.turned[Team<C>::of_cta() * C::kWarps + Team<C>::warp()];
+#pragma unroll
+      for (int chunk = 0; chunk < C::kDim / 64; ++chunk) {
+        const QueryPair<C::kDim> pair(q, chunk, block.base, lane);
+        turned[chunk * 32 + lane.index] = joined(pair.low);
+        turned[(chunk + C::kDim / 64) * 32 + lane.index] = joined(pair.high);
+      }
+      q = shared_address(turned);
+    }
+  }
+  if constexpr (!C::kLloyd) {
+    return turned_scores<AngleKind::kAny>(shared, tables, call, lane, s, stage, data, q, block);
+  }
+  switch (block.kind) {
+    case AngleKind::kSteps:
+      return turned_scores<AngleKind::kSteps>(shared, tables, call, lane, s, stage, data, q, block);
+    case AngleKind::kStrides:
+      return turned_scores<AngleKind::kStrides>(shared, tables, call, lane, s, stage, data, q,
+                                                block);
+    default:
+      return turned_scores<AngleKind::kTable>(shared, tables, call, lane, s, stage, data, q, block);
   }
 }
 
 template <typename C>
-__device__ void stage_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::kDim>& s,
-                             const Stage& stage, std::uint32_t data) {
-  const Lane& lane = pipe.lane;
+__device__ void stage_scores(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                             const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
+                             std::uint32_t data) {
   const std::uint32_t q = shared_address(shared.q);
   const KvFormat format = stage.format();
   if (format == KvFormat::kRaw) {
@@ -218,12 +300,12 @@ __device__ void stage_scores(Shared<C>& shared, const Pipe<C>& pipe, Softmax<C::
     if (format == KvFormat::kKivi4) return kivi_scores<4>(s, data, q, lane);
     if (format == KvFormat::kKivi2) return kivi_scores<2>(s, data, q, lane);
   }
-  if constexpr (C::kBeforeRope) turned_scores(shared, pipe, s, stage, data);
+  if constexpr (C::kBeforeRope) scores_before_rope(shared, tables, call, lane, s, stage, data);
 }
 
 template <typename C>
-__device__ void stage_values(Softmax<C::kDim>& s, const Stage& stage, std::uint32_t data,
-                             const Lane& lane) {
+__device__ void stage_values(Tables<C>& tables, Softmax<C::kDim>& s, const Stage& stage,
+                             std::uint32_t data, const Lane& lane) {
   const KvFormat format = stage.format();
   if (format == KvFormat::kRaw) return raw_values<C::kDim, C::kBf16>(s, data, stage, lane);
   if constexpr (C::kInt4) {
@@ -234,15 +316,16 @@ __device__ void stage_values(Softmax<C::kDim>& s, const Stage& stage, std::uint3
     if (format == KvFormat::kKivi2) return kivi_values<2>(s, data, lane);
   }
   if constexpr (C::kLloyd) {
+    const LevelLookup<C::kLevelTable> levels(shared_address(&tables.levels));
     switch (format) {
       case KvFormat::kLloyd1:
-        return lloyd_values<1>(s, data, lane);
+        return lloyd_values<1>(s, data, levels, lane);
       case KvFormat::kLloyd2:
-        return lloyd_values<2>(s, data, lane);
+        return lloyd_values<2>(s, data, levels, lane);
       case KvFormat::kLloyd3:
-        return lloyd_values<3>(s, data, lane);
+        return lloyd_values<3>(s, data, levels, lane);
       case KvFormat::kLloyd4:
-        return lloyd_values<4>(s, data, lane);
+        return lloyd_values<4>(s, data, levels, lane);
       default:
         break;
     }
@@ -252,14 +335,25 @@ __device__ void stage_values(Softmax<C::kDim>& s, const Stage& stage, std::uint3
   }
 }
 
-// The first rounds only issue stages; the CTA prepares the queries while they are under way.
+// The units `first`, first + kWarps .. below `end` of the entry by a warp that copies for itself.
+// The first rounds only issue stages; the team prepares the queries while they are under way.
 template <typename C>
-__device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s,
-                           bool& has_angles) {
+__device__ void run_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                           Softmax<C::kDim>& s, int first, int end) {
+  const int warp = Team<C>::warp();
+  Pipe<C> pipe{.call = call,
+               .entry = &shared.entry,
+               .stages = shared.stream.stages[warp],
+               .ring = shared_address(shared.ring[warp]),
+               .descriptors = shared_address(shared.stream.descriptors[warp]),
+               .lane = {},
+               .first_unit = first,
+               .n_units = end > first ? (end - first + C::kWarps - 1) / C::kWarps : 0};
+  pipe.start();
   std::uint32_t slot = 0;
   for (int i = -C::kStages;; ++i) {
     Stage stage = {};
-    if (i == 0) prepare(shared, pipe, has_angles);
+    if (i == 0) prepare(shared, call);
     if (i >= 0) {
       if (i >= pipe.n_issued) break;
       wait_copies<C::kStages - 1>();
@@ -267,22 +361,59 @@ __device__ void run_stages(Shared<C>& shared, Pipe<C>& pipe, Softmax<C::kDim>& s
       stage = pipe.listed(i);
       const std::uint32_t data = pipe.ring + slot;
       if (stage.is_key()) {
-        stage_scores(shared, pipe, s, stage, data);
+        stage_scores(shared, tables, call, pipe.lane, s, stage, data);
       } else {
-        stage_values<C>(s, stage, data, pipe.lane);
+        if constexpr (C::kHadamard) s.change_basis(basis_of(stage.format()), pipe.lane);
+        stage_values(tables, s, stage, data, pipe.lane);
       }
       slot = pipe.next_slot(slot);
       __syncwarp();
     }
     pipe.issue();
-    if (stage.is_last_key()) s.step(stage, pipe.lane, pipe.call.scale);
+    if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, pipe.lane, call.scale);
   }
   wait_copies<0>();
   __syncwarp();
+  if constexpr (C::kHadamard) s.change_basis(Basis::kPlain, pipe.lane);
 }
 
-// The sums of one head over parts whose maxima, masses and values `part(i)` gives: maximum and
-// mass.
+// The warp's units by one that is fed.
+template <typename C>
+__device__ void run_fed_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                               Softmax<C::kDim>& s, Feed<C>& feed) {
+  prepare(shared, call);
+  const Lane lane;
+  const std::uint32_t ring = shared_address(shared.ring[Team<C>::warp()]);
+  for (;;) {
+    Stage stage = feed.wait();
+    const bool is_over = stage.bits == Stage::kOver;
+    std::uint32_t data = ring + feed.slot() * C::kStageBytes;
+    const bool has_values = is_over || !stage.is_key() || stage.is_both();
+    if (!is_over) {
+      if (is_elements(stage.format()) && stage.capacity() != kKvBlockTokens) {
+        copy_elements<C::kDim>(data, place_of(call, stage.codes), stage, lane);
+        commit_copies();
+        wait_copies<0>();
+        fence_async_proxy();
+        __syncwarp();
+      }
+      if (stage.is_key()) stage_scores(shared, tables, call, lane, s, stage, data);
+      if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
+    }
+    if (has_values) {
+      if (!is_over && stage.is_both()) {
+        stage = stage.values();
+        data += C::kValueOffset;
+      }
+      s.change_basis(is_over ? Basis::kPlain : basis_of(stage.format()), lane);
+      if (!is_over) stage_values(tables, s, stage, data, lane);
+    }
+    feed.release();
+    if (is_over) return;
+  }
+}
+
+// The sums of one head over parts: maximum and mass.
 struct Merged {
   float best = -INFINITY;
   float mass = 0;
@@ -310,13 +441,13 @@ __device__ void write_output(const DecodeCall& call, const DecodeEntry& entry, i
   *reinterpret_cast<uint2*>(out) = bits;
 }
 
-// Sums of the CTA's warps, which lie in the ring, to the output or to the CTA's slot.
+// Sums of the team's warps, which lie in the ring, to the output or to the team's slot.
 template <typename C>
 __device__ void write_segment(Shared<C>& shared, const DecodeCall& call, const Segment& segment,
                               float* partial) {
   constexpr int kDim = C::kDim;
   constexpr int kQuads = kDim / 4;
-  for (int i = threadIdx.x; i < shared.entry.n_heads * kQuads; i += C::kThreads) {
+  for (int i = Team<C>::thread(); i < shared.entry.n_heads * kQuads; i += C::kThreads) {
     const int head = i / kQuads;
     const int channel = 4 * (i % kQuads);
     Merged all;
@@ -343,73 +474,74 @@ __device__ void write_segment(Shared<C>& shared, const DecodeCall& call, const S
   }
 }
 
-// What the CTAs [first_part, last_part] of the entry have put into their slots, to the output.
+// What the teams [first_part, last_part] of the entry have put into their slots, to the output. The
+// loads of a round are on their way together.
 template <typename C>
 __device__ void merge_parts(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call) {
   constexpr int kDim = C::kDim;
   constexpr int kQuads = kDim / 4;
   constexpr int kFloats = static_cast<int>(decode_partial_floats(kDim));
+  constexpr int kRound = 8;
   const DecodeEntry& entry = shared.entry;
   const int n_parts = entry.last_part - entry.first_part + 1;
-  // A CTA's slot is 0 when its share begins in the entry. Only the first part's may begin before.
-  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_ctas + 1);
-  const int first_slot = shares[entry.first_part] < entry.begin ? 1 : 0;
   const float* first = plan.partials + std::int64_t{entry.first_part} * 2 * kFloats;
-  const auto part_of = [&](int i) {
-    return first + std::int64_t{2 * i + (i == 0 ? first_slot : 0)} * kFloats;
-  };
-  auto* best = reinterpret_cast<float*>(shared.ring);  // [n_parts][8], then the masses
-  float* mass = best + n_parts * kDecodeTileHeads;
-  for (int i = threadIdx.x; i < n_parts * kDecodeTileHeads; i += C::kThreads) {
-    const int head = i % kDecodeTileHeads;
-    const float* part = part_of(i / kDecodeTileHeads) + kDecodeTileHeads * kDim;
-    if (head >= entry.n_heads) continue;
-    best[i] = __ldcg(part + head);
-    mass[i] = __ldcg(part + kDecodeTileHeads + head);
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < entry.n_heads * kQuads; i += C::kThreads) {
+  for (int i = Team<C>::thread(); i < entry.n_heads * kQuads; i += C::kThreads) {
     const int head = i / kQuads;
     const int channel = 4 * (i % kQuads);
     Merged all;
-    for (int part = 0; part < n_parts; ++part) {
-      all.best = fmaxf(all.best, best[part * kDecodeTileHeads + head]);
-    }
     float4 sum = {};
-#pragma unroll 8
-    for (int part = 0; part < n_parts; ++part) {
-      const float factor = part_factor(best[part * kDecodeTileHeads + head], all.best);
-      all.mass = fmaf(mass[part * kDecodeTileHeads + head], factor, all.mass);
-      const float* row = part_of(part) + head * kDim + channel;
-      add_scaled(sum, __ldcg(reinterpret_cast<const float4*>(row)), factor);
+#pragma unroll 1
+    for (int begin = 0; begin < n_parts; begin += kRound) {
+      float4 values[kRound];
+      float best[kRound];
+      float mass[kRound];
+#pragma unroll
+      for (int k = 0; k < kRound; ++k) {
+        // Behind the last part the last one again, with no weight.
+        const int part = min(begin + k, n_parts - 1);
+        // A team's slot is 0 when its share begins in the entry: only the first part's may not.
+        const float* sums =
+            first + std::int64_t{2 * part + (part == 0 ? entry.first_slot : 0)} * kFloats;
+        values[k] = __ldcg(reinterpret_cast<const float4*>(sums + head * kDim + channel));
+        best[k] = __ldcg(sums + kDecodeTileHeads * kDim + head);
+        mass[k] = __ldcg(sums + kDecodeTileHeads * (kDim + 1) + head);
+      }
+      float high = all.best;
+#pragma unroll
+      for (int k = 0; k < kRound; ++k) high = fmaxf(high, best[k]);
+      const float earlier = part_factor(all.best, high);
+      all.best = high;
+      all.mass *= earlier;
+      sum = {sum.x * earlier, sum.y * earlier, sum.z * earlier, sum.w * earlier};
+#pragma unroll
+      for (int k = 0; k < kRound; ++k) {
+        const float factor = begin + k < n_parts ? part_factor(best[k], high) : 0.0F;
+        all.mass = fmaf(mass[k], factor, all.mass);
+        add_scaled(sum, values[k], factor);
+      }
     }
     write_output<kDim>(call, entry, head, channel, sum, all.mass);
   }
 }
 
 template <typename C>
-__device__ void run_segment(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call,
-                            const Segment& segment, bool& has_angles) {
+__device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePlan& plan,
+                            const DecodeCall& call, const Segment& segment, FeedOf<C>& feed) {
   constexpr int kDim = C::kDim;
-  const int warp = threadIdx.x / 32;
-  const int n_units = segment.end - segment.begin - warp;
-  Pipe<C> pipe{.call = call,
-               .entry = &shared.entry,
-               .stages = shared.stages[warp],
-               .ring = shared_address(shared.ring[warp]),
-               .descriptors = shared_address(shared.descriptors[warp]),
-               .lane = {},
-               .first_unit = segment.begin + warp,
-               .n_units = n_units > 0 ? (n_units + C::kWarps - 1) / C::kWarps : 0};
-  pipe.start();
+  const int warp = Team<C>::warp();
   Softmax<kDim> s;
   s.start();
-  run_stages(shared, pipe, s, has_angles);
-  const std::uint32_t v_mean = shared.entry.head.v_mean;
-  s.finish(pipe.lane,
-           v_mean == kNoPlace ? nullptr : reinterpret_cast<const std::uint16_t*>(pipe.at(v_mean)));
-
+  if constexpr (C::kFed) {
+    run_fed_stages(shared, tables, call, s, feed);
+  } else {
+    run_stages(shared, tables, call, s, segment.begin + warp, segment.end);
+  }
   const Lane lane;
+  const std::uint32_t v_mean = shared.entry.head.v_mean;
+  s.finish(lane, v_mean == kNoPlace
+                     ? nullptr
+                     : reinterpret_cast<const std::uint16_t*>(place_of(call, v_mean)));
+
   auto* sums = reinterpret_cast<float*>(shared.ring[warp]);
 #pragma unroll
   for (int m = 0; m < kDim / 16; ++m) {
@@ -426,93 +558,142 @@ __device__ void run_segment(Shared<C>& shared, const DecodePlan& plan, const Dec
       shared.mass[warp][2 * lane.q + e] = s.mass[e];
     }
   }
-  __syncthreads();
-  float* partial =
-      plan.partials + (std::int64_t{blockIdx.x} * 2 + segment.slot) * decode_partial_floats(kDim);
+  Team<C>::sync();
+  float* partial = plan.partials + (std::int64_t{Team<C>::of_grid()} * 2 + segment.slot) *
+                                       decode_partial_floats(kDim);
   write_segment(shared, call, segment, partial);
   if (segment.whole) return;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
+  Team<C>::sync();
+  if (Team<C>::thread() == 0) {
+    // Fences of one thread are enough: the team's barriers order the others' accesses around it.
+    __threadfence();
     const auto last = static_cast<std::uint32_t>(shared.entry.last_part - shared.entry.first_part);
     shared.is_last = atomicAdd(plan.arrivals + segment.entry, 1U) == last;
     if (shared.is_last != 0) plan.arrivals[segment.entry] = 0;
+    __threadfence();
   }
-  __syncthreads();
+  Team<C>::sync();
   if (shared.is_last == 0) return;
-  __threadfence();
   merge_parts(shared, plan, call);
 }
 
-template <typename C>
-__global__ void __launch_bounds__(C::kThreads, kCtasPerMultiprocessor)
-    decode_kernel(const __grid_constant__ DecodePlan plan,
-                  const __grid_constant__ DecodeCall call) {
-  extern __shared__ std::byte dynamic_shared[];
-  auto& shared = *reinterpret_cast<Shared<C>*>(dynamic_shared);
-  const int cta = static_cast<int>(blockIdx.x);
-  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_ctas + 1);
-  const std::int64_t begin = shares[cta];
-  const std::int64_t end = shares[cta + 1];
+// All segments of the team's share, one after the other; shared.entry is that of the segment.
+template <typename C, typename F>
+__device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call,
+                                 const F& run) {
+  const int team = Team<C>::of_grid();
+  if (team >= plan.n_teams) return;
+  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_teams + 1);
+  const std::int64_t begin = shares[team];
+  const std::int64_t end = shares[team + 1];
+  int index = plan.first_entry[std::int64_t{call.layer} * plan.n_teams + team];
   if (begin == end) return;
   const DecodeEntry* entries = plan.entries + std::int64_t{call.layer} * plan.max_entries;
-  int index = plan.first_entry[std::int64_t{call.layer} * plan.n_ctas + cta];
-  bool has_angles = false;
   for (std::int64_t at = begin; at < end; ++index) {
-    __syncthreads();
-    if (threadIdx.x < sizeof(DecodeEntry) / sizeof(uint4)) {
-      reinterpret_cast<uint4*>(&shared.entry)[threadIdx.x] =
-          reinterpret_cast<const uint4*>(entries + index)[threadIdx.x];
+    // What the last segment wrote into the ring comes before what is copied there next.
+    if constexpr (C::kFed) fence_async_proxy();
+    Team<C>::sync_all();
+    if (Team<C>::thread() < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
+      reinterpret_cast<uint4*>(&shared.entry)[Team<C>::thread()] =
+          reinterpret_cast<const uint4*>(entries + index)[Team<C>::thread()];
     }
-    __syncthreads();
+    Team<C>::sync_all();
     const DecodeEntry& entry = shared.entry;
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
-    const Segment segment = {index, unit_at(entry, at - entry.begin),
-                             unit_at(entry, stop - entry.begin),
-                             entry.first_part == entry.last_part, at > begin ? 1 : 0};
-    run_segment(shared, plan, call, segment, has_angles);
+    run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
+                entry.first_part == entry.last_part, at > begin ? 1 : 0});
     at = stop;
   }
 }
 
 template <typename C>
+__device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
+  extern __shared__ std::byte dynamic_shared[];
+  auto& of_cta = *reinterpret_cast<CtaShared<C>*>(dynamic_shared);
+  Tables<C>& tables = of_cta.tables;
+  Shared<C>& shared = of_cta.teams[Team<C>::of_cta()];
+  if constexpr (C::kLevelTable) fill_level_pairs(tables.levels);
+  if constexpr (C::kBeforeRope) {
+    if (call.rope_cos != nullptr) fill_angles(tables.steps, tables.strides, call);
+  }
+  if constexpr (C::kFed) init_feed(shared.stream);
+  if constexpr (C::kLevelTable) {
+    if (shared_address(&tables.levels) % sizeof(LevelPairs) != 0) __trap();
+  }
+  __syncthreads();
+  if constexpr (C::kFed) {
+    if (Team<C>::thread() >= C::kThreads) {
+      Feeder<C> feeder(shared.stream, shared.ring[0], call);
+      for_each_segment(shared, plan, call, [&](const Segment& segment) {
+        feeder.run(shared.entry, segment.begin, segment.end);
+      });
+    } else {
+      Feed<C> feed(shared.stream, Team<C>::warp());
+      for_each_segment(shared, plan, call, [&](const Segment& segment) {
+        run_segment(shared, tables, plan, call, segment, feed);
+      });
+    }
+  } else {
+    Nothing none;
+    for_each_segment(shared, plan, call, [&](const Segment& segment) {
+      run_segment(shared, tables, plan, call, segment, none);
+    });
+  }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::kTeamThreads* C::kTeams, kTeamsPerMultiprocessor / C::kTeams)
+    decode_kernel(const __grid_constant__ DecodePlan plan,
+                  const __grid_constant__ DecodeCall call) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  decode<C>(plan, call);
+#else
+  if constexpr (!C::kFed) decode<C>(plan, call);
+#endif
+}
+
+template <typename C>
 int allow_and_count() {
-  constexpr int kBytes = static_cast<int>(sizeof(Shared<C>));
+  constexpr int kBytes = static_cast<int>(sizeof(CtaShared<C>));
+  constexpr int kCtas = kTeamsPerMultiprocessor / C::kTeams;
+  // All sets run on one grid: one that does not fit twice would halve the grid of the others.
+  static_assert(kCtas * (kBytes + 1024) <= kSharedBytesPerMultiprocessor);
   cuda_check(
       cudaFuncSetAttribute(decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
       "shared memory of attention_decode");
   int n = 0;
-  cuda_check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, decode_kernel<C>, C::kThreads, kBytes),
-      "occupancy of attention_decode");
-  return n;
+  cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, decode_kernel<C>,
+                                                           C::kTeamThreads * C::kTeams, kBytes),
+             "occupancy of attention_decode");
+  return n * C::kTeams;
 }
 
-template <DecodeFormats kFormats>
-int ctas_per_multiprocessor(int head_dim) {
+template <DecodeFormats kFormats, bool kFed = false>
+int teams_per_multiprocessor(int head_dim) {
   if (head_dim == 64) {
-    return min(allow_and_count<Config<64, false, kFormats>>(),
-               allow_and_count<Config<64, true, kFormats>>());
+    return min(allow_and_count<Config<64, false, kFormats, kFed>>(),
+               allow_and_count<Config<64, true, kFormats, kFed>>());
   }
-  return min(allow_and_count<Config<128, false, kFormats>>(),
-             allow_and_count<Config<128, true, kFormats>>());
+  return min(allow_and_count<Config<128, false, kFormats, kFed>>(),
+             allow_and_count<Config<128, true, kFormats, kFed>>());
 }
 
 template <typename C>
 void launch(cudaStream_t stream, const DecodePlan& plan, const DecodeCall& call) {
-  decode_kernel<C><<<plan.n_ctas, C::kThreads, sizeof(Shared<C>), stream>>>(plan, call);
+  decode_kernel<C><<<(plan.n_teams + C::kTeams - 1) / C::kTeams, C::kTeamThreads * C::kTeams,
+                     sizeof(CtaShared<C>), stream>>>(plan, call);
 }
 
-template <DecodeFormats kFormats>
+template <DecodeFormats kFormats, bool kFed = false>
 void launch_formats(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call) {
   const bool is_bf16 = call.dtype == DType::kBF16;
   if (call.head_dim == 64) {
-    is_bf16 ? launch<Config<64, true, kFormats>>(stream, plan, call)
-            : launch<Config<64, false, kFormats>>(stream, plan, call);
+    is_bf16 ? launch<Config<64, true, kFormats, kFed>>(stream, plan, call)
+            : launch<Config<64, false, kFormats, kFed>>(stream, plan, call);
   } else {
-    is_bf16 ? launch<Config<128, true, kFormats>>(stream, plan, call)
-            : launch<Config<128, false, kFormats>>(stream, plan, call);
+    is_bf16 ? launch<Config<128, true, kFormats, kFed>>(stream, plan, call)
+            : launch<Config<128, false, kFormats, kFed>>(stream, plan, call);
   }
   check_launch("attention_decode");
 }

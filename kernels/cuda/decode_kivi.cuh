@@ -71,7 +71,6 @@ __device__ inline void kivi_scores(Softmax<kDim>& s, std::uint32_t stage, std::u
 
 template <int kBits, int kDim>
 __device__ inline void kivi_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  s.change_basis(Basis::kPlain, lane);
   Plane<kBits, kDim> codes;
   codes.load(stage, lane);
   const std::uint32_t steps = stage + 4 * kBits * kDim;

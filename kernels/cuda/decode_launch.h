@@ -15,7 +15,7 @@ namespace spindle::kernels {
 inline constexpr int kDecodeTileHeads = 8;
 
 // What the grid works on: one tile of query heads of one kv head of one sequence. The weights of a
-// layer's entries lie behind each other, and every CTA takes an equal share of the line.
+// layer's entries lie behind each other, and every team takes an equal share of the line.
 struct alignas(16) DecodeEntry {
   std::int64_t begin = 0;  // weight of the entries before it
   std::int64_t end = 0;
@@ -25,22 +25,22 @@ struct alignas(16) DecodeEntry {
   std::int32_t first_head = 0;  // query head of the tile's first row
   std::int32_t n_heads = 0;     // at most kDecodeTileHeads
   std::int32_t block_weight = 0;
-  std::int32_t first_part = 0;  // CTAs that have a part of it: [first_part, last_part]
+  std::int32_t first_part = 0;  // teams that have a part of it: [first_part, last_part]
   std::int32_t last_part = 0;
-  std::int32_t reserved = 0;
+  std::int32_t first_slot = 0;  // of the first part's team
 };
 static_assert(sizeof(DecodeEntry) == 128);
 
 // Device memory of a workspace, for at most max_entries entries a layer.
 struct DecodePlan {
   DecodeEntry* entries = nullptr;       // [n_layers][max_entries]
-  std::int64_t* shares = nullptr;       // [n_layers][n_ctas + 1]: where the CTAs' shares begin
-  std::int32_t* first_entry = nullptr;  // [n_layers][n_ctas]
-  float* partials = nullptr;            // [n_ctas][2][decode_partial_floats()]
+  std::int64_t* shares = nullptr;       // [n_layers][n_teams + 1]: where the teams' shares begin
+  std::int32_t* first_entry = nullptr;  // [n_layers][n_teams]
+  float* partials = nullptr;            // [n_teams][2][decode_partial_floats()]
   std::uint32_t* arrivals = nullptr;    // [max_entries], zero between launches
   int max_entries = 0;
   int n_layers = 0;
-  int n_ctas = 0;
+  int n_teams = 0;
 };
 
 // The sums of a part of a head: values [8][head_dim], then the maxima [8] and the masses [8].
@@ -68,13 +68,14 @@ struct DecodeCall {
 
 // The kernels of one set of formats, each set in a file of its own.
 struct DecodeKernels {
-  // CTAs that one multiprocessor holds; also lets the kernels use the shared memory they need.
-  int (*ctas_per_multiprocessor)(int head_dim);
+  // teams that one multiprocessor holds; also lets the kernels use the shared memory they need.
+  int (*teams_per_multiprocessor)(int head_dim);
   void (*launch)(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call);
 };
 DecodeKernels decode_raw_kernels();
 DecodeKernels decode_int4_kernels();
 DecodeKernels decode_lloyd_kernels();
+DecodeKernels decode_lloyd_sm90_kernels();  // compute capability 9.0
 DecodeKernels decode_rows_kernels();
 DecodeKernels decode_all_kernels();
 

@@ -54,8 +54,9 @@ __device__ inline void lookup_levels(std::uint32_t word, std::uint32_t (&pairs)[
   constexpr LevelTable kTable = Levels<kBits>::kTable;
   std::uint32_t index = word;
   if constexpr (kBits == 4) {
-    const std::uint32_t negative = ~word & 0x88888888U;
-    index = (word ^ (negative - (negative >> 3))) & 0x77777777U;
+    // Products leave the pipe of logical operations, which is the busiest, to the others.
+    const std::uint32_t negative = ~word >> 3 & 0x11111111U;
+    index = (word ^ negative * 7U) & 0x77777777U;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -66,13 +67,49 @@ __device__ inline void lookup_levels(std::uint32_t word, std::uint32_t (&pairs)[
     if constexpr (kBits == 4) {
       // Bit 3 of a selector repeats the byte's sign: 0xff for codes from 8 on, else 0x80.
       const std::uint32_t positive =
-          byte_permute(0x80808080U, 0x80808080U, half == 0 ? word : word >> 16) << 1;
+          byte_permute(0x80808080U, 0x80808080U, half == 0 ? word : word >> 16) * 2U;
       high |= ~positive & 0x80808080U;
     }
     pairs[2 * half] = byte_permute(low, high, 0x5140);
     pairs[2 * half + 1] = byte_permute(low, high, 0x7362);
   }
 }
+
+// All pairs of 4-bit codes as f16 levels, once for every lane, so that the 32 lanes of a warp read
+// from 32 banks whatever their codes are. A load and two operations replace six permutes a pair.
+struct alignas(16) LevelPairs {
+  std::uint32_t pairs[256][32];
+};
+__device__ inline void fill_level_pairs(LevelPairs& table) {
+  for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) {
+    std::uint32_t pairs[4];
+    lookup_levels<4>(static_cast<std::uint32_t>(i / 32), pairs);
+    table.pairs[i / 32][i % 32] = pairs[0];
+  }
+}
+
+// How a kernel turns codes to levels: by the table where shared memory has room for it.
+template <bool kTable>
+struct LevelLookup {
+  std::uint32_t column = 0;  // shared address of the lane's column of LevelPairs
+
+  LevelLookup() = default;
+  __device__ explicit LevelLookup(std::uint32_t table) : column(table + 4 * (threadIdx.x % 32)) {}
+
+  template <int kBits>
+  __device__ void find(std::uint32_t word, std::uint32_t (&pairs)[4]) const {
+    if constexpr (!kTable || kBits != 4) {
+      lookup_levels<kBits>(word, pairs);
+    } else {
+      // The table is aligned to its size, so that an address is put together by one operation.
+      constexpr std::uint32_t kMask = sizeof(LevelPairs) - sizeof(LevelPairs::pairs[0]);
+      pairs[0] = load_constant((word << 7 & kMask) | column);
+      pairs[1] = load_constant((word >> 1 & kMask) | column);
+      pairs[2] = load_constant((word >> 9 & kMask) | column);
+      pairs[3] = load_constant((word >> 17 & kMask) | column);
+    }
+  }
+};
 
 // Four codes of 2 bits in each half of a word, bits 0 to 7, to nibbles.
 __device__ inline std::uint32_t spread_pairs(std::uint32_t x) {
@@ -117,65 +154,61 @@ struct Plane {
   }
 };
 
-// A lane's words of one plane of K for the tile t.
+// Words of nibbles of K for the tokens (t, 0) and (t, 1): the channels 32 chunk + 8 q + 0..7, even
+// ones first. They are read chunk by chunk, so that few are in registers.
 template <int kBits, int kDim>
-struct KeyPlane {
-  std::uint32_t words[kDim / 32 * (kBits == 4 ? 2 : 1)];
+__device__ inline void load_key_nibbles(std::uint32_t (&words)[2], std::uint32_t plane, int t,
+                                        int chunk, const Lane& lane) {
+  if constexpr (kBits == 4) {
+    const uint2 x = load_shared_8(plane + (chunk * 32 + lane.index) * 16 + t * 8);
+    words[0] = x.x;
+    words[1] = x.y;
+  } else if constexpr (kBits == 3) {
+    std::uint32_t high[2];
+    load_key_nibbles<2, kDim>(words, plane, t, chunk, lane);
+    load_key_nibbles<1, kDim>(high, plane + 8 * kDim, t, chunk, lane);
+    words[0] |= high[0] << 2;
+    words[1] |= high[1] << 2;
+  } else if constexpr (kBits == 2) {
+    const uint2 x = load_shared_8(plane + (chunk / 2 * 32 + lane.index) * 16 + t * 8);
+    words[0] = spread_pairs(x.x >> (8 * (chunk % 2)));
+    words[1] = spread_pairs(x.y >> (8 * (chunk % 2)));
+  } else {
+    const std::uint32_t x =
+        load_shared_4(plane + lane.index * (kDim / 8) + (chunk / 2 * 2 + t) * 4);
+    words[0] = spread_bits(x >> (4 * (chunk % 2)));
+    words[1] = spread_bits(x >> (4 * (2 + chunk % 2)));
+  }
+}
 
-  __device__ void load(std::uint32_t plane, int t, const Lane& lane) {
-    if constexpr (kBits == 1) {
+// Words of nibbles of V for the channels 32 i + 16 m + 8 x + g, [m][x]: the tokens 8 q + 0..7, even
+// ones first.
+template <int kBits, int kDim>
+__device__ inline void load_value_nibbles(std::uint32_t (&words)[2][2], std::uint32_t plane, int i,
+                                          const Lane& lane) {
+  if constexpr (kBits == 4) {
+    const uint4 x = load_shared(plane + (i * 32 + lane.index) * 16);
+    words[0][0] = x.x;
+    words[0][1] = x.y;
+    words[1][0] = x.z;
+    words[1][1] = x.w;
+  } else if constexpr (kBits == 3) {
+    std::uint32_t high[2][2];
+    load_value_nibbles<2, kDim>(words, plane, i, lane);
+    load_value_nibbles<1, kDim>(high, plane + 8 * kDim, i, lane);
 #pragma unroll
-      for (int pair = 0; pair < kDim / 64; ++pair) {
-        words[pair] = load_shared_4(plane + lane.index * (kDim / 8) + (2 * pair + t) * 4);
-      }
-    } else {
-      constexpr int kChunks = kBits * kDim / 128;
+    for (int w = 0; w < 4; ++w) words[w / 2][w % 2] |= high[w / 2][w % 2] << 2;
+  } else if constexpr (kBits == 2) {
+    const uint2 x = load_shared_8(plane + (i / 2 * 32 + lane.index) * 16 + i % 2 * 8);
 #pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        const uint2 x = load_shared_8(plane + (chunk * 32 + lane.index) * 16 + t * 8);
-        words[2 * chunk] = x.x;
-        words[2 * chunk + 1] = x.y;
-      }
+    for (int w = 0; w < 4; ++w) {
+      words[w / 2][w % 2] = spread_pairs((w / 2 == 0 ? x.x : x.y) >> (8 * (w % 2)));
     }
+  } else {
+    const std::uint32_t x = load_shared_4(plane + lane.index * (kDim / 8) + i * 4);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) words[w / 2][w % 2] = spread_bits(x >> (4 * w));
   }
-  // The channels 32 j + 8 q + 0..7 of token (t, h), even ones first.
-  __device__ std::uint32_t nibbles(int j, int h) const {
-    if constexpr (kBits == 4) return words[2 * j + h];
-    if constexpr (kBits == 2) return spread_pairs(words[j / 2 * 2 + h] >> (8 * (j % 2)));
-    if constexpr (kBits == 1) return spread_bits(words[j / 2] >> (4 * (2 * h + j % 2)));
-  }
-};
-
-template <int kBits, int kDim>
-struct KeyCodes : KeyPlane<kBits, kDim> {};
-template <int kDim>
-struct KeyCodes<3, kDim> {
-  KeyPlane<2, kDim> pairs;
-  KeyPlane<1, kDim> bits;
-
-  __device__ void load(std::uint32_t planes, int t, const Lane& lane) {
-    pairs.load(planes, t, lane);
-    bits.load(planes + 8 * kDim, t, lane);
-  }
-  __device__ std::uint32_t nibbles(int j, int h) const {
-    return pairs.nibbles(j, h) | bits.nibbles(j, h) << 2;
-  }
-};
-
-template <int kBits, int kDim>
-struct ValueCodes : Plane<kBits, kDim> {};
-template <int kDim>
-struct ValueCodes<3, kDim> {
-  Plane<2, kDim> pairs;
-  Plane<1, kDim> bits;
-
-  __device__ void load(std::uint32_t planes, const Lane& lane) {
-    pairs.load(planes, lane);
-    bits.load(planes + 8 * kDim, lane);
-  }
-  __device__ std::uint32_t value_nibbles(int m, int x) const {
-    return pairs.value_nibbles(m, x) | bits.value_nibbles(m, x) << 2;
-  }
-};
+}
 
 }  // namespace spindle::kernels::device

@@ -43,18 +43,20 @@ __device__ inline std::uint32_t twice_of_key_token(std::uint32_t word, const Lan
 // The key tile t (16 tokens) with all but one stage of the transform, [chunk][u][n][h]: channels
 // 32 chunk + 8q + 4u + 2n of token (t, h). `k_mean` is in the Hadamard basis: [chunk][quad] of
 // pairs in the order of lookup_levels().
-template <int kBits, int kDim>
-__device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
-                                  const KeyCodes<kBits, kDim>& codes,
+template <int kBits, int kDim, bool kTable>
+__device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2], std::uint32_t codes,
+                                  int t, const LevelLookup<kTable>& levels,
                                   const std::uint32_t (&scale)[2], std::uint32_t k_mean,
                                   const HadamardOperand& hadamard, const Lane& lane) {
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 32; ++chunk) {
     const Words4 mean = words(load_shared(k_mean + (chunk * 4 + lane.q) * 16));
+    std::uint32_t nibbles[2];
+    load_key_nibbles<kBits, kDim>(nibbles, codes, t, chunk, lane);
     std::uint32_t y[2][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      lookup_levels<kBits>(codes.nibbles(chunk, h), y[h]);
+      levels.template find<kBits>(nibbles[h], y[h]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[h][i] = fma_f16(y[h][i], scale[h], mean.x[i]);
     }
@@ -80,10 +82,12 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
   }
 }
 
-template <int kBits, int kDim>
+// `q` is the query tile turned back as `block` says.
+template <int kBits, AngleKind kKind, int kDim, bool kTable>
 __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
                                     std::uint32_t k_mean, const BlockAngles& block,
-                                    const DecodeCall& call, const Lane& lane) {
+                                    const LevelLookup<kTable>& levels, const DecodeCall& call,
+                                    const Lane& lane) {
   const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
   const HadamardOperand hadamard(lane);
   // A loop, so that one tile's keys are in registers at a time.
@@ -91,11 +95,9 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
   for (int t = 0; t < 2; ++t) {
     const std::uint32_t scale[2] = {twice_of_key_token(t == 0 ? scales.x : scales.z, lane),
                                     twice_of_key_token(t == 0 ? scales.y : scales.w, lane)};
-    KeyCodes<kBits, kDim> codes;
-    codes.load(stage, t, lane);
     std::uint32_t k[kDim / 32][2][2][2];
-    lloyd_keys<kBits, kDim>(k, codes, scale, k_mean, hadamard, lane);
-    float sums[4] = {};
+    lloyd_keys<kBits, kDim>(k, stage, t, levels, scale, k_mean, hadamard, lane);
+    float sums[2][4] = {};  // two, which are shorter chains
 #pragma unroll
     for (int chunk = 0; chunk < kDim / 64; ++chunk) {
       auto& low = k[chunk];
@@ -103,8 +105,8 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
       // The last stage and the rotation of the pairs (low, high).
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const Angles angles =
-            token_angles<kDim>(block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
+        const Angles angles = token_angles<kDim, kKind>(
+            block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           std::uint32_t& a = low[i / 2][i % 2][h];
@@ -114,31 +116,30 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::
           a = turned;
         }
       }
-      const QueryPair<kDim> query(q, chunk, block.base, lane);
+      const Words4 q_low = words(load_query(q, chunk, lane));
+      const Words4 q_high = words(load_query(q, chunk + kDim / 64, lane));
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        mma_f16(sums, low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], query.low.x[2 * u],
-                query.low.x[2 * u + 1]);
-        mma_f16(sums, high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1],
-                query.high.x[2 * u], query.high.x[2 * u + 1]);
+        mma_f16(sums[0], low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], q_low.x[2 * u],
+                q_low.x[2 * u + 1]);
+        mma_f16(sums[1], high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1],
+                q_high.x[2 * u], q_high.x[2 * u + 1]);
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (t == 0) {
-        s.weights[0][i] = sums[i];
+        s.weights[0][i] = sums[0][i] + sums[1][i];
       } else {
-        s.weights[1][i] = sums[i];
+        s.weights[1][i] = sums[0][i] + sums[1][i];
       }
     }
   }
 }
 
-template <int kBits, int kDim>
-__device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  s.change_basis(Basis::kHadamard, lane);
-  ValueCodes<kBits, kDim> codes;
-  codes.load(stage, lane);
+template <int kBits, int kDim, bool kTable>
+__device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage,
+                                    const LevelLookup<kTable>& levels, const Lane& lane) {
   const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
   std::uint32_t pairs[4];
 #pragma unroll
@@ -156,13 +157,18 @@ __device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage, const
   const std::uint32_t odd[2] = {byte_permute(pairs[0], pairs[1], 0x7632),
                                 byte_permute(pairs[2], pairs[3], 0x7632)};
 #pragma unroll
-  for (int m = 0; m < kDim / 16; ++m) {
-    std::uint32_t v[2][4];
+  for (int i = 0; i < kDim / 32; ++i) {
+    std::uint32_t nibbles[2][2];
+    load_value_nibbles<kBits, kDim>(nibbles, stage, i, lane);
 #pragma unroll
-    for (int x = 0; x < 2; ++x) lookup_levels<kBits>(codes.value_nibbles(m, x), v[x]);
+    for (int m = 0; m < 2; ++m) {
+      std::uint32_t v[2][4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      mma_f16(s.values[m], v[0][i], v[1][i], v[0][2 + i], v[1][2 + i], even[i], odd[i]);
+      for (int x = 0; x < 2; ++x) levels.template find<kBits>(nibbles[m][x], v[x]);
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        mma_f16(s.values[2 * i + m], v[0][p], v[1][p], v[0][2 + p], v[1][2 + p], even[p], odd[p]);
+      }
     }
   }
 }

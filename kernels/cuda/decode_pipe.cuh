@@ -11,9 +11,11 @@
 
 namespace spindle::kernels::device {
 
-inline constexpr int kCtasPerMultiprocessor = 2;
-inline constexpr int kDescriptors = 16;  // of a warp
-inline constexpr int kBatch = 4;         // units whose stages are listed at once
+inline constexpr int kTeamsPerMultiprocessor = 2;
+inline constexpr int kSharedBytesPerMultiprocessor = 228 << 10;  // sm_90; each CTA takes 1 KiB more
+inline constexpr std::size_t kSystemSharedBytes = 1024;          // of a CTA, at the beginning
+inline constexpr int kDescriptors = 16;                          // of a warp
+inline constexpr int kBatch = 4;  // units whose stages are listed at once
 inline constexpr int kListedStages = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
@@ -21,56 +23,80 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 // the cos and sin rows, f32 [kDim / 2] each, of the block's base position and the list of
 // positions; and the magnitudes of a codebook.
 inline constexpr int kElementBytes = 4096;
-inline constexpr int kRopeOffset = kElementBytes;
 template <int kDim>
-inline constexpr int kPositionsOffset = kRopeOffset + 4 * kDim;
+inline constexpr int kRopeBytes = 4 * kDim + 128;
 template <int kDim>
-inline constexpr int kScalesOffset = kPositionsOffset<kDim> + 128;
+inline constexpr int kScalesOffset = kElementBytes + kRopeBytes<kDim>;
 
-// What a kernel is compiled for. Each set of formats has registers and warps of its own.
-template <int kDim_, bool kBf16_, DecodeFormats kFormats>
+// What a kernel is compiled for. Each set of formats has registers and warps of its own. In a fed
+// kernel (compute capability 9.0) a warp of its own has the copy engine bring the stages, so that
+// the others keep their registers and issue slots for arithmetic; else every warp copies its own.
+template <int kDim_, bool kBf16_, DecodeFormats kFormats, bool kFed_ = false>
 struct Config {
   static constexpr int kDim = kDim_;
   static constexpr bool kBf16 = kBf16_;  // pages and raw blocks; else f16
+  static constexpr bool kFed = kFed_;
   static constexpr bool kAll = kFormats == DecodeFormats::kAll;
   static constexpr bool kInt4 = kAll || kFormats == DecodeFormats::kInt4;
   static constexpr bool kLloyd = kAll || kFormats == DecodeFormats::kLloyd;
   static constexpr bool kRows = kAll || kFormats == DecodeFormats::kRows;
   static constexpr bool kKivi = kAll;
   static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
+  static constexpr bool kHadamard = kInt4 || kLloyd;
   static constexpr bool kBeforeRope = kLloyd || kRows;
-  static constexpr int kWarps = kFormats == DecodeFormats::kInt4 ? 8 : 6;
+  // Fed teams share a CTA, and its tables.
+  static constexpr int kTeams = kFed ? 2 : 1;
+  static constexpr int kWarps = kFed                               ? 7
+                                : kFormats == DecodeFormats::kInt4 ? 8
+                                                                   : 6;  // that compute
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kStages = kFormats == DecodeFormats::kRaw ? 4 : 3;
-  static constexpr int kStageBytes = kBeforeRope ? kScalesOffset<kDim> + 64 : kElementBytes;
+  static constexpr int kTeamThreads = kThreads + (kFed ? 32 : 0);
+  static constexpr int kStages = kFed || kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
+  static constexpr bool kLevelTable = kFed && kLloyd;
+  static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;
+  // Where a fed stage of two coded sides has the values.
+  static constexpr int kValueOffset = kRopeOffset + kRopeBytes<kDim>;
+  static constexpr int kCodedBytes = kFed ? kValueOffset + 16 * kDim + 128 : 0;
+  static constexpr int kStageBytes = kRows                         ? kScalesOffset<kDim> + 64
+                                     : kCodedBytes > kElementBytes ? kCodedBytes
+                                                                   : kElementBytes;
+  static_assert(!kBeforeRope || kRopeOffset + kRopeBytes<kDim> <= kStageBytes);
 };
 
 // One stage of a unit (a block of the table, or a page of the tail as a raw block): 64 channels of
 // a side of elements, or a whole side of codes.
-struct Stage {
+struct alignas(16) Stage {
   std::uint32_t codes;
   std::uint32_t scales;
   std::int32_t first_position;
   std::uint32_t bits;
 
+  static constexpr std::uint32_t kOver = ~0U;  // bits of the stage behind the last
+
+  // `descriptor` is the place of the unit's in the warp's ring. In a fed stage of two coded sides
+  // it is the values' format, which is never kRaw.
   __device__ static std::uint32_t pack_bits(KvFormat format, bool is_key, int part,
                                             bool is_last_key, int first, int end, int capacity,
-                                            int descriptor) {
+                                            bool is_listed, int descriptor = 0) {
     return static_cast<std::uint32_t>(format) | (is_key ? 0x10U : 0U) |
            static_cast<std::uint32_t>(part) << 5 | (is_last_key ? 0x40U : 0U) |
-           static_cast<std::uint32_t>(first) << 8 | static_cast<std::uint32_t>(end) << 14 |
-           static_cast<std::uint32_t>(capacity) << 20 |
+           (is_listed ? 0x80U : 0U) | static_cast<std::uint32_t>(first) << 8 |
+           static_cast<std::uint32_t>(end) << 14 | static_cast<std::uint32_t>(capacity) << 20 |
            static_cast<std::uint32_t>(descriptor) << 26;
   }
   __device__ KvFormat format() const { return static_cast<KvFormat>(bits & 0xfU); }
   __device__ bool is_key() const { return (bits & 0x10U) != 0; }
   __device__ int part() const { return static_cast<int>(bits >> 5 & 1U); }
   __device__ bool is_last_key() const { return (bits & 0x40U) != 0; }
+  __device__ bool is_listed() const { return (bits & 0x80U) != 0; }
   __device__ int first() const { return static_cast<int>(bits >> 8 & 0x3fU); }
   __device__ int end() const { return static_cast<int>(bits >> 14 & 0x3fU); }
   __device__ int capacity() const { return static_cast<int>(bits >> 20 & 0x3fU); }
-  // Of the unit, in the ring.
   __device__ int descriptor() const { return static_cast<int>(bits >> 26); }
+  __device__ bool is_both() const { return bits >> 26 != 0; }
+  __device__ Stage values() const {
+    return {codes, scales, first_position, (bits & ~0x1fU) | bits >> 26};
+  }
   __device__ bool is_partial() const { return (bits & 0xfff00U) != (32U << 14); }
 };
 
@@ -121,6 +147,42 @@ struct Lane {
   __device__ int key_token() const { return 8 * (g / 2) + g % 2; }
 };
 
+// 64 channels of one side, elements, by a warp.
+template <int kDim>
+__device__ inline void copy_elements(std::uint32_t to, const std::byte* from, const Stage& stage,
+                                     const Lane& lane) {
+  const int capacity = stage.capacity();
+  if (capacity == kKvBlockTokens) {
+    from += stage.part() * kElementBytes + 16 * lane.index;
+#pragma unroll
+    for (int i = 0; i < kElementBytes; i += 512) copy_16(to + i + 16 * lane.index, from + i);
+    return;
+  }
+  if (stage.is_key()) {
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) {
+      const int token = i % 4 * 8 + lane.g;
+      const int chunk = 2 * stage.part() + i / 4;
+      const bool valid = token < capacity;
+      const int row = valid ? chunk * capacity + token : 0;
+      copy_16(to + (i / 4 * 32 + token) * 64 + 16 * lane.q, from + row * 64 + 16 * lane.q, valid);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 16; ++i) {
+    const int channel = 4 * i + lane.index / 8;
+    const int piece = lane.index % 8;
+    const bool valid = 4 * piece < capacity;
+    const int offset = valid ? (64 * stage.part() + channel) * 2 * capacity + 8 * piece : 0;
+    copy_8(to + channel * 64 + 8 * piece, from + offset, valid);
+  }
+}
+
+__device__ inline const std::byte* place_of(const DecodeCall& call, std::uint32_t place) {
+  return call.pool + std::uint64_t{place} * kKvPlaceBytes;
+}
+
 template <typename C>
 struct Pipe {
   static constexpr int kDim = C::kDim;
@@ -156,9 +218,7 @@ struct Pipe {
   RowAddresses rows = {};        // of the unit whose parts are being issued
   RowAddresses next_rows = {};   // of row_unit
 
-  __device__ const std::byte* at(std::uint32_t place) const {
-    return call.pool + std::uint64_t{place} * kKvPlaceBytes;
-  }
+  __device__ const std::byte* at(std::uint32_t place) const { return place_of(call, place); }
   __device__ static int parts(KvFormat format) { return is_elements(format) ? kElementParts : 1; }
   __device__ std::uint32_t descriptor_of(int i) const {
     return descriptors + i % kDescriptors * static_cast<int>(sizeof(DeviceKvBlock));
@@ -214,10 +274,10 @@ struct Pipe {
       stage.codes = is_key ? a.x : a.z;
       stage.scales = is_key ? a.y : a.w;
       stage.first_position = static_cast<std::int32_t>(b.y);
-      stage.bits = Stage::pack_bits(static_cast<KvFormat>((is_key ? b.z : b.z >> 8) & 0xff), is_key,
-                                    is_key ? p : p - k_parts, p == k_parts - 1,
-                                    static_cast<int>(b.z >> 16 & 0xff), static_cast<int>(b.z >> 24),
-                                    static_cast<int>(b.w & 0xff), i % kDescriptors);
+      stage.bits = Stage::pack_bits(
+          static_cast<KvFormat>((is_key ? b.z : b.z >> 8) & 0xff), is_key, is_key ? p : p - k_parts,
+          p == k_parts - 1, static_cast<int>(b.z >> 16 & 0xff), static_cast<int>(b.z >> 24),
+          static_cast<int>(b.w & 0xff), b.x != kNoPlace, i % kDescriptors);
       stages[(n_listed + behind - n + p) % kListedStages] = stage;
     }
     n_listed += __shfl_sync(kAllLanes, behind, kBatch - 1);
@@ -243,37 +303,6 @@ struct Pipe {
     }
   }
 
-  // 64 channels of one side, elements.
-  __device__ void copy_elements(std::uint32_t to, const Stage& stage) const {
-    const std::byte* from = at(stage.codes);
-    const int capacity = stage.capacity();
-    if (capacity == kKvBlockTokens) {
-      from += stage.part() * kElementBytes + 16 * lane.index;
-#pragma unroll
-      for (int i = 0; i < kElementBytes; i += 512) copy_16(to + i + 16 * lane.index, from + i);
-      return;
-    }
-    if (stage.is_key()) {
-#pragma unroll 1
-      for (int i = 0; i < 8; ++i) {
-        const int token = i % 4 * 8 + lane.g;
-        const int chunk = 2 * stage.part() + i / 4;
-        const bool valid = token < capacity;
-        const int row = valid ? chunk * capacity + token : 0;
-        copy_16(to + (i / 4 * 32 + token) * 64 + 16 * lane.q, from + row * 64 + 16 * lane.q, valid);
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int i = 0; i < 16; ++i) {
-      const int channel = 4 * i + lane.index / 8;
-      const int piece = lane.index % 8;
-      const bool valid = 4 * piece < capacity;
-      const int offset = valid ? (64 * stage.part() + channel) * 2 * capacity + 8 * piece : 0;
-      copy_8(to + channel * 64 + 8 * piece, from + offset, valid);
-    }
-  }
-
   __device__ void copy_codes(std::uint32_t to, const Stage& stage) const {
     const int n_bytes = 4 * kDim * bits_of(stage.format());
     copy<16 * kDim>(to, at(stage.codes), n_bytes);
@@ -286,12 +315,12 @@ struct Pipe {
       const std::int64_t row = std::int64_t{stage.first_position} * (kDim / 2);
       const auto* cos = reinterpret_cast<const std::byte*>(call.rope_cos + row);
       const auto* sin = reinterpret_cast<const std::byte*>(call.rope_sin + row);
-      copy<2 * kDim>(to + kRopeOffset, cos, 2 * kDim);
-      copy<2 * kDim>(to + kRopeOffset + 2 * kDim, sin, 2 * kDim);
+      copy<2 * kDim>(to + C::kRopeOffset, cos, 2 * kDim);
+      copy<2 * kDim>(to + C::kRopeOffset + 2 * kDim, sin, 2 * kDim);
     }
     const std::uint32_t positions = positions_of(stage);
     if (positions != kNoPlace) {
-      copy<128>(to + kPositionsOffset<kDim>, at(positions),
+      copy<128>(to + C::kRopeOffset + 4 * kDim, at(positions),
                 entry->head.wide_positions != 0 ? 128 : 64);
     }
   }
@@ -374,7 +403,7 @@ struct Pipe {
       if (has_rows && stage.is_key() && stage.part() == 0) advance_rows();
     }
     if (format == KvFormat::kRaw) {
-      copy_elements(to, stage);
+      copy_elements<kDim>(to, at(stage.codes), stage, lane);
       return;
     }
     if constexpr (C::kRows) {

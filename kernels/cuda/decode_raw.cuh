@@ -83,7 +83,6 @@ __device__ inline void raw_values_of_part(Softmax<kDim>& s, std::uint32_t data, 
 template <int kDim, bool kBf16>
 __device__ inline void raw_values(Softmax<kDim>& s, std::uint32_t data, const Stage& stage,
                                   const Lane& lane) {
-  s.change_basis(Basis::kPlain, lane);
   std::uint32_t pairs[4];
   pack_weights<kBf16>(s.weights, pairs);
   if constexpr (kDim == 64) {

@@ -60,6 +60,8 @@ struct Words4 {
 };
 __device__ inline Words4 words(const uint4& v) { return {{v.x, v.y, v.z, v.w}}; }
 
+__device__ inline uint4 joined(const Words4& w) { return {w.x[0], w.x[1], w.x[2], w.x[3]}; }
+
 // Fragments of the query tile for the chunks `chunk` and chunk + kDim / 64, turned back by a
 // position whose cos and sin rows, f32 [kDim / 2] each, are at `angles`; 0: as they are.
 template <int kDim>
@@ -92,28 +94,30 @@ struct QueryPair {
   }
 };
 
-// What the angles of a block's tokens are made of.
+// What the angles of a block's tokens are made of. kAny stands for code that serves all of them.
+enum class AngleKind { kSteps, kStrides, kTable, kAny };
 struct BlockAngles {
-  enum class Kind { kSteps, kStrides, kTable } kind;
+  AngleKind kind;
   std::uint32_t steps;  // shared addresses of the tables
   std::uint32_t strides;
   std::uint32_t base;  // shared address of the base position's cos and sin rows; 0: none
   int at[4];           // of the lane's tokens w = 2 t + h: step, or position (kTable)
 };
 
+// `data` is the shared address of what a stage has for RoPE.
 template <int kDim>
 __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t data, bool is_listed,
                                            bool wide_positions, std::uint32_t steps,
                                            std::uint32_t strides, std::int64_t max_positions,
                                            const Lane& lane) {
-  BlockAngles angles{BlockAngles::Kind::kSteps, steps, strides, data + kRopeOffset, {}};
+  BlockAngles angles{AngleKind::kSteps, steps, strides, data, {}};
   if (!is_listed) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) angles.at[w] = lane.key_token() + 2 * w;
     return angles;
   }
-  angles.kind = BlockAngles::Kind::kStrides;
-  const std::uint32_t list = data + kPositionsOffset<kDim>;
+  angles.kind = AngleKind::kStrides;
+  const std::uint32_t list = data + 4 * kDim;
   bool far = stage.first_position < 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -125,7 +129,7 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
     far |= static_cast<unsigned>(angles.at[w] - stage.first_position) >= kMaxStep;
   }
   if (__any_sync(kAllLanes, far)) {
-    angles.kind = BlockAngles::Kind::kTable;
+    angles.kind = AngleKind::kTable;
     angles.base = 0;
     return angles;
   }
@@ -140,11 +144,12 @@ struct Angles {
   Words4 plus;
 };
 
-template <int kDim>
+template <int kDim, AngleKind kKind>
 __device__ inline Angles token_angles(const BlockAngles& block, int at, int chunk,
                                       const DecodeCall& call, const Lane& lane) {
   using Table = AngleTable<kDim>;
-  if (block.kind == BlockAngles::Kind::kTable) {
+  const AngleKind kind = kKind == AngleKind::kAny ? block.kind : kKind;
+  if (kind == AngleKind::kTable) {
     const std::int64_t row = std::int64_t{at} * (kDim / 2) + 32 * chunk + 8 * lane.q;
     const float* cos = call.rope_cos + row;
     const float* sin = call.rope_sin + row;
@@ -163,7 +168,7 @@ __device__ inline Angles token_angles(const BlockAngles& block, int at, int chun
   const int step = at % kSteps;
   Angles a{words(load_shared(block.steps + Table::offset(step, chunk, 0, lane.q))),
            words(load_shared(block.steps + Table::offset(step, chunk, 1, lane.q)))};
-  if (block.kind == BlockAngles::Kind::kStrides) {
+  if (kind == AngleKind::kStrides) {
     const int stride = at / kSteps;
     const Words4 cos = words(load_shared(block.strides + Table::offset(stride, chunk, 0, lane.q)));
     const Words4 sin = words(load_shared(block.strides + Table::offset(stride, chunk, 1, lane.q)));

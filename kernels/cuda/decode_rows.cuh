@@ -9,7 +9,7 @@
 
 namespace spindle::kernels::device {
 
-template <int kPart, int kDim>
+template <int kPart, AngleKind kKind, int kDim>
 __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
                                           const BlockAngles& block, const DecodeCall& call,
                                           const Lane& lane) {
@@ -23,7 +23,8 @@ __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
     for (int h = 0; h < 2; ++h) {
       const Words4 a = words(load_shared(row + t * 256 + h * 128));
       const Words4 b = words(load_shared(row + 2048 + t * 256 + h * 128));
-      const Angles angles = token_angles<kDim>(block, block.at[2 * t + h], kPart, call, lane);
+      const Angles angles =
+          token_angles<kDim, kKind>(block, block.at[2 * t + h], kPart, call, lane);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // Twice cos and sin, with the steps' factor.
@@ -47,16 +48,16 @@ __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
 }
 
 // `magnitudes` is the shared address of f16 [32], or 0: all 1.
-template <int kDim>
+template <AngleKind kKind, int kDim>
 __device__ inline void row_scores(Softmax<kDim>& s, std::uint32_t stage, int part, std::uint32_t q,
                                   const BlockAngles& block, bool has_magnitudes,
                                   const DecodeCall& call, const Lane& lane) {
   if (part == 0) {
     clear_scores(s);
-    row_scores_of_part<0, kDim>(s, stage, q, block, call, lane);
+    row_scores_of_part<0, kKind>(s, stage, q, block, call, lane);
   }
   if constexpr (kDim == 128) {
-    if (part == 1) row_scores_of_part<1, kDim>(s, stage, q, block, call, lane);
+    if (part == 1) row_scores_of_part<1, kKind>(s, stage, q, block, call, lane);
   }
   if (part != kDim / 64 - 1) return;
   const uint4 magnitudes = load_of_key_tokens(stage + kScalesOffset<kDim>, lane);
@@ -92,7 +93,6 @@ __device__ inline void row_values_of_part(Softmax<kDim>& s, std::uint32_t stage,
 template <int kDim>
 __device__ inline void row_values(Softmax<kDim>& s, std::uint32_t stage, int part,
                                   bool has_magnitudes, const Lane& lane) {
-  s.change_basis(Basis::kPlain, lane);
   const uint4 magnitudes = load_of_key_tokens(stage + kScalesOffset<kDim>, lane);
   std::uint32_t pairs[4];
 #pragma unroll

@@ -18,6 +18,11 @@ enum class Basis : int {
   kHadamardCodes,  // in units of kCodeUnit
 };
 
+__device__ inline Basis basis_of(KvFormat format) {
+  if (format == KvFormat::kInt4) return Basis::kHadamardCodes;
+  return has_levels(format) ? Basis::kHadamard : Basis::kPlain;
+}
+
 // Codes of 4 bits are f16 subnormals to the tensor cores: code c in the low bits is c * 2^-24.
 inline constexpr float kCodeUnit = 0x1p-24F;
 inline constexpr float kCodeUnitInverse = 0x1p24F;
@@ -53,7 +58,9 @@ struct Softmax {
     basis = Basis::kPlain;
   }
 
-  // Scores to weights; `scale` is that of the scores times log2(e).
+  // Scores to weights; `scale` is that of the scores times log2(e). Sums that a kernel does not
+  // need stay zero without taking registers.
+  template <bool kMinima, bool kCentred>
   __device__ void step(const Stage& stage, const Lane& lane, float scale) {
     if (stage.is_partial()) {
 #pragma unroll
@@ -82,8 +89,8 @@ struct Softmax {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         mass[e] *= factor[e];
-        minima[e] *= factor[e];
-        centred[e] *= factor[e];
+        if constexpr (kMinima) minima[e] *= factor[e];
+        if constexpr (kCentred) centred[e] *= factor[e];
 #pragma unroll
         for (auto& tile : values) {
           tile[e] *= factor[e];
@@ -110,14 +117,15 @@ struct Softmax {
     if ((basis == Basis::kPlain) != (wanted == Basis::kPlain)) {
       factor *= norm<kDim>();
       // Channel bits 0 to 2 are g, bit 3 is x, the others m.
+      const float sign[3] = {lane.g % 2 != 0 ? -1.0F : 1.0F, lane.g / 2 % 2 != 0 ? -1.0F : 1.0F,
+                             lane.g / 4 != 0 ? -1.0F : 1.0F};
 #pragma unroll
       for (auto& tile : values) {
 #pragma unroll
         for (float& value : tile) {
 #pragma unroll
-          for (int bit = 1; bit < 8; bit *= 2) {
-            const float other = __shfl_xor_sync(kAllLanes, value, 4 * bit);
-            value = other + ((lane.g & bit) != 0 ? -value : value);
+          for (int i = 0; i < 3; ++i) {
+            value = fmaf(value, sign[i], __shfl_xor_sync(kAllLanes, value, 4 << i));
           }
         }
 #pragma unroll
@@ -141,9 +149,8 @@ struct Softmax {
     basis = wanted;
   }
 
-  // Sums over the lanes' tokens, the plain basis, and what minima and means add to the values.
+  // Sums over the lanes' tokens, and what minima and means add to the values in the plain basis.
   __device__ void finish(const Lane& lane, const std::uint16_t* v_mean) {
-    change_basis(Basis::kPlain, lane);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
 #pragma unroll

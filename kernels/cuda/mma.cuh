@@ -80,6 +80,12 @@ __device__ inline std::uint32_t load_shared_4(std::uint32_t address) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
   return x;
 }
+// Of shared memory that no thread writes any more.
+__device__ inline std::uint32_t load_constant(std::uint32_t address) {
+  std::uint32_t x;
+  asm("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address));
+  return x;
+}
 __device__ inline std::uint32_t load_shared_2(std::uint32_t address) {
   std::uint16_t x;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address) : "memory");

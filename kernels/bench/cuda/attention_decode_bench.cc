@@ -342,10 +342,31 @@ class DecodeBench {
   DeviceBuffer sin_;
 };
 
-void run() {
+// All of it, or only the named codecs at one size, for a profiler.
+void run(const std::vector<std::string>& names) {
   DecodeBench bench;
   const double copy = bench.bench().copy_bytes_per_second() * 1e-12;
   std::fprintf(stderr, "copy %.2f TB/s\n", copy);
+  const std::vector<Format> formats = {
+      {.name = "int4", .codec = {kInt4, kInt4}, .bar = 2.5},
+      {.name = "lloyd44", .codec = {kLloyd4, kLloyd4}, .bar = 1.8},
+      {.name = "lloyd44_listed", .codec = {kLloyd4, kLloyd4}, .listed = true, .bar = 1.8},
+      {.name = "lloyd32", .codec = {kLloyd3, kLloyd2}, .bar = 1.8},
+      {.name = "codebook", .codec = {kCodebook, kCodebook}, .bar = 1.5},
+      {.name = "token", .codec = {kToken, kToken}, .bar = 1.0},
+      {.name = "kivi4", .codec = {kKivi4, kKivi4}, .bar = 1.0},
+      {.name = "kivi2", .codec = {kKivi2, kKivi2}, .bar = 1.0},
+  };
+  if (!names.empty()) {
+    std::vector<Format> chosen;
+    for (const std::string& name : names) {
+      const auto format = std::ranges::find(formats, name, &Format::name);
+      if (format == formats.end()) throw std::runtime_error("no codec is called " + name);
+      chosen.push_back(*format);
+    }
+    bench.codecs(32, 16384, chosen);
+    return;
+  }
   bench.dense(32, 4096, 0.85, "cuDNN SDPA 0.83");
   bench.dense(32, 16384, 0.92, "cuDNN SDPA 0.95");
   bench.dense(32, 32768, 0.92, "");
@@ -357,16 +378,6 @@ void run() {
   bench.dense(1, 4096, 0, "");
   bench.dense(1, 16384, 0, "");
   bench.dense(1, 32768, 0.70, "cuDNN SDPA 0.47");
-  const std::vector<Format> formats = {
-      {.name = "int4", .codec = {kInt4, kInt4}, .bar = 2.5},
-      {.name = "lloyd44", .codec = {kLloyd4, kLloyd4}, .bar = 1.8},
-      {.name = "lloyd44_listed", .codec = {kLloyd4, kLloyd4}, .listed = true, .bar = 1.8},
-      {.name = "lloyd32", .codec = {kLloyd3, kLloyd2}, .bar = 1.8},
-      {.name = "codebook", .codec = {kCodebook, kCodebook}, .bar = 1.5},
-      {.name = "token", .codec = {kToken, kToken}, .bar = 1.0},
-      {.name = "kivi4", .codec = {kKivi4, kKivi4}, .bar = 1.0},
-      {.name = "kivi2", .codec = {kKivi2, kKivi2}, .bar = 1.0},
-  };
   bench.codecs(32, 4096, {formats[0], formats[1]});
   bench.codecs(32, 16384, formats);
   bench.codecs(32, 32768, formats);
@@ -379,9 +390,10 @@ void run() {
 }  // namespace
 }  // namespace spindle::bench
 
-int main() {
+// usage: cuda_attention_decode_bench [CODEC...]
+int main(int argc, char** argv) {
   try {
-    spindle::bench::run();
+    spindle::bench::run({argv + 1, argv + argc});
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
