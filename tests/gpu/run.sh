@@ -217,7 +217,7 @@ if wants eval; then
   code=$?
   tail -n 3 "$out/eval.log"
   if ((code == 0)); then
-    "$root/tests/gpu/compare_quality.py" "$root/docs/quality.json" "$out/quality-gpu.json" \
+    "$root/tests/gpu/compare_quality.py" "$root/docs/quality-cpu-30.json" "$out/quality-gpu.json" \
       | tee "$out/quality-compare.txt"
     code=${PIPESTATUS[0]}
   fi
