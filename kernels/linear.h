@@ -153,18 +153,4 @@ void linear_swiglu(const CudaContext& context, const DeviceLinear& gate_up,
                    Rows scratch,     // [n_tokens, 2 * inter]
                    Bf16Rows out);    // [n_tokens, inter]
 
-// rms_norm (norm.h) of fp32 rows and then the product. One or two rows need no `normed`: every
-// block norms them for itself, and the norm's launch is saved.
-void linear_normed(const CudaContext& context, const DeviceLinear& weights,
-                   ConstRows hidden,   // [n_tokens, n_in]
-                   const float* norm,  // [n_in]
-                   float eps,
-                   Bf16Rows normed,  // scratch [n_tokens, n_in]
-                   Rows y);          // [n_tokens, n_out]
-void linear_swiglu_normed(const CudaContext& context, const DeviceLinear& gate_up, ConstRows hidden,
-                          const float* norm, float eps,
-                          Bf16Rows normed,  // scratch [n_tokens, n_in]
-                          Rows scratch,     // [n_tokens, 2 * inter]
-                          Bf16Rows out);    // [n_tokens, inter]
-
 }  // namespace spindle::kernels

@@ -25,7 +25,6 @@ namespace {
 constexpr int kWarps = kSkinnyWarps;
 constexpr int kThreads = kSkinnyThreads;
 constexpr int kSumBytes = 32 * 4 * 4;  // of a warp's sums for one mma tile
-constexpr int kNormVectors = 8;        // vectors of four values of a row in one thread's registers
 
 struct Arguments {
   SkinnyRows rows;
@@ -35,71 +34,11 @@ struct Arguments {
   int n_tiles;
   int n_steps;  // of one warp in one tile
   int n_tokens;
-  SkinnyNorm norm;  // instead of x
 };
 
-// Sum over the block, the same in all threads.
-__device__ float block_sum(float value) {
-  __shared__ float warp_sums[kWarps];
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffU, value, offset);
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kWarps; ++i) value += warp_sums[i];
-  return value;
-}
-
-// The normed rows of x, for the whole block, in `out` [n_tokens][n_in]: rms_norm as in
-// norm_cuda.cu. Waits for the previous kernel after the norm's weights were asked for.
-__device__ void norm_tokens(const Arguments& a, unsigned char* out) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int n_vectors = static_cast<int>(a.rows.n_in / 4);
-  float4 weights[kNormVectors];
-#pragma unroll
-  for (int i = 0; i < kNormVectors; ++i) {
-    const int at = thread + i * kThreads;
-    weights[i] = at < n_vectors ? reinterpret_cast<const float4*>(a.norm.weight)[at]
-                                : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-  }
-  wait_for_previous_kernel();
-  for (int token = 0; token < a.n_tokens; ++token) {
-    const auto* row = reinterpret_cast<const float4*>(a.norm.hidden + token * a.norm.stride);
-    float4 values[kNormVectors];
-    float sum = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kNormVectors; ++i) {
-      const int at = thread + i * kThreads;
-      values[i] = at < n_vectors ? row[at] : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    }
-#pragma unroll
-    for (int i = 0; i < kNormVectors; ++i) {
-      const float4 v = values[i];
-      sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
-    }
-    const float mean = block_sum(sum) / static_cast<float>(a.rows.n_in);
-    const float scale = 1.0F / sqrtf(mean + a.norm.eps);
-#pragma unroll
-    for (int i = 0; i < kNormVectors; ++i) {
-      const int at = thread + i * kThreads;
-      if (at >= n_vectors) continue;
-      auto* to = reinterpret_cast<__nv_bfloat16*>(out) + token * a.rows.n_in + 4 * at;
-      to[0] = __float2bfloat16_rn(weights[i].x * (values[i].x * scale));
-      to[1] = __float2bfloat16_rn(weights[i].y * (values[i].y * scale));
-      to[2] = __float2bfloat16_rn(weights[i].z * (values[i].z * scale));
-      to[3] = __float2bfloat16_rn(weights[i].w * (values[i].w * scale));
-    }
-  }
-  __syncthreads();
-}
-
 // kRowTiles mma tiles of rows and kTokenTiles of tokens in a block's tile; kStages steps in the
-// ring. kNormed: x is the norm of fp32 rows, which every block works out for itself.
-template <LinearOutput kOutput, int kRowTiles, int kTokenTiles, int kStages, bool kNormed>
+// ring.
+template <LinearOutput kOutput, int kRowTiles, int kTokenTiles, int kStages>
 __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) {
   // Outputs of a block's tile, counted as rows of the upper halves for kSwiglu.
   constexpr int kSubTileRows = kOutput == LinearOutput::kSwiglu ? 8 : 16;
@@ -112,11 +51,10 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int q = lane % 4;
-  const int stage_bytes = kWeightBytes + (kNormed ? 0 : a.n_tokens * kTokenStepBytes);
+  const int stage_bytes = kWeightBytes + a.n_tokens * kTokenStepBytes;
   unsigned char* ring = shared + warp * kStages * stage_bytes;
   const auto ring_address = static_cast<std::uint32_t>(__cvta_generic_to_shared(ring));
   auto* meeting = reinterpret_cast<float*>(shared + kWarps * kStages * stage_bytes);
-  unsigned char* normed = shared + kWarps * kStages * stage_bytes + kWarps * kSums * kSumBytes;
 
   // A warp takes lines of 64 columns in turn with the others, as two steps.
   const auto column_of = [&](int step) {
@@ -163,34 +101,29 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
     advance();
   }
   let_next_kernel_start();
-  if constexpr (kNormed) {
-    norm_tokens(a, normed);
-  } else {
-    wait_for_previous_kernel();
-    // The tokens of the steps already asked for. Plain loads: groups of copies end in order.
-    uint4 early[(kStages - 1) * kTokenTiles];
+  wait_for_previous_kernel();
+  // The tokens of the steps already asked for. Plain loads: groups of copies end in order.
+  uint4 early[(kStages - 1) * kTokenTiles];
 #pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) {
-      const std::int64_t column = column_of(s % a.n_steps);
+  for (int s = 0; s < kStages - 1; ++s) {
+    const std::int64_t column = column_of(s % a.n_steps);
 #pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const int token = 8 * n + g;
-        const bool there = token < a.n_tokens && column < a.rows.n_in;
-        early[s * kTokenTiles + n] =
-            there ? *reinterpret_cast<const uint4*>(a.x + token * a.x_stride + column)
-                  : make_uint4(0, 0, 0, 0);
-      }
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const int token = 8 * n + g;
+      const bool there = token < a.n_tokens && column < a.rows.n_in;
+      early[s * kTokenTiles + n] =
+          there ? *reinterpret_cast<const uint4*>(a.x + token * a.x_stride + column)
+                : make_uint4(0, 0, 0, 0);
     }
+  }
 #pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) {
+  for (int s = 0; s < kStages - 1; ++s) {
 #pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
-        const int token = 8 * n + g;
-        if (token < a.n_tokens) {
-          *reinterpret_cast<uint4*>(ring + s * stage_bytes + kWeightBytes +
-                                    token * kTokenStepBytes + q * kChunkBytes) =
-              early[s * kTokenTiles + n];
-        }
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const int token = 8 * n + g;
+      if (token < a.n_tokens) {
+        *reinterpret_cast<uint4*>(ring + s * stage_bytes + kWeightBytes + token * kTokenStepBytes +
+                                  q * kChunkBytes) = early[s * kTokenTiles + n];
       }
     }
   }
@@ -222,13 +155,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
         x[n] = make_uint4(0, 0, 0, 0);
-        if constexpr (kNormed) {
-          const std::int64_t column = column_of(step);
-          if (8 * n + g < a.n_tokens && column < a.rows.n_in) {
-            x[n] = *reinterpret_cast<const uint4*>(normed + ((8 * n + g) * a.rows.n_in + column) *
-                                                                sizeof(std::uint16_t));
-          }
-        } else if (8 * n + g < a.n_tokens) {
+        if (8 * n + g < a.n_tokens) {
           x[n] = *reinterpret_cast<const uint4*>(stage + kWeightBytes +
                                                  (8 * n + g) * kTokenStepBytes + q * kChunkBytes);
         }
@@ -241,7 +168,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const Arguments a) 
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
           const int ahead = 8 * n + g;
-          if (!kNormed && ahead < a.n_tokens) {
+          if (ahead < a.n_tokens) {
             copy_async_tokens(ring_address + slot_ahead * stage_bytes + kWeightBytes +
                                   ahead * kTokenStepBytes + q * kChunkBytes,
                               a.x + ahead * a.x_stride + from, n_bytes);
@@ -297,9 +224,8 @@ constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 9}, {1, 1, 6},  {2, 1, 5},
 using Kernel = void (*)(Arguments);
 
 template <LinearOutput kOutput, int kVariant>
-constexpr Kernel kKernel =
-    skinny_kernel<kOutput, kShapes[kVariant].row_tiles, kShapes[kVariant].token_tiles,
-                  kShapes[kVariant].stages, false>;
+constexpr Kernel kKernel = skinny_kernel<kOutput, kShapes[kVariant].row_tiles,
+                                         kShapes[kVariant].token_tiles, kShapes[kVariant].stages>;
 
 template <LinearOutput kOutput, int... kVariants>
 Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) {
@@ -322,17 +248,6 @@ Kernel kernel_of(LinearOutput output, int variant) {
   return kernel_of_variant<LinearOutput::kSwiglu>(variant, kAll);
 }
 
-constexpr Shape kNormedShape = {1, 1, 10};
-
-template <LinearOutput kOutput>
-constexpr Kernel kNormedKernel = skinny_kernel<kOutput, kNormedShape.row_tiles,
-                                               kNormedShape.token_tiles, kNormedShape.stages, true>;
-
-std::int64_t normed_bytes(int n_tokens, std::int64_t n_in) {
-  return kWarps * (kNormedShape.stages * 2 * kHalfTileBytes + kSumBytes) +
-         n_tokens * n_in * std::int64_t{sizeof(std::uint16_t)};
-}
-
 int needed_bytes(int variant, int n_tokens) {
   const Shape shape = kShapes[variant];
   const int stage = 2 * shape.row_tiles * kHalfTileBytes + n_tokens * kTokenStepBytes;
@@ -341,15 +256,14 @@ int needed_bytes(int variant, int n_tokens) {
 }
 
 void launch(const CudaContext& context, LinearOutput output, Kernel kernel, const Shape& shape,
-            int n_bytes, const SkinnyProduct& product, const SkinnyNorm& norm) {
+            int n_bytes, const SkinnyProduct& product) {
   if (product.n_tokens == 0 || product.n_out == 0) return;
   const int tile_rows = (output == LinearOutput::kSwiglu ? 8 : 16) * shape.row_tiles;
   Arguments a = {};
   a.rows = skinny_rows(output, product);
   a.target = skinny_target(output, product);
-  if (product.x != nullptr) a.x = &product.x->bits;
+  a.x = &product.x->bits;
   a.x_stride = product.x_stride;
-  a.norm = norm;
   a.n_tiles = static_cast<int>((a.target.n_first + tile_rows - 1) / tile_rows);
   const std::int64_t lines = (product.n_in + 2 * kStepColumns - 1) / (2 * kStepColumns);
   a.n_steps = static_cast<int>(2 * ((lines + kWarps - 1) / kWarps));
@@ -409,19 +323,6 @@ void prepare_skinny_linear(const CudaContext& context) {
           "shared memory of the skinny product");
     }
   }
-  for (const Kernel kernel :
-       {kNormedKernel<LinearOutput::kF32>, kNormedKernel<LinearOutput::kSwiglu>}) {
-    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    bytes_for_blocks(context, 2)),
-               "shared memory of the normed product");
-  }
-}
-
-bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in) {
-  constexpr int kBlockSumBytes = 128;
-  return n_tokens <= kMaxNormedTokens && n_in <= 4 * kNormVectors * kThreads &&
-         normed_bytes(n_tokens, n_in) + kBlockSumBytes <= bytes_for_blocks(context, 2);
 }
 
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
@@ -446,18 +347,7 @@ void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product) {
   CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
   launch(context, output, kernel_of(output, variant), kShapes[variant],
-         needed_bytes(variant, product.n_tokens), product, {});
-}
-
-void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
-                   const SkinnyNorm& norm) {
-  CHECK(normed_fits(context, product.n_tokens, product.n_in), "too many rows for a normed product");
-  CHECK(output == LinearOutput::kF32 || output == LinearOutput::kSwiglu, "forms with a norm");
-  launch(context, output,
-         output == LinearOutput::kF32 ? kNormedKernel<LinearOutput::kF32>
-                                      : kNormedKernel<LinearOutput::kSwiglu>,
-         kNormedShape, static_cast<int>(normed_bytes(product.n_tokens, product.n_in)), product,
-         norm);
+         needed_bytes(variant, product.n_tokens), product);
 }
 
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,

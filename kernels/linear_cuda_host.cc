@@ -18,7 +18,6 @@
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/device_linear.h"
 #include "kernels/linear.h"
-#include "kernels/norm.h"
 
 namespace spindle::kernels {
 namespace {
@@ -210,24 +209,6 @@ void Access::run(const CudaContext& context, const DeviceLinear& weights, Linear
   finish(context, b, output, call);
 }
 
-bool Access::run_normed(const CudaContext& context, const DeviceLinear& weights,
-                        LinearOutput output, ConstRows hidden, const float* norm, float eps,
-                        void* y, std::int64_t y_stride) {
-  const Body& b = body(weights);
-  const auto place = reinterpret_cast<std::uintptr_t>(hidden.data) |
-                     reinterpret_cast<std::uintptr_t>(norm) |
-                     static_cast<std::uintptr_t>(hidden.stride) * sizeof(float);
-  if (hidden.n_rows > kMaxNormedTokens || place % kRowAlignment != 0 ||
-      !normed_fits(context, static_cast<int>(hidden.n_rows), b.n_in)) {
-    return false;
-  }
-  normed_linear(context, output,
-                {b.weights.as<const Bf16>(), b.n_out, b.n_in, nullptr, 0,
-                 static_cast<int>(hidden.n_rows), y, y_stride},
-                {hidden.data, hidden.stride, norm, eps});
-  return true;
-}
-
 bool Access::run_choice(const CudaContext& context, const Body& b, const Bf16* weights,
                         LinearOutput output, const LinearCall& call, const LinearChoice& choice) {
   if (choice.variant >= 0) {
@@ -305,33 +286,6 @@ void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Ro
 void linear(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y) {
   check_shapes(weights, x, y);
   Access::run(context, weights, LinearOutput::kF32, call_of(x, y));
-}
-
-void linear_normed(const CudaContext& context, const DeviceLinear& weights, ConstRows hidden,
-                   const float* norm, float eps, Bf16Rows normed, Rows y) {
-  check_shapes(weights, ConstBf16Rows(normed), y);
-  CHECK(hidden.n_rows == y.n_rows && hidden.width == weights.n_in(), "shapes of a normed product");
-  if (Access::run_normed(context, weights, LinearOutput::kF32, hidden, norm, eps, y.data,
-                         y.stride)) {
-    return;
-  }
-  rms_norm(context, hidden, norm, eps, normed);
-  linear(context, weights, normed, y);
-}
-
-void linear_swiglu_normed(const CudaContext& context, const DeviceLinear& gate_up, ConstRows hidden,
-                          const float* norm, float eps, Bf16Rows normed, Rows scratch,
-                          Bf16Rows out) {
-  check_shapes(gate_up, ConstBf16Rows(normed), scratch);
-  CHECK(hidden.n_rows == out.n_rows && hidden.width == gate_up.n_in() &&
-            2 * out.width == gate_up.n_out(),
-        "shapes of a normed product");
-  if (Access::run_normed(context, gate_up, LinearOutput::kSwiglu, hidden, norm, eps, out.data,
-                         out.stride)) {
-    return;
-  }
-  rms_norm(context, hidden, norm, eps, normed);
-  linear_swiglu(context, gate_up, normed, scratch, out);
 }
 
 void linear_add(const CudaContext& context, const DeviceLinear& weights, ConstBf16Rows x, Rows y) {

@@ -118,10 +118,6 @@ class DeviceLinearAccess {
                                             LinearOutput output, std::int64_t n_rows);
   static void run(const CudaContext& context, const DeviceLinear& weights, LinearOutput output,
                   const LinearCall& call);
-  // False when there are too many rows, or they start at odd places.
-  static bool run_normed(const CudaContext& context, const DeviceLinear& weights,
-                         LinearOutput output, ConstRows hidden, const float* norm, float eps,
-                         void* y, std::int64_t y_stride);
   // With `weights` in the place of the body's. False when the library refuses the algorithm for
   // this call.
   static bool run_choice(const CudaContext& context, const Body& body, const Bf16* weights,

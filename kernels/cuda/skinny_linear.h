@@ -40,19 +40,6 @@ std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);
 
-// rms_norm of fp32 rows, then the product: kF32 or kSwiglu, for one or two tokens. `x` of the
-// product is not used.
-struct SkinnyNorm {
-  const float* hidden = nullptr;  // [n_tokens, n_in], rows start at multiples of 16 bytes
-  std::int64_t stride = 0;
-  const float* weight = nullptr;  // [n_in], at a multiple of 16 bytes
-  float eps = 0;
-};
-inline constexpr int kMaxNormedTokens = 2;
-bool normed_fits(const CudaContext& context, int n_tokens, std::int64_t n_in);
-void normed_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product,
-                   const SkinnyNorm& norm);
-
 // out[i] = source[i] rounded to nearest even; `source` is float or F16.
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,
                    Bf16* out);

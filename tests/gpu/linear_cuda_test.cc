@@ -5,7 +5,6 @@
 #include "kernels/cuda/device_linear.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "kernels/linear.h"
-#include "kernels/norm.h"
 #include "tests/gpu/gpu_fixture.h"
 
 namespace spindle::kernels {
@@ -251,51 +250,6 @@ TEST_F(LinearCudaTest, GatedProductsInParts) {
         if (HasFatalFailure()) return;
       }
       scratch.check_guard();
-    }
-  }
-}
-
-// One and two rows are normed inside the product, where the sum of squares has another order: some
-// values of x may be rounded to the other neighbour, hence the tolerance.
-TEST_F(LinearCudaTest, NormedProductsEqualNormAndProduct) {
-  for (const Shape shape : {Shape{300, 520}, Shape{64, 8}, Shape{4000, 4096}, Shape{32, 8200}}) {
-    const Weight w = weight(shape);
-    for (const std::int64_t n_rows : {0, 1, 2, 3, 20}) {
-      SCOPED_TRACE(::testing::Message() << shape.n_out << " x " << shape.n_in << ", " << n_rows);
-      const std::int64_t stride = shape.n_in + 4;
-      const auto hidden = upload(normal(static_cast<std::size_t>(n_rows * stride), 3.0F));
-      const auto norm = upload(normal(static_cast<std::size_t>(shape.n_in)));
-      const ConstRows rows(hidden.data(), n_rows, shape.n_in, stride);
-      const auto normed = device<Bf16>(static_cast<std::size_t>(n_rows * shape.n_in));
-      const Bf16Rows x(normed.data(), n_rows, shape.n_in);
-      const auto n = static_cast<std::size_t>(n_rows * shape.n_out);
-      const auto y = device<float>(n);
-      const auto scratch = device<float>(n);
-      const auto gated = device<Bf16>(n / 2);
-      linear_normed(gpu(), w.device, rows, norm.data(), 1e-5F, x,
-                    Rows(y.data(), n_rows, shape.n_out));
-      linear_swiglu_normed(gpu(), w.device, rows, norm.data(), 1e-5F, x,
-                           Rows(scratch.data(), n_rows, shape.n_out),
-                           Bf16Rows(gated.data(), n_rows, shape.n_out / 2));
-      const std::vector<float> got = y.to_host();
-      const std::vector<float> got_gated = testing::widened(gated.to_host());
-      rms_norm(gpu(), rows, norm.data(), 1e-5F, x);
-      Input input{shape.n_in, testing::widened(normed.to_host()), upload(std::vector<Bf16>()), {}};
-      for (std::int64_t i = 0; i<static_cast<std::int64_t>(n); i += n> 20000 ? 7 : 1) {
-        const std::int64_t row = i / shape.n_out;
-        const std::int64_t output = i % shape.n_out;
-        const Exact e = exact(w, input, row, output);
-        expect_near(got[static_cast<std::size_t>(i)], e.value, 3e-4 * e.size, row, output);
-        const std::int64_t inter = shape.n_out / 2;
-        if (output >= inter) continue;
-        const Exact up = exact(w, input, row, output + inter);
-        const double expected = e.value / (1.0 + std::exp(-e.value)) * up.value;
-        const double error =
-            3e-4 * (1.2 * e.size * std::fabs(up.value) + up.size * std::fabs(e.value));
-        expect_near(got_gated[static_cast<std::size_t>(row * inter + output)], expected,
-                    error + 1.01 * kBf16Error * std::fabs(expected), row, output);
-      }
-      if (HasFatalFailure()) return;
     }
   }
 }

@@ -187,12 +187,7 @@ void bench_layers(const Bench& bench) {
     return weights[static_cast<std::size_t>(kind * kLayers + layer)];
   };
   const DeviceBuffer qkv_out = bench.allocate(16 * 2 * kInter * 4);
-  struct Case {
-    std::int64_t n_rows;
-    bool normed;  // norms inside the products
-  };
-  for (const auto [n_rows, normed] : {Case{1, true}, Case{1, false}, Case{2, true}, Case{2, false},
-                                      Case{4, false}, Case{8, false}, Case{16, false}}) {
+  for (const std::int64_t n_rows : {1, 2, 4, 8, 16}) {
     const Rows stream(residual.as<float>(), n_rows, kHidden);
     const Bf16Rows h(hidden.as<Bf16>(), n_rows, kHidden);
     const Rows qkv(qkv_out.as<float>(), n_rows, kShapes[0].n_out);
@@ -203,20 +198,11 @@ void bench_layers(const Bench& bench) {
     cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal));
     for (int layer = 0; layer < kLayers; ++layer) {
       const auto* norm_weight = norm.as<const float>();
-      if (normed) {
-        linear_normed(context, weight_of(0, layer), stream, norm_weight, 1e-5F, h, qkv);
-      } else {
-        kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
-        linear(context, weight_of(0, layer), h, qkv);
-      }
+      kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
+      linear(context, weight_of(0, layer), h, qkv);
       linear_add(context, weight_of(1, layer), h, stream);
-      if (normed) {
-        linear_swiglu_normed(context, weight_of(2, layer), stream, norm_weight, 1e-5F, h, scratch,
-                             gated);
-      } else {
-        kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
-        linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
-      }
+      kernels::rms_norm(context, stream, norm_weight, 1e-5F, h);
+      linear_swiglu(context, weight_of(2, layer), h, scratch, gated);
       linear_add(context, weight_of(3, layer), gated, stream);
     }
     cuda_check(cudaStreamEndCapture(context.stream(), &graph));
@@ -229,7 +215,7 @@ void bench_layers(const Bench& bench) {
                   .bytes = bytes,
                   .yardstick = "copy",
                   .bar = n_rows == 1 ? kOneTokenBar : 0,
-                  .note = normed ? "norms inside the products" : "norms apart"});
+                  .note = {}});
     cuda_check(cudaGraphExecDestroy(executable));
     cuda_check(cudaGraphDestroy(graph));
   }
