@@ -27,6 +27,7 @@ struct TcpServerOptions {
   std::string model;
   std::int32_t max_model_len = 0;
   std::int32_t n_stages = 1;
+  std::int32_t vocab_size = 0;
 };
 
 // What the server does with requests. Called on the I/O threads, so each returns at once; all may

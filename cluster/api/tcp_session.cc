@@ -346,6 +346,7 @@ void TcpSession::handle_hello(const v1::Frame& frame) {
   welcome.set_model(options.model);
   welcome.set_max_model_len(options.max_model_len);
   welcome.set_n_stages(options.n_stages);
+  welcome.set_vocab_size(options.vocab_size);
   send(reply);
 }
 

@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-#include "ops/cli/eval_progress.h"
+#include "ops/cli/progress.h"
 
 namespace spindle::cli {
 namespace {
@@ -26,7 +26,7 @@ class Work {
         options_(options),
         journal_(journal),
         results_(journal.earlier()),
-        progress_(n_cells(), n_done()) {}
+        progress_(n_cells(), n_done(), "cells") {}
 
   Result<Results> run() {
     const auto n_workers =

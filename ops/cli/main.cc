@@ -4,6 +4,7 @@
 #include <exception>
 #include <iostream>
 
+#include "ops/cli/bench.h"
 #include "ops/cli/chat.h"
 #include "ops/cli/complete.h"
 #include "ops/cli/eval.h"
@@ -37,6 +38,9 @@ int run(int argc, char** argv) {
   DrainOptions drain_options;
   auto* drain = app.add_subcommand("drain", "Finish the running requests, then stop the cluster");
   add_drain_options(*drain, drain_options);
+  BenchOptions bench_options;
+  auto* bench = app.add_subcommand("bench", "Put a load on the cluster and measure it");
+  add_bench_options(*bench, bench_options);
   InspectOptions inspect_options;
   auto* inspect = app.add_subcommand("inspect", "What is kept of a prompt's KV, layer by layer");
   add_inspect_options(*inspect, inspect_options);
@@ -54,6 +58,9 @@ int run(int argc, char** argv) {
   }
   if (complete->parsed()) {
     return run_complete(complete_options);
+  }
+  if (bench->parsed()) {
+    return run_bench(bench_options);
   }
   if (inspect->parsed()) {
     return run_inspect(inspect_options);

@@ -125,6 +125,7 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
     tcp.model = state.options.config.model().served_model_name();
     tcp.max_model_len = engine.limits().max_model_len;
     tcp.n_stages = state.options.n_stages;
+    tcp.vocab_size = static_cast<std::int32_t>(state.tokenizer->vocab_size());
     api::TcpServerHooks hooks;
     hooks.start = [&state](api::GenerateRequest request, boost::asio::any_io_executor executor,
                            std::shared_ptr<api::OutputSink> sink) {

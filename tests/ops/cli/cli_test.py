@@ -62,6 +62,80 @@ class CliTest(unittest.TestCase):
             capture_output=True, text=not isinstance(stdin, bytes), timeout=TIMEOUT_S,
             env=env or clean_environment())
 
+    # ---- bench
+
+    def test_bench_measures_every_request(self):
+        done = self.spindle("bench", "--num-prompts", "150", "--random-input-len", "12",
+                            "--random-output-len", "5", "--num-warmups", "3", "--json",
+                            "--goodput", "ttft:10000", "--percentile-metrics", "ttft,e2el",
+                            "--metric-percentiles", "50,99.9")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        result = json.loads(done.stdout)
+        self.assertEqual((result["completed"], result["failed"]), (150, 0))
+        self.assertEqual(result["model_id"], "scripted")
+        self.assertEqual(result["request_rate"], "inf")
+        self.assertEqual(result["total_output_tokens"], 150 * 5)
+        self.assertGreater(result["total_input_tokens"], 0)
+        self.assertGreater(result["mean_ttft_ms"], 0)
+        self.assertLessEqual(result["p50_e2el_ms"], result["p99.9_e2el_ms"])
+        self.assertNotIn("mean_itl_ms", result)
+        self.assertAlmostEqual(result["request_goodput"], result["request_throughput"])
+
+    def test_bench_keeps_the_concurrency_and_the_rate(self):
+        done = self.spindle("bench", "--num-prompts", "12", "--random-output-len", "4",
+                            "--max-concurrency", "2", "--request-rate", "40", "--json")
+        result = json.loads(done.stdout)
+        self.assertEqual(result["completed"], 12)
+        self.assertLessEqual(result["max_concurrent_requests"], 2)
+        self.assertEqual((result["request_rate"], result["max_concurrency"]), (40, 2))
+        self.assertGreater(result["duration"], 0.02)
+
+    def test_bench_counts_streams_that_end_in_an_error_as_failed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "prompts.jsonl")
+            with open(path, "w") as file:
+                for prompt in ("fail now", "refuse", "one two three"):
+                    file.write(json.dumps({"prompt": prompt, "output_len": 2}) + "\n")
+            done = self.spindle("bench", "--dataset-name", "custom", "--dataset-path", path,
+                                "--num-prompts", "3", "--save-detailed", "--result-dir",
+                                os.path.join(folder, "new"), "--result-filename", "out.json")
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("Failed requests:                         2\n", done.stdout)
+            with open(os.path.join(folder, "new", "out.json")) as file:
+                result = json.load(file)
+        self.assertEqual((result["completed"], result["failed"]), (1, 2))
+        self.assertEqual(result["errors"][2], "")
+        self.assertNotEqual(result["errors"][0], "")
+        self.assertEqual(result["generated_texts"][2], "one two ")
+        self.assertEqual(result["output_lens"][2], 2)
+
+    def test_bench_stops_at_ctrl_c_and_reports_what_it_has(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+            file.write(json.dumps({"prompt": "slow", "output_len": 100000}) + "\n")
+            file.flush()
+            process = subprocess.Popen(
+                [SPINDLE, "bench", "--dataset-name", "custom", "--dataset-path", file.name,
+                 "--num-prompts", "4", "--port", str(self.server.port)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=TIMEOUT_S)
+        self.assertEqual(process.returncode, 130)
+        self.assertIn("Failed requests:                         4\n", out)
+
+    def test_bench_refuses_what_it_cannot_do(self):
+        for options, text in (
+                (["--request-rate", "fast"], "--request-rate"),
+                (["--goodput", "itl:3"], "--goodput"),
+                (["--dataset-name", "custom"], "--dataset-path"),
+                (["--percentile-metrics", "speed"], "no metric is called 'speed'"),
+                (["--ramp-up-strategy", "linear"], "--ramp-up-start-rps"),
+                (["--session", "a"], "a session belongs to one conversation")):
+            done = self.spindle("bench", *options)
+            self.assertEqual(done.returncode, 2, options)
+            self.assertIn(text, done.stderr)
+        self.assertEqual(self.spindle("bench", port=free_port()).returncode, 3)
+
     # ---- complete
 
     def test_complete_prints_exactly_the_text(self):

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   options.model = "scripted";
   options.max_model_len = 4096;
   options.n_stages = 2;
+  options.vocab_size = 1000;
   std::string key;
   CLI::App app("scripted TCP API server");
   app.add_option("--api-key", key);

@@ -1,8 +1,9 @@
-#include "ops/cli/eval_progress.h"
+#include "ops/cli/progress.h"
 
 #include <unistd.h>
 
 #include <iostream>
+#include <utility>
 
 #include "ops/cli/output.h"
 #include "ops/cli/terminal.h"
@@ -17,10 +18,10 @@ constexpr std::chrono::seconds kLineInterval{30};
 }  // namespace
 
 std::string progress_text(std::size_t done, std::size_t total, std::size_t done_before,
-                          double seconds) {
+                          double seconds, const std::string& what) {
   const std::size_t filled = total == 0 ? kBarWidth : kBarWidth * done / total;
   std::string text = "[" + std::string(filled, '#') + std::string(kBarWidth - filled, ' ') + "] " +
-                     std::to_string(done) + "/" + std::to_string(total) + " cells";
+                     std::to_string(done) + "/" + std::to_string(total) + " " + what;
   if (done > done_before && done < total) {
     text += ", " +
             format_seconds(seconds * static_cast<double>(total - done) /
@@ -30,10 +31,11 @@ std::string progress_text(std::size_t done, std::size_t total, std::size_t done_
   return text;
 }
 
-Progress::Progress(std::size_t total, std::size_t done_before)
+Progress::Progress(std::size_t total, std::size_t done_before, std::string what)
     : terminal_(is_terminal(STDERR_FILENO)),
       total_(total),
       done_before_(done_before),
+      what_(std::move(what)),
       done_(done_before) {}
 
 Progress::~Progress() {
@@ -54,8 +56,9 @@ void Progress::step() {
 
 void Progress::show() {
   shown_ = true;
-  const std::string text = progress_text(
-      done_, total_, done_before_, std::chrono::duration<double>(Clock::now() - start_).count());
+  const std::string text =
+      progress_text(done_, total_, done_before_,
+                    std::chrono::duration<double>(Clock::now() - start_).count(), what_);
   // Erases what a longer line left.
   std::cerr << (terminal_ ? "\r" + text + "\x1b[K" : text + "\n") << std::flush;
 }
