@@ -11,7 +11,6 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <type_traits>
 
 #include "kernels/core/cuda_check.h"
 #include "kernels/cuda/decode_feed.cuh"
@@ -19,102 +18,12 @@
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/decode_lloyd.cuh"
-#include "kernels/cuda/decode_plan.cuh"
+#include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/decode_raw.cuh"
 #include "kernels/cuda/decode_rows.cuh"
+#include "kernels/cuda/decode_team.cuh"
 
 namespace spindle::kernels::device {
-
-struct Nothing {};
-
-// The threads that work on one share of the plan: a CTA, or one of two in a CTA with common tables.
-template <typename C>
-struct Team {
-  __device__ static int of_cta() { return static_cast<int>(threadIdx.x) / C::kTeamThreads; }
-  __device__ static int of_grid() { return static_cast<int>(blockIdx.x) * C::kTeams + of_cta(); }
-  // Those below kThreads compute, the others feed them.
-  __device__ static int thread() { return static_cast<int>(threadIdx.x) % C::kTeamThreads; }
-  __device__ static int warp() { return thread() / 32; }
-  // The computing threads meet.
-  __device__ static void sync() { meet<C::kThreads>(1 + of_cta()); }
-  // All threads meet.
-  __device__ static void sync_all() { meet<C::kTeamThreads>(1 + C::kTeams + of_cta()); }
-
- private:
-  template <int kCount>
-  __device__ static void meet(int barrier) {
-    if constexpr (kCount == C::kTeams * C::kTeamThreads) {
-      __syncthreads();
-    } else {
-      asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kCount) : "memory");
-    }
-  }
-};
-
-// What the teams of a CTA share: tables that are computed once, and places of the warps.
-template <typename C>
-struct alignas(128) Tables {
-  template <bool kUsed, typename T>
-  using If = std::conditional_t<kUsed, T, Nothing>;
-  static constexpr int kTurned = C::kLloyd ? C::kTeams * C::kWarps : 1;
-  static constexpr std::size_t kTurnedBytes = std::size_t{kTurned} * 16 * C::kDim;
-  // Dynamic shared memory begins behind what the system takes.
-  static constexpr std::size_t kLevelsOffset = sizeof(LevelPairs) - kSystemSharedBytes;
-  static_assert(!C::kLevelTable || kTurnedBytes <= kLevelsOffset);
-
-  // Query tiles turned back by each warp, fragments of load_query().
-  uint4 turned[kTurned][C::kDim];
-  If<C::kLevelTable, std::byte[C::kLevelTable ? kLevelsOffset - kTurnedBytes : 1]> unused;
-  If<C::kLevelTable, LevelPairs> levels;
-  If<C::kBeforeRope, AngleTable<C::kDim>> steps;
-  If<C::kBeforeRope, AngleTable<C::kDim>> strides;
-};
-
-// Of a team whose warps copy for themselves.
-template <typename C>
-struct PipeShared {
-  alignas(16) DeviceKvBlock descriptors[C::kWarps][kDescriptors];
-  Stage stages[C::kWarps][kListedStages];
-};
-
-template <typename C>
-using FeedOf = std::conditional_t<C::kFed, Feed<C>, Nothing>;
-
-// What a team has for itself.
-template <typename C>
-struct alignas(128) Shared {
-  static constexpr int kDim = C::kDim;
-  static constexpr int kRowFloats = kDim + 4;  // so that 8 rows' channels lie in different banks
-
-  // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
-  std::byte ring[C::kWarps][C::kStages * C::kStageBytes];
-  std::conditional_t<C::kFed, FeedShared<C>, PipeShared<C>> stream;
-  uint4 q[kDim / 32 * 32];                          // fragments of load_query()
-  uint4 q_hadamard[C::kInt4 ? kDim / 32 * 32 : 1];  // as nibble_products() wants it
-  uint4 k_mean[kDim / 32 * 4];                      // as lloyd_keys() wants it
-  DecodeEntry entry;
-  float best[C::kWarps][kDecodeTileHeads];
-  float mass[C::kWarps][kDecodeTileHeads];
-  float q_sums[kDecodeTileHeads];
-  int is_last;
-
-  static_assert(sizeof(ring[0]) >= sizeof(float) * kDecodeTileHeads * kRowFloats);
-};
-
-template <typename C>
-struct CtaShared {
-  Tables<C> tables;
-  Shared<C> teams[C::kTeams];
-};
-
-// A range of units of one entry, and how its sums leave the team.
-struct Segment {
-  int entry;
-  int begin;
-  int end;
-  bool whole;
-  int slot;  // of the team, when not whole
-};
 
 // Fragment that holds the channels 8 k .. 8 k + 7 of a head.
 __device__ inline int query_fragment(int head, int k) { return k / 4 * 32 + head * 4 + k % 4; }
@@ -410,117 +319,6 @@ __device__ void run_fed_stages(Shared<C>& shared, Tables<C>& tables, const Decod
     }
     feed.release();
     if (is_over) return;
-  }
-}
-
-// The sums of one head over parts: maximum and mass.
-struct Merged {
-  float best = -INFINITY;
-  float mass = 0;
-};
-
-__device__ inline float part_factor(float best, float of_all) {
-  return best == -INFINITY ? 0.0F : exp2_fast(best - of_all);
-}
-
-__device__ inline void add_scaled(float4& sum, const float4& x, float factor) {
-  sum.x = fmaf(x.x, factor, sum.x);
-  sum.y = fmaf(x.y, factor, sum.y);
-  sum.z = fmaf(x.z, factor, sum.z);
-  sum.w = fmaf(x.w, factor, sum.w);
-}
-
-template <int kDim>
-__device__ void write_output(const DecodeCall& call, const DecodeEntry& entry, int head,
-                             int channel, const float4& sum, float mass) {
-  const float factor = 1.0F / mass;
-  const uint2 bits = {pack<true>(sum.x * factor, sum.y * factor),
-                      pack<true>(sum.z * factor, sum.w * factor)};
-  Bf16* out = call.out + entry.row * call.out_stride +
-              std::int64_t{entry.first_head + head} * kDim + channel;
-  *reinterpret_cast<uint2*>(out) = bits;
-}
-
-// Sums of the team's warps, which lie in the ring, to the output or to the team's slot.
-template <typename C>
-__device__ void write_segment(Shared<C>& shared, const DecodeCall& call, const Segment& segment,
-                              float* partial) {
-  constexpr int kDim = C::kDim;
-  constexpr int kQuads = kDim / 4;
-  for (int i = Team<C>::thread(); i < shared.entry.n_heads * kQuads; i += C::kThreads) {
-    const int head = i / kQuads;
-    const int channel = 4 * (i % kQuads);
-    Merged all;
-#pragma unroll
-    for (int w = 0; w < C::kWarps; ++w) all.best = fmaxf(all.best, shared.best[w][head]);
-    float4 sum = {};
-#pragma unroll
-    for (int w = 0; w < C::kWarps; ++w) {
-      const float factor = part_factor(shared.best[w][head], all.best);
-      all.mass = fmaf(shared.mass[w][head], factor, all.mass);
-      const auto* row =
-          reinterpret_cast<const float*>(shared.ring[w]) + head * Shared<C>::kRowFloats + channel;
-      add_scaled(sum, *reinterpret_cast<const float4*>(row), factor);
-    }
-    if (segment.whole) {
-      write_output<kDim>(call, shared.entry, head, channel, sum, all.mass);
-      continue;
-    }
-    *reinterpret_cast<float4*>(partial + head * kDim + channel) = sum;
-    if (channel == 0) {
-      partial[kDecodeTileHeads * kDim + head] = all.best;
-      partial[kDecodeTileHeads * (kDim + 1) + head] = all.mass;
-    }
-  }
-}
-
-// What the teams [first_part, last_part] of the entry have put into their slots, to the output. The
-// loads of a round are on their way together.
-template <typename C>
-__device__ void merge_parts(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call) {
-  constexpr int kDim = C::kDim;
-  constexpr int kQuads = kDim / 4;
-  constexpr int kFloats = static_cast<int>(decode_partial_floats(kDim));
-  constexpr int kRound = 8;
-  const DecodeEntry& entry = shared.entry;
-  const int n_parts = entry.last_part - entry.first_part + 1;
-  const float* first = plan.partials + std::int64_t{entry.first_part} * 2 * kFloats;
-  for (int i = Team<C>::thread(); i < entry.n_heads * kQuads; i += C::kThreads) {
-    const int head = i / kQuads;
-    const int channel = 4 * (i % kQuads);
-    Merged all;
-    float4 sum = {};
-#pragma unroll 1
-    for (int begin = 0; begin < n_parts; begin += kRound) {
-      float4 values[kRound];
-      float best[kRound];
-      float mass[kRound];
-#pragma unroll
-      for (int k = 0; k < kRound; ++k) {
-        // Behind the last part the last one again, with no weight.
-        const int part = min(begin + k, n_parts - 1);
-        // A team's slot is 0 when its share begins in the entry: only the first part's may not.
-        const float* sums =
-            first + std::int64_t{2 * part + (part == 0 ? entry.first_slot : 0)} * kFloats;
-        values[k] = __ldcg(reinterpret_cast<const float4*>(sums + head * kDim + channel));
-        best[k] = __ldcg(sums + kDecodeTileHeads * kDim + head);
-        mass[k] = __ldcg(sums + kDecodeTileHeads * (kDim + 1) + head);
-      }
-      float high = all.best;
-#pragma unroll
-      for (int k = 0; k < kRound; ++k) high = fmaxf(high, best[k]);
-      const float earlier = part_factor(all.best, high);
-      all.best = high;
-      all.mass *= earlier;
-      sum = {sum.x * earlier, sum.y * earlier, sum.z * earlier, sum.w * earlier};
-#pragma unroll
-      for (int k = 0; k < kRound; ++k) {
-        const float factor = begin + k < n_parts ? part_factor(best[k], high) : 0.0F;
-        all.mass = fmaf(mass[k], factor, all.mass);
-        add_scaled(sum, values[k], factor);
-      }
-    }
-    write_output<kDim>(call, entry, head, channel, sum, all.mass);
   }
 }
 

@@ -33,6 +33,8 @@ MAX_LINES = 600
 # Files, or folders with a slash, without a C++ test, and the test that covers each.
 TESTED_THROUGH = {
     "kernels/bench/cuda/": "tests/gpu/run.sh",
+    "ops/cli/bench.cc": "tests/ops/cli/cli_test.py",
+    "ops/cli/bench_run.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/chat.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/complete.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/eval.cc": "tests/ops/cli/eval_test.py",
