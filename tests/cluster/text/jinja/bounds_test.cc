@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <random>
 
 #include "cluster/text/chat_template.h"
@@ -37,8 +36,8 @@ TEST(Bounds, Steps) {
 }
 
 // With the default limits: each would run for hours or need terabytes.
+// What takes too many steps is refused; one that did not end would meet ctest's limit.
 TEST(Bounds, HostileTemplatesEndSoon) {
-  const auto start = std::chrono::steady_clock::now();
   const std::string loops = repeat("{% for i in range(99999) %}", 8);
   for (
       const std::string& source : std::vector<std::string>{
@@ -88,7 +87,6 @@ TEST(Bounds, HostileTemplatesEndSoon) {
     EXPECT_TRUE(code == StatusCode::kTooLarge || code == StatusCode::kInvalidArgument)
         << status_code_name(code) << " for " << source.substr(0, 200);
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
 }
 
 TEST(Bounds, MessagesAreShort) {
