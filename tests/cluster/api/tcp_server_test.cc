@@ -201,7 +201,8 @@ TEST(TcpServer, WrongVersion) {
     const v1::Error error = raw.expect_goodbye();
     EXPECT_EQ(error.code(), v1::UNIMPLEMENTED);
     EXPECT_EQ(error.param(), "hello.version");
-    EXPECT_THAT(error.message(), HasSubstr("this server speaks 1.1"));
+    EXPECT_THAT(error.message(), HasSubstr("this server speaks " + std::to_string(kProtocolMajor) +
+                                           "." + std::to_string(kProtocolMinor)));
   }
 }
 
