@@ -14,9 +14,9 @@
 #include "ops/cli/eval_cells.h"
 #include "ops/cli/eval_cluster.h"
 #include "ops/cli/eval_journal.h"
-#include "ops/cli/progress.h"
 #include "ops/cli/eval_runner.h"
 #include "ops/cli/eval_work.h"
+#include "ops/cli/progress.h"
 
 namespace spindle::cli {
 namespace {
@@ -414,7 +414,8 @@ TEST(EvalWork, MissingCells) {
 
 TEST(EvalProgress, Text) {
   EXPECT_EQ(progress_text(0, 4, 0, 0, "cells"), "[                        ] 0/4 cells");
-  EXPECT_EQ(progress_text(2, 4, 1, 100, "cells"), "[############            ] 2/4 cells, 3 min 20 s left");
+  EXPECT_EQ(progress_text(2, 4, 1, 100, "cells"),
+            "[############            ] 2/4 cells, 3 min 20 s left");
   EXPECT_EQ(progress_text(4, 4, 0, 9, "cells"), "[########################] 4/4 cells");
 }
 
