@@ -52,8 +52,12 @@ function(spindle_test)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} spindle_test_support GTest::gmock GTest::gtest_main)
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  # Discovery loses all but the first of several labels, so that they become one, "cpu-golden-long".
+  # ctest's -L and -LE look for a pattern in it.
+  list(JOIN ARG_LABELS "-" labels)
+  string(JOIN "-" labels cpu ${labels})
   gtest_discover_tests(${ARG_NAME} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT ${timeout} PROCESSORS ${ARG_PROCESSORS} LABELS "cpu;${ARG_LABELS}")
+    PROPERTIES TIMEOUT ${timeout} PROCESSORS ${ARG_PROCESSORS} LABELS "${labels}")
 endfunction()
 
 # Everything that tests/gpu/run.sh runs.

@@ -146,12 +146,6 @@ struct Plane {
       }
     }
   }
-  // V: the tokens 8 q + 0..7 of channel 16 m + 8 x + g, even ones first.
-  __device__ std::uint32_t value_nibbles(int m, int x) const {
-    if constexpr (kBits == 4) return words[2 * m + x];
-    if constexpr (kBits == 2) return spread_pairs(words[m] >> (8 * x));
-    if constexpr (kBits == 1) return spread_bits(words[m / 2] >> (4 * (m % 2 * 2 + x)));
-  }
 };
 
 // Words of nibbles of K for the tokens (t, 0) and (t, 1): the channels 32 chunk + 8 q + 0..7, even

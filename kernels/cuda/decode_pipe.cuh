@@ -4,6 +4,7 @@
 // of 16-bit elements is head_dim / 64 stages of 64 channels. Descriptors of units (blocks of the
 // table or page numbers) go through a ring of their own, further ahead.
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cuda/decode_plan.cuh"

@@ -1,5 +1,6 @@
 #include "ops/cli/bench.h"
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <cmath>
@@ -39,7 +40,10 @@ Result<Arrivals> arrivals_of(const BenchOptions& options) {
   const Result<double> rate = parse_rate(options.request_rate);
   if (!rate.ok()) return rate.status();
   Arrivals arrivals{.rate = *rate, .burstiness = options.burstiness};
-  if (options.ramp_up_strategy.empty()) return arrivals;
+  if (options.ramp_up_strategy.empty()) {
+    if (options.ramp_up_start_rps == 0 && options.ramp_up_end_rps == 0) return arrivals;
+    return invalid_argument("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy");
+  }
   if (std::isfinite(*rate)) {
     return invalid_argument("--request-rate and --ramp-up-strategy exclude each other");
   }
@@ -71,9 +75,31 @@ Result<BenchSummaryOptions> summary_options_of(const BenchOptions& options) {
   return out;
 }
 
+// All prompts are made before the first is sent.
+constexpr double kMostPromptBytes = 4.0 * (1U << 30U);
+Status too_much() {
+  return invalid_argument("all prompts together may have 4 GiB; take fewer or shorter ones");
+}
+std::size_t longest_line(std::string_view text) {
+  std::size_t longest = 0;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    longest = std::max(longest, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return longest;
+}
+
 Result<std::vector<BenchPrompt>> prompts_of(const BenchOptions& options,
                                             const api::v1::Welcome& welcome) {
   if (options.dataset == "random") {
+    if (!options.dataset_path.empty()) {
+      return invalid_argument("--dataset-name random takes no --dataset-path");
+    }
+    const double tokens =
+        static_cast<double>(options.num_prompts) *
+        (options.random_prefix_len + options.random_input_len * (1 + options.random_range_ratio));
+    if (tokens > kMostPromptBytes / sizeof(std::int32_t)) return too_much();
     if (welcome.vocab_size() <= 0) {
       return invalid_argument(
           "the server does not say how large its vocabulary is; take another "
@@ -90,6 +116,11 @@ Result<std::vector<BenchPrompt>> prompts_of(const BenchOptions& options,
   }
   const Result<std::string> text = read_text_file(options.dataset_path);
   if (!text.ok()) return text.status();
+  const std::size_t longest =
+      options.dataset == "document" ? options.document_bytes : longest_line(*text);
+  if (static_cast<double>(options.num_prompts) * static_cast<double>(longest) > kMostPromptBytes) {
+    return too_much();
+  }
   Result<std::vector<BenchPrompt>> prompts =
       options.dataset == "custom"
           ? custom_prompts(*text, options.num_prompts, options.output_len)
@@ -227,6 +258,7 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--num-warmups", options.num_warmups, "Requests before, which do not count")
+      ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
   app.add_option("--request-rate", options.request_rate, "Requests per second; inf: all at once")
       ->capture_default_str();
@@ -240,9 +272,10 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
       ->check(CLI::IsMember({"linear", "exponential"}));
   app.add_option("--ramp-up-start-rps", options.ramp_up_start_rps, "Requests per second");
   app.add_option("--ramp-up-end-rps", options.ramp_up_end_rps, "Requests per second");
-  app.add_option("--max-concurrency", options.max_concurrency,
-                 "Requests at a time; others wait here. Default: no limit")
-      ->check(CLI::Range(1, 1 << 16));
+  app.add_option(
+         "--max-concurrency", options.max_concurrency,
+         "Requests at a time; others wait here. Default: " + std::to_string(kMostConcurrency))
+      ->check(CLI::Range(std::size_t{1}, kMostConcurrency));
   app.add_option("--seed", options.seed, "Of prompts and arrivals")->capture_default_str();
   app.add_option("--temperature", options.temperature, "Of sampling")->capture_default_str();
   app.add_flag("--ignore-eos", options.ignore_eos, "Answers have all their tokens");
@@ -318,7 +351,8 @@ int run_bench(const BenchOptions& options) {
               << std::flush;
   }
   show_errors(run->records);
-  if (options.save_result || options.save_detailed) {
+  if (options.save_result || options.save_detailed || !options.result_dir.empty() ||
+      !options.result_filename.empty()) {
     const std::filesystem::path path = result_path(options, model);
     if (const Status status = save(path, result); !status.ok()) {
       return report_usage_error(status);

@@ -193,7 +193,7 @@ Result<BenchRun> run_load(const BenchRunOptions& options, const std::vector<Benc
     run.records[i].error = "not sent";
   }
   if (prompts.empty()) return run;
-  std::size_t most = prompts.size();
+  std::size_t most = std::min(prompts.size(), kMostConcurrency);
   if (options.max_concurrency > 0) most = std::min(most, options.max_concurrency);
   const std::size_t n_lanes = (most + kRequestsPerConnection - 1) / kRequestsPerConnection;
   std::vector<std::unique_ptr<api::TcpClient>> clients;

@@ -12,11 +12,14 @@
 
 namespace spindle::cli {
 
+// However many are due: what a server takes on the connections that one client opens.
+inline constexpr std::size_t kMostConcurrency = 4096;
+
 struct BenchRunOptions {
   ConnectionOptions connection;
   // What all requests have in common; the prompt and max_tokens come from the dataset.
   api::v1::GenerateRequest request;
-  std::size_t max_concurrency = 0;  // open at a time; 0: as many as are due
+  std::size_t max_concurrency = 0;  // open at a time; 0: kMostConcurrency
   bool keep_text = false;
 };
 

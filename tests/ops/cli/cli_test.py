@@ -130,6 +130,10 @@ class CliTest(unittest.TestCase):
                 (["--dataset-name", "custom"], "--dataset-path"),
                 (["--percentile-metrics", "speed"], "no metric is called 'speed'"),
                 (["--ramp-up-strategy", "linear"], "--ramp-up-start-rps"),
+                (["--ramp-up-end-rps", "3"], "need --ramp-up-strategy"),
+                (["--dataset-path", "a"], "takes no --dataset-path"),
+                (["--num-prompts", "10000000"], "4 GiB"),
+                (["--max-concurrency", "5000"], "--max-concurrency"),
                 (["--session", "a"], "a session belongs to one conversation")):
             done = self.spindle("bench", *options)
             self.assertEqual(done.returncode, 2, options)
