@@ -10,10 +10,12 @@
 namespace spindle::coordinator {
 
 // The last generated token is never run, so it is in no cache.
-KvDemand Scheduler::Request::demand() const {
+KvDemand Scheduler::Request::demand() const { return demand(most_tokens()); }
+
+KvDemand Scheduler::Request::demand(std::int64_t granted) const {
   KvDemand demand;
   demand.prompt_tokens = n_prompt();
-  demand.max_tokens = n_prompt() + max_generated - 1;
+  demand.max_tokens = granted;
   demand.n_choices = request.sampling.n_choices;
   demand.n_boundaries = static_cast<int>(boundaries.size());
   const std::int64_t last = boundaries.empty() ? 0 : boundaries.back();
@@ -186,6 +188,7 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
   }
   to_compress_.push_back(std::move(order));
   request.compressions_pending += static_cast<int>(ledger_.stages().size());
+  request.page_reports_pending += static_cast<int>(ledger_.stages().size());
   leave_boundary(request);
 }
 
@@ -216,8 +219,9 @@ void Scheduler::plan_boundaries(control::StepPlan& plan) {
   to_compress_.clear();
 }
 
-void Scheduler::add_compress(control::StepPlan& plan, const Request& request, const Choice& choice,
+void Scheduler::add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                              std::int64_t n_tokens) const {
+  request.page_reports_pending += static_cast<int>(ledger_.stages().size());
   control::Compress& order = *plan.add_compress();
   order.set_sequence(choice.sequence);
   order.set_n_tokens(static_cast<std::int32_t>(n_tokens));
@@ -225,21 +229,39 @@ void Scheduler::add_compress(control::StepPlan& plan, const Request& request, co
   order.set_recent(request.plan->recent);
 }
 
-void Scheduler::on_compressed(const control::CompressedSequence& compressed, std::size_t stage,
-                              std::int64_t now_us) {
+void Scheduler::on_compressed(const control::CompressedSequence& compressed, std::uint64_t step,
+                              std::size_t stage, std::int64_t now_us) {
   const auto found = sequences_.find(compressed.sequence());
   if (found == sequences_.end()) return;
   Request& request = *found->second.first;
   const Choice& choice = request.choices[found->second.second];
   const bool of_prompt = compressed.n_tokens() <= request.n_prompt();
-  ledger_.update_choice(request.handle, choice.index, stage,
-                        compressed.used_pages() + compressed.reserved_pages(), of_prompt);
+  --request.page_reports_pending;
+  std::int64_t pages = compressed.used_pages() + compressed.reserved_pages();
+  // The plan's own growth came after it compressed.
+  for (const Growth& growth : request.growths) {
+    if (growth.step >= step) pages += growth.pages[stage];
+  }
+  ledger_.update_choice(request.handle, choice.index, stage, pages, of_prompt);
   request.used_pages.resize(ledger_.stages().size());
   if (choice.index == 0) request.used_pages[stage] = compressed.used_pages();
   if (!of_prompt) return;
   add_boundary_use(request, compressed, stage);
   --request.compressions_pending;
   end_if_complete(request, now_us);
+}
+
+void Scheduler::on_grown(const control::GrownSequence& grown, std::uint64_t step,
+                         std::size_t stage) {
+  const auto found = sequences_.find(grown.sequence());
+  if (found == sequences_.end()) return;
+  Request& request = *found->second.first;
+  --request.page_reports_pending;
+  std::int64_t pages = grown.used_pages() + grown.reserved_pages();
+  for (const Growth& growth : request.growths) {
+    if (growth.step > step) pages += growth.pages[stage];
+  }
+  ledger_.update_choice(request.handle, 0, stage, pages, false);
 }
 
 void Scheduler::add_boundary_use(Request& request, const control::CompressedSequence& compressed,

@@ -47,6 +47,7 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"scheduler.max_num_batched_tokens", 1, 1 << 24},
     {"scheduler.max_num_queued_reqs", 0, 1 << 24},
     {"scheduler.max_num_queued_tokens", 0, std::int64_t{1} << 40},
+    {"scheduler.max_queued_kv_bytes", 0, std::int64_t{1} << 50},
     {"api.http.port", 1, 65535},
     {"api.tcp.port", 1, 65535},
     {"api.limits.max_connections", 1, 1 << 20},

@@ -32,6 +32,19 @@ namespace {
 // For responses under way once all requests have ended.
 constexpr std::int64_t kFarewellMs = 2000;
 
+// KV that may wait, in pools.
+constexpr std::uint64_t kQueuedPools = 16;
+
+// Operations on a token in a layer's products, to those of its attention on one token before it.
+std::int64_t attention_parity_tokens(const model::ModelConfig& model) {
+  const std::int64_t hidden = model.hidden_size;
+  const std::int64_t query = std::int64_t{model.n_heads} * model.head_dim;
+  const std::int64_t key = std::int64_t{model.n_kv_heads} * model.head_dim;
+  const std::int64_t weights =
+      hidden * (2 * query + 2 * key) + 3 * hidden * model.intermediate_size;
+  return weights / (2 * query);
+}
+
 DType kv_dtype(config::Kv::DType dtype) {
   switch (dtype) {
     case config::Kv::F32:
@@ -86,6 +99,12 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
       config.cluster().has_micro_batches() ? config.cluster().micro_batches() : n_stages + 1;
   out.max_num_queued_reqs = scheduler.max_num_queued_reqs();
   out.max_num_queued_tokens = scheduler.max_num_queued_tokens();
+  std::uint64_t pool_bytes = 0;
+  for (const control::StageInfo& stage : stages) pool_bytes += stage.kv_capacity_bytes();
+  out.max_queued_kv_bytes = scheduler.has_max_queued_kv_bytes()
+                                ? static_cast<std::uint64_t>(scheduler.max_queued_kv_bytes())
+                                : kQueuedPools * pool_bytes;
+  out.attention_parity_tokens = attention_parity_tokens(rank.model());
   std::random_device entropy;
   out.seed = scheduler.has_seed() ? scheduler.seed()
                                   : (static_cast<std::uint64_t>(entropy()) << 32) | entropy();

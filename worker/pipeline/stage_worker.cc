@@ -103,10 +103,20 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
   }
   for (const control::OpenSequence& open : plan.open()) {
     const Status status =
-        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()));
+        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()),
+                    open.granted_tokens());
     if (!status.ok()) return status;
     open_boundaries(open);
     if (is_last) sampler_.open(open);
+  }
+  for (const control::GrowSequence& grow : plan.grow()) {
+    const auto pages = store_.grow(grow.sequence(), grow.granted_tokens(),
+                                   reserve_pages(grow.more_pages()), grow.sinks(), grow.recent());
+    if (!pages.ok()) return pages.status();
+    control::GrownSequence& report = *result.add_grown();
+    report.set_sequence(grow.sequence());
+    report.set_used_pages(pages->used);
+    report.set_reserved_pages(pages->reserved);
   }
   return ok_status();
 }
@@ -176,8 +186,8 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   report.set_sequence(order.sequence());
   report.set_n_tokens(order.n_tokens());
   report.set_full_bytes(kept->full_bytes);
-  report.set_used_pages(kept->used_pages);
-  report.set_reserved_pages(kept->reserved_pages);
+  report.set_used_pages(kept->pages.used);
+  report.set_reserved_pages(kept->pages.reserved);
   for (const kvstore::HeadKept& head : kept->heads) {
     control::HeadKept& out = *report.add_heads();
     out.set_n_tokens(head.n_tokens);
@@ -308,6 +318,8 @@ void StageWorker::report_kv(control::StepResult& result) const {
   const kvstore::KvStats stats = store_.stats();
   result.set_kv_used_bytes(stats.used_bytes);
   result.set_kv_peak_bytes(stats.peak_bytes);
+  result.set_used_pages(store_.pool().n_used());
+  result.set_reserved_pages(store_.pool().n_reserved());
   result.mutable_layer_used_bytes()->Add(stats.layer_used_bytes.begin(),
                                          stats.layer_used_bytes.end());
 }
