@@ -172,7 +172,7 @@ TEST(TwoGpus, StagesContinueAsTheReferenceDoes) {
   settings.n_stages = 2;
   settings.rank.device = ComputeDevice::kCuda;
   settings.rank.max_num_batched_tokens = 1024;
-  settings.rank.kv_bytes = std::uint64_t{1} << 30;
+  settings.rank.kv_bytes = {std::int64_t{1} << 30};
   settings.max_num_seqs = 16;
   TestCluster cluster(settings);
   const std::vector<GoldenGreedy> cases = load_golden_greedy(8192);

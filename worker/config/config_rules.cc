@@ -29,6 +29,7 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"cluster.step_timeout_ms", 100, kDayMs},
     {"cluster.peer_timeout_ms", 100, kDayMs},
     {"cluster.startup_timeout_ms", 1000, kDayMs},
+    {"cluster.device_memory_bytes", kMiB, 1024 * 1024 * kGiB},
     {"compute.threads_per_rank", 1, 1024},
     {"kv.memory_bytes", kMiB, 1024 * 1024 * kGiB},
     {"kv.policy.max_bytes", 1, std::int64_t{1} << 60},

@@ -23,6 +23,7 @@
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
 #include "worker/daemon/stop_latch.h"
+#include "worker/daemon/topology.h"
 #include "worker/engine/pipeline_engine.h"
 #include "worker/model/generation_config.h"
 
@@ -66,18 +67,21 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
   settings.max_model_len = config.model().max_model_len();
   settings.layers_per_stage.assign(config.cluster().layers_per_stage().begin(),
                                    config.cluster().layers_per_stage().end());
+  settings.device_memory_bytes.assign(config.cluster().device_memory_bytes().begin(),
+                                      config.cluster().device_memory_bytes().end());
   settings.max_num_seqs = config.scheduler().max_num_seqs();
   settings.max_num_batched_tokens = config.scheduler().max_num_batched_tokens();
   settings.linear_math = config.compute().linear_math() == config::Compute::BF16
                              ? kernels::LinearMath::kBF16
                              : kernels::LinearMath::kF32;
   settings.kv_dtype = kv_dtype(config.kv().dtype());
-  settings.kv_bytes = static_cast<std::uint64_t>(config.kv().memory_bytes());
+  settings.kv_bytes.assign(config.kv().memory_bytes().begin(), config.kv().memory_bytes().end());
   settings.token_table_bytes = static_cast<std::uint64_t>(config.kv().layer0_table_bytes());
   settings.n_threads = config.compute().has_threads_per_rank()
                            ? config.compute().threads_per_rank()
                            : default_threads_per_rank(resources.n_cores, world.local_size());
   settings.host_name = world.host_name();
+  settings.host_memory_bytes = resources.total_memory_bytes;
   settings.available_memory_bytes = resources.available_memory_bytes;
   settings.ranks_on_host = world.local_size();
   settings.local_rank = world.local_rank();
@@ -264,7 +268,12 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   status = agree_on_outcome(host, device.status(), startup());
   if (!status.ok()) return leave(world, status);
   settings.device = *device;
-  auto rank = RankRuntime::create(settings, host, world.device());
+  const auto topology = agree_on_topology(settings, host, startup());
+  if (!topology.ok()) return leave(world, topology.status());
+  if (world.rank() == 0) {
+    for (const std::string& line : describe_topology(*topology)) spdlog::info("{}", line);
+  }
+  auto rank = RankRuntime::create(settings, *topology, host, world.device());
   status = agree_on_outcome(host, rank.status(), startup());
   if (!status.ok()) return leave(world, status);
   auto stages = gather_stages(host, (*rank)->info(), startup());
