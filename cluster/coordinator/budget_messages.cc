@@ -79,7 +79,7 @@ bool is_valid(const BudgetReport& report) {
 }
 
 bool is_valid(const BudgetPlan& plan) {
-  if (plan.epoch == 0 || plan.n_stages < 1 || plan.n_stages > kMaxBudgetStages) return false;
+  if (plan.n_stages < 1 || plan.n_stages > kMaxBudgetStages) return false;
   if (plan.reason > BudgetReason::kRelief) return false;
   const auto unused = plan.levels.begin() + plan.n_stages;
   return std::all_of(plan.levels.begin(), unused,

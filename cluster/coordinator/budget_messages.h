@@ -46,7 +46,7 @@ enum class BudgetReason : std::uint8_t {
 // The level of every stage from a numbered step on. Levels are indices of the balancer's ladder,
 // light to strong.
 struct BudgetPlan {
-  std::uint64_t epoch = 0;  // 1 for the first plan, then one more each
+  std::uint64_t epoch = 0;  // 1 for the first plan, then one more each; 0: there is none yet
   std::uint64_t effective_step = 0;
   std::uint32_t n_stages = 1;
   BudgetReason reason = BudgetReason::kPressure;

@@ -40,6 +40,7 @@
 #include <utility>
 #include <vector>
 
+#include "cluster/coordinator/budget_balancer.h"
 #include "cluster/coordinator/kv_ledger.h"
 #include "cluster/coordinator/waiting_queue.h"
 #include "cluster/engine/engine.h"
@@ -66,6 +67,7 @@ struct SchedulerConfig {
   int max_sessions = 64;
   std::int64_t session_ttl_us = 600'000'000;
   std::uint64_t max_session_bytes = 0;  // on each stage; 0: half of its pool
+  int budget_report_steps = 16;         // between two reports, with a balancer
 };
 
 // What happened to one request since the last take_events().
@@ -90,6 +92,14 @@ class Scheduler {
   void finish_choice(engine::RequestHandle request, std::int32_t choice, std::int64_t now_us);
   // From now on submit refuses with UNAVAILABLE.
   void start_draining() { draining_ = true; }
+  // From now on levels of `ladder` decide what requests keep that asked for no size of their own.
+  void set_balancer(BudgetBalancer balancer, kvstore::LevelLadder ladder);
+  // The stages' reports that a plan asked for. A decision has been taken to heart when it is
+  // returned: plans from its effective step on follow it. INTERNAL as BudgetBalancer::decide.
+  Result<std::optional<BudgetDecision>> balance(std::span<const BudgetReport> reports,
+                                                std::int64_t now_us);
+  // The last plan decided on; of epoch 0 before the first.
+  const BudgetPlan& budget_plan() const { return budget_plan_; }
   // Ends every request with `status`; nothing is scheduled afterwards but the freeing of KV.
   void fail_all(const Status& status, std::int64_t now_us);
 
@@ -181,6 +191,13 @@ class Scheduler {
   std::int64_t chunk_tokens(std::int64_t n_before, double cost) const;
   double chunk_cost(std::int64_t n_before, std::int64_t n_tokens) const;
 
+  // scheduler_budget.cc
+  void plan_budget(control::StepPlan& plan);
+  BalancerInput balancer_input(std::int64_t now_us) const;
+  std::vector<kvstore::LayerRatio> levels_of(Request& request, std::int32_t n_tokens) const;
+  void add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
+                         control::Compress& order) const;
+
   // scheduler_admission.cc
   enum class Room : std::uint8_t { kFound, kNone, kEnded };
   void admit(control::StepPlan& plan, const StepBudget& budget, std::int64_t now_us);
@@ -237,6 +254,13 @@ class Scheduler {
   int decoding_sequences_ = 0;  // of those, past their first token
   int growing_requests_ = 0;    // of those admitted, that may need more room
   std::uint64_t n_admissions_ = 0;
+  std::optional<BudgetBalancer> balancer_;
+  kvstore::LevelLadder ladder_;
+  BudgetPlan budget_plan_;
+  std::uint64_t budget_epoch_ = 0;    // in effect
+  std::vector<std::size_t> levels_;   // [n_stages] in effect
+  bool report_outstanding_ = false;   // reports were asked for and are not here
+  std::uint64_t next_report_step_ = 0;
   engine::EngineStats counters_;
 };
 

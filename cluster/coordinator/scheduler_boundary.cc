@@ -142,7 +142,8 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
   boundary.report.n_new_tokens = boundary.n_tokens - request.tail_begin;
   boundary.report.earlier = request.plan ? &*request.plan : nullptr;
   auto plan = kvstore::plan_boundary(request.request.kv_policy, config_.kv_model,
-                                     config_.profile_table.get(), boundary.report);
+                                     config_.profile_table.get(), boundary.report,
+                                     levels_of(request, boundary.n_tokens));
   if (!plan.ok()) {
     stop_request(request, plan.status(), now_us);
     return;
@@ -186,6 +187,7 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
     out.set_window(head.window);
     out.set_fallback(static_cast<std::int32_t>(head.fallback));
   }
+  if (request.reported.size() == 1) add_planned_bytes(boundary.plan, boundary.n_tokens, order);
   to_compress_.push_back(std::move(order));
   request.compressions_pending += static_cast<int>(ledger_.stages().size());
   request.page_reports_pending += static_cast<int>(ledger_.stages().size());

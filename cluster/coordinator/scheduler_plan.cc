@@ -17,6 +17,7 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   StepBudget budget{config_.max_num_batched_tokens,
                     static_cast<double>(config_.max_num_batched_tokens)};
   expire_sessions(now_us);
+  plan_budget(plan);
   plan_boundaries(plan);
   plan_forks(plan);
   const bool has_decode = plan_decode(plan, budget, now_us);
@@ -31,6 +32,7 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
     return std::nullopt;
   }
   ++next_step_;
+  if (plan.report_budget()) report_outstanding_ = true;
   Step& step = in_flight_[plan.step()];
   step.sent_us = now_us;
   step.has_decode = has_decode;

@@ -77,6 +77,8 @@ struct Scheduler::Request {
   // the request may run.
   bool at_boundary = false;
   std::vector<Boundary> reported;             // one for each boundary reached
+  // Levels by stage of each boundary that was planned: the same ones when it is computed anew.
+  std::vector<std::vector<std::size_t>> boundary_levels;
   int compressions_pending = 0;               // stages' reports of boundaries that are planned
   std::optional<kvstore::SequencePlan> plan;  // of the last boundary
   std::int64_t n_compressed = 0;              // tokens at that boundary

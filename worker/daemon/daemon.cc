@@ -15,10 +15,12 @@
 #include "cluster/comm/peer_monitor.h"
 #include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
+#include "worker/config/kv_policy.h"
 #include "worker/config/profile_table.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
+#include "worker/daemon/kv_balance.h"
 #include "worker/daemon/logging.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
@@ -118,6 +120,7 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
   out.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
   out.kv_model =
       make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(), stages);
+  out.budget_report_steps = config.kv().balance().report_steps();
   out.max_sessions = config.kv().max_sessions();
   out.session_ttl_us = config.kv().session_ttl_ms() * 1000;
   out.max_session_bytes = static_cast<std::uint64_t>(config.kv().max_session_bytes());
@@ -165,12 +168,40 @@ Result<ComputeDevice> choose_device(const config::Config& config, comm::HostGrou
   return ComputeDevice::kCpu;
 }
 
+Result<std::optional<KvBalance>> kv_balance(const config::Config& config,
+                                            const coordinator::SchedulerConfig& scheduler,
+                                            const std::vector<control::StageInfo>& stages) {
+  const config::Balance& balance = config.kv().balance();
+  if (!balance.enabled()) return std::optional<KvBalance>();
+  auto policy = config::to_kv_policy(config.kv().policy());
+  if (!policy.ok()) return policy.status();
+  policy->best_effort = true;  // a default is nobody's wish
+  KvBalanceOptions options;
+  options.ladder = {balance.level_step(), balance.n_lighter(), balance.n_stronger()};
+  options.lighter_levels = balance.lighter_levels();
+  options.typical_tokens = balance.typical_tokens();
+  options.warmup_us = std::int64_t{balance.warmup_ms()} * 1000;
+  options.cooldown_us = std::int64_t{balance.cooldown_ms()} * 1000;
+  options.relief_hold_us = std::int64_t{balance.relief_hold_ms()} * 1000;
+  return make_kv_balance(options, *policy, scheduler.kv_model, scheduler.profile_table.get(),
+                         stages, scheduler.max_num_seqs, scheduler.max_in_flight);
+}
+
+void log_levels(const KvBalance& balance, const std::vector<control::StageInfo>& stages) {
+  std::string ratios;
+  for (const double ratio : balance.ladder.ratios) {
+    ratios += (ratios.empty() ? "" : ", ") + fmt::format("{:.3f}", ratio);
+  }
+  spdlog::info("KV budgets of {} stages are balanced over levels {}; the policy's own is {:.3f}",
+               stages.size(), ratios, balance.ladder.ratios[balance.ladder.own]);
+}
+
 // Rank 0's part: the engine and the front end, until `stop` is requested.
 class Coordinator {
  public:
   static Result<std::unique_ptr<Coordinator>> create(comm::MpiWorld& world,
                                                      const config::Config& config,
-                                                     const RankRuntime& rank,
+                                                     RankRuntime& rank,
                                                      const std::vector<control::StageInfo>& stages,
                                                      StopLatch& stop) {
     auto generation = model::load_generation_config(config.model().path());
@@ -189,11 +220,21 @@ class Coordinator {
           "kv.policy.profile is spindle and kv.profile_table is not set: which heads must keep all "
           "tokens is not known, so quality falls sooner; see spindle eval --calibrate");
     }
+    auto balance = kv_balance(config, scheduler, stages);
+    if (!balance.ok()) return balance.status();
     self->engine_ = std::make_unique<PipelineEngine>(
         world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages,
         options,
         [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
     PipelineEngine& engine = *self->engine_;
+    if (balance->has_value()) {
+      log_levels(**balance, stages);
+      engine.set_balancer(std::move((*balance)->balancer), std::move((*balance)->ladder));
+      rank.worker().set_decide_budget(
+          [&engine](std::span<const coordinator::BudgetReport> reports) {
+            return engine.balance(reports);
+          });
+    }
     FrontEndOptions front_end;
     front_end.config = config;
     front_end.generation = *generation;

@@ -25,10 +25,20 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage
       stage_(stage),
       store_(store),
       sampler_(context),
+      budgets_(device, options.budget_timeout),
       options_(std::move(options)) {}
 
 Status StageWorker::run() {
   stage_.bind_thread();
+  budgets_.start();
+  const Status status = work();
+  // An exchange that a failure left half done ends by its deadline, or with the group.
+  if (!status.ok()) device_.abort(status.message());
+  budgets_.stop();
+  return status;
+}
+
+Status StageWorker::work() {
   while (true) {
     auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
     if (!message.ok()) {
@@ -47,6 +57,11 @@ Status StageWorker::run() {
     const Status status = try_step(plan, result);
     if (!status.ok()) result.set_error(status.to_string());
     report_kv(result);
+    if (status.ok() && plan.report_budget()) {
+      if (Status reported = report_budget(plan, result); !reported.ok()) {
+        result.set_error(reported.to_string());
+      }
+    }
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
                                    Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
@@ -64,7 +79,24 @@ Status StageWorker::try_step(const control::StepPlan& plan, control::StepResult&
   }
 }
 
+Status StageWorker::report_budget(const control::StepPlan& plan,
+                                  const control::StepResult& result) {
+  coordinator::BudgetReport report;
+  report.stage = static_cast<std::uint32_t>(host_.rank());
+  report.n_stages = static_cast<std::uint32_t>(host_.size());
+  report.step = plan.step();
+  report.epoch = plan.budget_epoch();
+  const std::uint64_t page = store_.pool().page_bytes();
+  report.capacity_bytes = static_cast<std::uint64_t>(store_.pool().n_pages()) * page;
+  report.used_bytes = static_cast<std::uint64_t>(result.used_pages()) * page;
+  report.reserved_bytes = static_cast<std::uint64_t>(result.reserved_pages()) * page;
+  report.planned_bytes = planned_bytes_;
+  report.kept_bytes = kept_bytes_;
+  return budgets_.report(report);
+}
+
 Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& result) {
+  if (Status status = budgets_.await(plan.budget_epoch(), plan.step()); !status.ok()) return status;
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
@@ -181,6 +213,10 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   const auto kept = stage_.compress(order.sequence(), boundary, order.selects());
   if (!kept.ok()) {
     return kept.status().with_context("compressing sequence " + std::to_string(order.sequence()));
+  }
+  if (host_.rank() < order.planned_bytes_size()) {
+    planned_bytes_ += order.planned_bytes(host_.rank());
+    kept_bytes_ += static_cast<std::uint64_t>(kept->pages.used) * store_.pool().page_bytes();
   }
   control::CompressedSequence& report = *result.add_compressed();
   report.set_sequence(order.sequence());
