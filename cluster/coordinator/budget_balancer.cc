@@ -23,6 +23,9 @@ constexpr double kMostFactor = 4.0;
 constexpr std::int64_t kSoon = 8;
 constexpr std::int64_t kMostHolds = 16;
 constexpr std::int64_t kMostHoldUs = 86'400'000'000;
+// What a request can be and take; keeps figures far from overflow.
+constexpr double kMostTokens = 1e9;
+constexpr double kMostBytes = 1e18;
 constexpr std::size_t kNamedStages = 8;  // in a reason
 
 std::string number(double value) {
@@ -118,12 +121,16 @@ Status BudgetBalancer::check(const BalancerInput& input) const {
                             std::to_string(report.stage) + " of " +
                             std::to_string(report.n_stages));
     }
+    if (report.step > 0 && report.step >= input.next_step) {
+      return internal_error("stage " + std::to_string(s) + " reports step " +
+                            std::to_string(report.step) + " before it was made");
+    }
     if (report.epoch > epoch_) {
       return internal_error("stage " + std::to_string(s) + " reports budget plan " +
                             std::to_string(report.epoch) + " after " + std::to_string(epoch_));
     }
   }
-  const auto bad = [](double tokens) { return !(tokens >= 0) || !std::isfinite(tokens); };
+  const auto bad = [](double tokens) { return !(tokens >= 0 && tokens <= kMostTokens); };
   if (input.n_running < 0 || input.n_waiting < 0 || bad(input.mean_tokens) ||
       bad(input.peak_tokens)) {
     return internal_error("a demand for the budget balancer that cannot be");
@@ -188,7 +195,8 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     StageLoad& load = loads[s];
     for (int level = 0; level < n_levels_; ++level) {
       const kvstore::LevelPoint& point = config_.curves[s][static_cast<std::size_t>(level)];
-      load.bytes.push_back(std::max(1.0, of_bytes(point.bytes) * scale * factor(s, level)));
+      load.bytes.push_back(
+          std::clamp(of_bytes(point.bytes) * scale * factor(s, level), 1.0, kMostBytes));
       load.error.push_back(point.error);
     }
     // A stronger level never takes more, whatever was measured.

@@ -87,7 +87,7 @@ class BudgetBalancer {
 
   // A plan to broadcast, or nothing. Its levels are this object's from then on, and the next plan
   // waits until every report has its epoch. INTERNAL for reports that are not those of all stages
-  // in order, or of a plan that was never made; nothing has changed then.
+  // in order, or of a step or plan that was never made; nothing has changed then.
   Result<std::optional<BudgetDecision>> decide(const BalancerInput& input);
 
   std::uint64_t epoch() const { return epoch_; }

@@ -25,7 +25,7 @@ inline constexpr std::uint8_t kMaxBudgetLevels = 64;
 struct BudgetReport {
   std::uint32_t stage = 0;
   std::uint32_t n_stages = 1;
-  std::uint64_t step = 0;   // the last one carried out
+  std::uint64_t step = 0;   // the last one carried out; 0: none yet
   std::uint64_t epoch = 0;  // of the plan in effect; 0: none yet
   std::uint64_t capacity_bytes = 0;
   std::uint64_t used_bytes = 0;  // pages held

@@ -18,9 +18,9 @@ struct LayerRatio {
 };
 
 // plan_boundary with a level for each range of layers; empty, or 0 everywhere: the policy's plan.
-// The whole model is planned once for each distinct ratio, so that each keeps one threshold over
-// all layers and heads, and every range takes its heads from the plan of its ratio. The ranges
-// cover the model in ascending order, else INTERNAL.
+// The whole model is planned once for each distinct ratio, at a plan's cost each, so that each
+// keeps one threshold over all layers and heads, and every range takes its heads from the plan of
+// its ratio. The ranges cover the model in ascending order, else INTERNAL.
 //
 // - A ratio out of reach gives the smallest plan, never an error; one above a size that a request
 //   asked for (no best_effort) gives that size. The policy's own size (0) can still be refused.

@@ -169,6 +169,9 @@ Result<LevelLadder> level_ladder(const KvPolicy& policy, const KvModel& model,
   if (!(shape.step > 0 && shape.step < 1) || shape.n_lighter < 0 || shape.n_stronger < 0) {
     return invalid_argument("a ladder of levels needs a step in (0, 1) and counts from 0 on");
   }
+  if (table != nullptr && table->heads.size() != static_cast<std::size_t>(model.n_tables())) {
+    return invalid_argument("a ladder of levels with the profile table of another model");
+  }
   if (n_tokens < 1) return invalid_argument("a ladder of levels needs a prompt of one token");
   const auto own = own_ratio(policy, model, table, n_tokens);
   if (!own.ok()) return own.status();

@@ -33,8 +33,8 @@ struct LevelLadder {
   // Of the policy's own size.
   double factor(std::size_t level) const { return ratios[level] / ratios[own]; }
 };
-// For prompts of n_tokens. INVALID_ARGUMENT for a shape out of range, and what plan_boundary
-// refuses. The policy has passed validate_policy for as many tokens.
+// For prompts of n_tokens. INVALID_ARGUMENT for a shape out of range, no tokens, or a table of
+// another model. The policy has passed validate_policy for as many tokens.
 Result<LevelLadder> level_ladder(const KvPolicy& policy, const KvModel& model,
                                  const ProfileTable* table, std::int64_t n_tokens,
                                  const LadderShape& shape);

@@ -1,5 +1,3 @@
-#include "cluster/coordinator/budget_balancer.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,85 +6,17 @@
 #include <filesystem>
 #include <random>
 
+#include "tests/cluster/coordinator/balancer_fixture.h"
 #include "worker/config/profile_table.h"
 
 namespace spindle::coordinator {
 namespace {
 
-constexpr std::int64_t kSecond = 1'000'000;
-constexpr std::int64_t kTypical = 1000;
-
-// n levels, each `step` of the one before, from `bytes` at level 0 on.
-kvstore::LevelCurve geometric_curve(double bytes, double step, int n_levels, double error = 1.0) {
-  kvstore::LevelCurve curve;
-  for (int l = 0; l < n_levels; ++l) {
-    const double share = std::pow(step, l);
-    curve.push_back({static_cast<std::uint64_t>(bytes * share), error * (1 / share - 1)});
-  }
-  return curve;
-}
-
-// Stages whose request takes 1,000 bytes uncompressed and 100 at the policy's own level.
-BalancerConfig config_of(int n_stages, int own_level = 0) {
-  BalancerConfig config;
-  for (int s = 0; s < n_stages; ++s) {
-    config.curves.push_back(geometric_curve(100 / std::pow(0.75, own_level), 0.75, 6 + own_level));
-    config.token_bytes.push_back(1);
-  }
-  config.own_level = own_level;
-  config.typical_tokens = kTypical;
-  config.max_num_seqs = 1000;
-  return config;
-}
-
-BudgetBalancer make(const BalancerConfig& config) {
-  auto balancer = BudgetBalancer::make(config);
-  EXPECT_TRUE(balancer.ok()) << balancer.status().to_string();
-  return std::move(*balancer);
-}
-
-// Stages with so much memory, asked once a second.
-struct Bench {
-  Bench(const BalancerConfig& config, std::vector<std::uint64_t> capacity)
-      : balancer(make(config)), reports(capacity.size()), ledger(capacity.size()) {
-    for (std::size_t s = 0; s < capacity.size(); ++s) {
-      reports[s] = {.stage = static_cast<std::uint32_t>(s),
-                    .n_stages = static_cast<std::uint32_t>(capacity.size()),
-                    .capacity_bytes = capacity[s]};
-      ledger[s] = {.committed_bytes = 0, .capacity_bytes = capacity[s]};
-    }
-  }
-
-  // One decision a second; every stage carries out what was decided at once.
-  std::optional<BudgetDecision> tick(int n_requests, double mean_tokens = kTypical) {
-    now_us += kSecond;
-    step += 50;
-    auto decided = balancer.decide({.now_us = now_us,
-                                    .next_step = step,
-                                    .reports = reports,
-                                    .ledger = ledger,
-                                    .n_running = n_requests / 2,
-                                    .n_waiting = n_requests - n_requests / 2,
-                                    .mean_tokens = n_requests > 0 ? mean_tokens : 0});
-    EXPECT_TRUE(decided.ok()) << decided.status().to_string();
-    if (!decided.ok() || !*decided) return std::nullopt;
-    ++n_moves;
-    for (BudgetReport& report : reports) report.epoch = balancer.epoch();
-    return **decided;
-  }
-  int run(int n_ticks, int n_requests) {
-    const int before = n_moves;
-    for (int i = 0; i < n_ticks; ++i) tick(n_requests);
-    return n_moves - before;
-  }
-
-  BudgetBalancer balancer;
-  std::vector<BudgetReport> reports;
-  std::vector<LedgerUse> ledger;
-  std::int64_t now_us = 0;
-  std::uint64_t step = 0;
-  int n_moves = 0;
-};
+using testing::Bench;
+using testing::config_of;
+using testing::geometric_curve;
+using testing::kSecond;
+using testing::kTypical;
 
 TEST(BudgetBalancer, EqualStagesStayAsTheyAre) {
   Bench bench(config_of(4), {10000, 10000, 10000, 10000});
@@ -146,6 +76,37 @@ TEST(BudgetBalancer, GoesBackWhenTheLoadIsGone) {
   bench.run(40, 300);
   bench.run(100, 30);
   EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, 0}));
+}
+
+// A level that would just do is not enough: a quarter more requests must fit.
+TEST(BudgetBalancer, ReliefNeedsAMargin) {
+  Bench bench(config_of(2), {30000, 10000});
+  bench.run(40, 150);
+  ASSERT_EQ(bench.balancer.levels()[1], 2);
+  // 118 requests fit at 75 bytes, 147 do not.
+  EXPECT_EQ(bench.run(300, 118), 0);
+  EXPECT_EQ(bench.run(300, 90), 1);  // 112 do
+  EXPECT_EQ(bench.balancer.levels()[1], 1);
+  EXPECT_EQ(bench.run(300, 75), 0);
+  EXPECT_EQ(bench.run(300, 72), 1);  // 90 of 100 bytes
+  EXPECT_EQ(bench.balancer.levels()[1], 0);
+}
+
+// A relief that has to be taken back makes the next one wait longer.
+TEST(BudgetBalancer, ReliefsThatDoNotLastBecomeRarer) {
+  Bench bench(config_of(2), {30000, 10000});
+  std::vector<int> waits;
+  for (int round = 0; round < 6; ++round) {
+    bench.run(20, 150);
+    ASSERT_EQ(bench.balancer.levels()[1], 2);
+    int waited = 0;
+    for (int before = bench.n_moves; bench.n_moves == before && waited < 1000; ++waited) {
+      bench.tick(60);
+    }
+    waits.push_back(waited);
+  }
+  for (std::size_t i = 1; i < 5; ++i) EXPECT_GT(waits[i], 1.5 * waits[i - 1]) << i;
+  EXPECT_NEAR(waits[5], waits[4], 2);  // 16 times at most
 }
 
 TEST(BudgetBalancer, NothingInWarmUpOrCooldown) {
@@ -208,6 +169,21 @@ TEST(BudgetBalancer, RealBytesCorrectThePlannedOnes) {
     warm.tick(200);
   }
   EXPECT_EQ(warm.balancer.levels(), (std::vector<int>{0, 0}));
+}
+
+// What one level keeps of its plan says little about another that was measured too.
+TEST(BudgetBalancer, MeasuredLevelsAreNotProjectedFromOthers) {
+  Bench bench(config_of(2), {30000, 10000});
+  for (int i = 0; i < 1000; ++i) {
+    const double kept = bench.balancer.levels()[1] >= 2 ? 0.7 : 1.4;
+    bench.reports[1].planned_bytes += 1000;
+    bench.reports[1].kept_bytes += static_cast<std::uint64_t>(1000 * kept);
+    bench.tick(100);
+  }
+  // 100 requests may take 90.9 bytes: levels 0 and 1 take 140 and 105, level 2 39.4. From that,
+  // level 1 looks like 52.5, until it is tried.
+  EXPECT_EQ(bench.balancer.levels()[1], 2);
+  EXPECT_EQ(bench.n_moves, 3);
 }
 
 TEST(BudgetBalancer, WhatLevelsDoNotReachIsNotTheirs) {
@@ -320,135 +296,6 @@ TEST(BudgetBalancer, AsGoodAsTheBestOfAllLevelVectors) {
   }
   RecordProperty("worst_share_of_the_optimum", std::to_string(worst));
   EXPECT_GT(risen, 1.2);
-}
-
-// A cluster in a loop with the balancer: requests come, are admitted while they fit beside what is
-// committed, compress to what their stage's level makes of them, and go.
-struct Cluster {
-  Cluster(Bench& on, double spread, std::uint64_t seed) : bench(on), random(seed) {
-    std::uniform_real_distribution<double> off(1 - spread, 1 + spread);
-    for (const kvstore::LevelCurve& curve : config.curves) {
-      truth.emplace_back();
-      for (const kvstore::LevelPoint& point : curve) {
-        truth.back().push_back(static_cast<double>(point.bytes) * off(random));
-      }
-    }
-  }
-
-  BalancerConfig config = config_of(3);
-  Bench& bench;
-  std::mt19937_64 random;
-  std::vector<std::vector<double>> truth;  // [n_stages][n_levels]
-  struct Request {
-    int left = 0;
-    std::vector<std::uint64_t> bytes = {};
-  };
-  std::vector<Request> running;
-  int waiting = 0;
-
-  void tick(double arrivals, int lifetime) {
-    waiting += std::poisson_distribution<int>(arrivals)(random);
-    std::erase_if(running, [](Request& request) { return --request.left <= 0; });
-    std::exponential_distribution<double> life(1.0 / lifetime);
-    while (waiting > 0 && fits()) {
-      Request request{.left = 1 + static_cast<int>(life(random))};
-      for (std::size_t s = 0; s < truth.size(); ++s) {
-        const auto level = static_cast<std::size_t>(bench.balancer.levels()[s]);
-        request.bytes.push_back(static_cast<std::uint64_t>(truth[s][level]));
-        bench.reports[s].planned_bytes += config.curves[s][level].bytes;
-        bench.reports[s].kept_bytes += request.bytes.back();
-      }
-      running.push_back(std::move(request));
-      --waiting;
-    }
-    waiting = std::min(waiting, 400);  // the queue's limit
-    for (std::size_t s = 0; s < truth.size(); ++s) {
-      bench.ledger[s].committed_bytes = held(s);
-      bench.reports[s].used_bytes = held(s);
-    }
-    bench.tick(static_cast<int>(running.size()) + waiting);
-  }
-  std::uint64_t held(std::size_t s) const {
-    std::uint64_t bytes = 0;
-    for (const Request& request : running) bytes += request.bytes[s];
-    return bytes;
-  }
-  bool fits() const {
-    for (std::size_t s = 0; s < truth.size(); ++s) {
-      if (held(s) + kTypical > bench.ledger[s].capacity_bytes) return false;
-    }
-    return true;
-  }
-};
-
-TEST(BudgetBalancer, NeverOscillatesUnderConstantLoad) {
-  const std::uint64_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937_64 random(seed);
-  int most = 0;
-  for (int round = 0; round < 10; ++round) {
-    const auto demand = static_cast<int>(20 + random() % 300);
-    SCOPED_TRACE("demand " + std::to_string(demand));
-    Bench bench(config_of(3), {30000, 9000 + random() % 3000, 30000 - random() % 10000});
-    // What is kept differs from the plan, by level, and is measured as one goes.
-    std::vector<std::vector<double>> off(3);
-    std::uniform_real_distribution<double> uniform(0.7, 1.4);
-    for (auto& stage : off) {
-      for (int l = 0; l < 6; ++l) stage.push_back(uniform(random));
-    }
-    std::vector<int> last;
-    for (int i = 0; i < 10'000; ++i) {
-      for (std::size_t s = 0; s < 3; ++s) {
-        bench.reports[s].planned_bytes += 1'000'000;
-        bench.reports[s].kept_bytes += static_cast<std::uint64_t>(
-            1e6 * off[s][static_cast<std::size_t>(bench.balancer.levels()[s])]);
-      }
-      bench.tick(demand);
-      if (i == 300) last = bench.balancer.levels();
-    }
-    EXPECT_EQ(bench.balancer.levels(), last);
-    EXPECT_LE(bench.n_moves, 12);
-    most = std::max(most, bench.n_moves);
-  }
-  RecordProperty("most_moves", std::to_string(most));
-}
-
-TEST(BudgetBalancer, SettlesUnderNoisyLoad) {
-  const std::uint64_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  int most = 0;
-  for (const double arrivals : {2.0, 5.0, 9.0, 14.0}) {
-    SCOPED_TRACE("arrivals " + std::to_string(arrivals));
-    Bench bench(config_of(3), {30000, 10000, 30000});
-    Cluster cluster(bench, 0.2, seed);
-    for (int i = 0; i < 10'000; ++i) cluster.tick(arrivals, 20);
-    EXPECT_LE(bench.n_moves, 60);
-    most = std::max(most, bench.n_moves);
-  }
-  RecordProperty("most_moves", std::to_string(most));
-}
-
-// The tight stage's memory is what limits the cluster; with the balancer more run together, and its
-// stages fill up alike.
-TEST(BudgetBalancer, MoreRunTogetherInALoop) {
-  const auto mean_running = [](bool balanced) {
-    BalancerConfig config = config_of(3);
-    if (!balanced) config.warmup_us = std::int64_t{1} << 60;
-    Bench bench(config, {30000, 10000, 30000});
-    Cluster cluster(bench, 0.0, 7);
-    double sum = 0;
-    for (int i = 0; i < 2000; ++i) {
-      cluster.tick(20, 20);
-      if (i >= 1000) sum += static_cast<double>(cluster.running.size());
-    }
-    return sum / 1000;
-  };
-  const double plain = mean_running(false);
-  const double balanced = mean_running(true);
-  RecordProperty("running_plain", std::to_string(plain));
-  RecordProperty("running_balanced", std::to_string(balanced));
-  EXPECT_NEAR(plain, 90, 5);
-  EXPECT_GT(balanced, 2.5 * plain);
 }
 
 TEST(BudgetBalancer, WhereMemoryBindsExhaustionComesAtOneTime) {
@@ -572,19 +419,6 @@ TEST(BudgetBalancer, CapsHoldOnRandomInputs) {
   EXPECT_GT(n_plans, 1000u);
 }
 
-TEST(BudgetBalancer, IsDeterministic) {
-  Bench a(config_of(3), {30000, 10000, 20000});
-  Bench b(config_of(3), {30000, 10000, 20000});
-  Cluster cluster_a(a, 0.2, 11);
-  Cluster cluster_b(b, 0.2, 11);
-  for (int i = 0; i < 1000; ++i) {
-    cluster_a.tick(10, 20);
-    cluster_b.tick(10, 20);
-    ASSERT_EQ(a.balancer.levels(), b.balancer.levels());
-  }
-  EXPECT_GT(a.n_moves, 0);
-}
-
 TEST(BudgetBalancer, ReportsThatAreNotThoseOfAllStagesAreErrors) {
   Bench bench(config_of(2), {30000, 10000});
   const auto code = [&](std::span<const BudgetReport> reports, int n_running = 1,
@@ -604,6 +438,10 @@ TEST(BudgetBalancer, ReportsThatAreNotThoseOfAllStagesAreErrors) {
   std::vector<BudgetReport> ahead = bench.reports;
   ahead[1].epoch = 1;
   EXPECT_EQ(code(ahead), StatusCode::kInternal);
+  std::vector<BudgetReport> early = bench.reports;
+  early[0].step = 1;
+  EXPECT_EQ(code(early), StatusCode::kInternal);
+  EXPECT_EQ(code(bench.reports, 1, 1e10), StatusCode::kInternal);
   EXPECT_EQ(code(bench.reports, -1), StatusCode::kInternal);
   EXPECT_EQ(code(bench.reports, 1, std::nan("")), StatusCode::kInternal);
 }

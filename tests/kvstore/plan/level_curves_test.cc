@@ -102,6 +102,9 @@ TEST(LevelLadder, ShapesOutOfRangeAreRefused) {
               StatusCode::kInvalidArgument);
   }
   EXPECT_FALSE(level_ladder(policy, mini_model(), nullptr, 0, {}).ok());
+  ProfileTable other = mini_table();
+  other.heads.pop_back();
+  EXPECT_FALSE(level_ladder(policy, mini_model(), &other, kPrompt, {}).ok());
 }
 
 TEST(LevelLadder, OtherPoliciesTakeTheSameFactor) {
