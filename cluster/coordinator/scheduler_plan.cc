@@ -162,12 +162,14 @@ bool Scheduler::commit_next(Request& request, std::int64_t now_us) {
 void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, int& budget) {
   const bool has_boundary = request.next_boundary < request.boundaries.size();
   std::int64_t end = has_boundary ? request.boundaries[request.next_boundary] : request.n_prompt();
-  if (!has_boundary && request.n_prefilled >= request.n_before_output()) {
-    // Output that is computed anew leaves the tail where it did the first time.
+  if (!has_boundary) {
+    // Output that is computed anew leaves the tail where it did the first time, also when its first
+    // tokens come in one chunk with the end of the prompt.
     if (request.is_generated_boundary(request.n_prefilled)) {
       add_compress(plan, request, request.choices.front(), request.n_prefilled);
     }
-    const std::int64_t done = request.n_prefilled - request.n_before_output();
+    const std::int64_t done =
+        std::max<std::int64_t>(request.n_prefilled - request.n_before_output(), 0);
     const std::int64_t next =
         (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
     end = std::min(end, request.n_before_output() + next);

@@ -84,6 +84,25 @@ TEST(SchedulerBoundary, GeneratedTokensLeaveTheTailEvery64) {
   driver.expect_nothing_left();
 }
 
+// A chunk that began in the prompt went on past the first boundary of the output after it.
+TEST(SchedulerBoundary, ResumedOutputLeavesTheTailAlsoWhenAChunkBeganInThePrompt) {
+  Driver driver(kv_config(1), kStages);
+  engine::EngineRequest request = policy_request(210, 4, KvProfile::kKivi4);
+  request.resumed_tokens = 80;  // output begins at 130
+  request.compress_at = {120};
+  ASSERT_TRUE(driver.submit(std::move(request)).ok());
+  std::vector<int> compressed_at;
+  for (int i = 0; i < 20; ++i) {
+    const auto plan = driver.step();
+    if (plan) {
+      for (const auto& order : plan->compress()) compressed_at.push_back(order.n_tokens());
+    }
+    driver.deliver_all();
+  }
+  EXPECT_EQ(compressed_at, (std::vector<int>{120, 194}));
+  EXPECT_TRUE(driver.lives().begin()->second.status.ok());
+}
+
 TEST(SchedulerBoundary, ShortPromptsStayInFullPrecision) {
   Driver driver(kv_config(2), kStages);
   const Life& life = driver.run(policy_request(100, 200, KvProfile::kSpindle));
