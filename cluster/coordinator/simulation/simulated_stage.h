@@ -6,7 +6,7 @@
 // Thread-safety: none.
 
 #include <cstdint>
-#include <map>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -70,7 +70,7 @@ class SimulatedStage {
 
   SimulatedStageConfig config_;
   StageKv kv_;
-  std::map<std::uint64_t, Sequence> sequences_;
+  std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::uint64_t step_ = 0;
 };
 

@@ -183,12 +183,13 @@ void Simulation::count_decision(std::uint64_t step, std::int64_t ns) {
 }
 
 void Simulation::count_time() {
+  const auto elapsed = static_cast<double>(clock_.now_us() - metrics_.now_us);
+  metrics_.now_us = clock_.now_us();
+  metrics_.running_us += elapsed * n_running_;
+  metrics_.waiting_us += elapsed * n_waiting_;
   const engine::EngineStats stats = scheduler_.stats();
-  const auto elapsed = static_cast<double>(clock_.now_us() - counted_until_us_);
-  counted_until_us_ = clock_.now_us();
-  metrics_.running_us += elapsed * stats.running;
-  metrics_.waiting_us += elapsed * stats.waiting;
-  metrics_.peak_running = std::max(metrics_.peak_running, stats.running);
+  n_running_ = stats.running;
+  n_waiting_ = stats.waiting;
 }
 
 void Simulation::check_plan(const control::StepPlan& plan) {
@@ -313,6 +314,7 @@ void Simulation::take_events() {
   for (const RequestEvents& events : scheduler_.take_events()) {
     require(book_.take(events, clock_.now_us()));
     if (!violation_.empty()) return;
+    metrics_.n_output_tokens += static_cast<std::int64_t>(events.tokens.size());
     fair_share_.progress(events.request, static_cast<std::int64_t>(events.tokens.size()));
     if (!events.ended) continue;
     const Life& life = *book_.find(events.request);
@@ -359,7 +361,8 @@ void Simulation::check_rank0() {
 void Simulation::check_stage(std::size_t index, const SentPlan& sent) {
   const StageKv& kv = stages_[index].stage.kv();
   const std::int64_t n_held = kv.book().n_used() + kv.book().n_reserved();
-  metrics_.stages[index].peak_pages = std::max(metrics_.stages[index].peak_pages, n_held);
+  metrics_.stages[index].used_pages += static_cast<double>(kv.book().n_used());
+  metrics_.stages[index].reserved_pages += static_cast<double>(kv.book().n_reserved());
   if (n_held > sent.committed[index]) {
     violate("stage " + std::to_string(index) + " holds or has promised " + std::to_string(n_held) +
             " pages after step " + std::to_string(sent.plan.step()) + ", the ledger " +

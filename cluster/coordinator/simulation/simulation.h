@@ -46,21 +46,26 @@ struct SimulationConfig {
   std::function<std::int64_t()> real_ns;
 };
 
+// Sums since the start; differences of two moments say what happened between them.
 struct StageMetrics {
   double busy_us = 0;
-  std::int64_t peak_pages = 0;  // held and reserved
   std::uint64_t n_steps = 0;
+  // Summed over its steps.
+  double used_pages = 0;
+  double reserved_pages = 0;
 };
 
 struct SimulationMetrics {
+  std::int64_t now_us = 0;
   std::vector<StageMetrics> stages;
   std::uint64_t n_steps = 0;
   std::int64_t n_step_tokens = 0;  // run
+  std::int64_t n_output_tokens = 0;
   // Integrals over virtual time.
   double running_us = 0;
   double waiting_us = 0;
-  int peak_running = 0;
-  std::vector<std::int64_t> decision_ns;  // of every step: its plan and its results
+  // Real time of every step: its plan and all its results.
+  std::vector<std::int64_t> decision_ns;
 };
 
 class Simulation {
@@ -152,7 +157,8 @@ class Simulation {
   SimulationMetrics metrics_;
   std::string violation_;
   std::uint64_t last_step_ = 0;
-  std::int64_t counted_until_us_ = 0;
+  int n_running_ = 0;  // since metrics_.now_us
+  int n_waiting_ = 0;
   bool is_watching_ = false;
   bool may_fail_ = false;  // a stage was told to
   bool has_failed_ = false;

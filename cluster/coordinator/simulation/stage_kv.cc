@@ -34,15 +34,9 @@ std::int64_t as_bytes(std::uint64_t bytes) { return static_cast<std::int64_t>(by
 
 }  // namespace
 
-std::int64_t StageKv::n_pages_of(const Sequence& sequence) {
-  auto n = static_cast<std::int64_t>(sequence.shared.size() + sequence.packed.size());
-  for (const Head& head : sequence.heads) n += static_cast<std::int64_t>(head.tail.size());
-  return n;
-}
-
 std::int64_t StageKv::n_pages(std::uint64_t sequence) const {
   const auto found = sequences_.find(sequence);
-  return found == sequences_.end() ? 0 : n_pages_of(found->second);
+  return found == sequences_.end() ? 0 : found->second.n_pages;
 }
 
 std::int64_t StageKv::length(std::uint64_t sequence) const {
@@ -61,12 +55,14 @@ std::int64_t StageKv::tail_begin(std::uint64_t sequence) const {
 Status StageKv::take(Sequence& sequence, std::vector<PageNumber>& pages) {
   if (sequence.n_reserved == 0) return resource_exhausted("a sequence ran out of its reservation");
   --sequence.n_reserved;
+  ++sequence.n_pages;
   pages.push_back(book_.take());
   return ok_status();
 }
 
 // What a sequence lets go of it may take again, if it was its own.
 void StageKv::give_back(Sequence& sequence, PageNumber page) {
+  --sequence.n_pages;
   if (!book_.release(page)) return;
   if (book_.reserve(1).ok()) ++sequence.n_reserved;
 }
@@ -100,6 +96,7 @@ Status StageKv::fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_t
   forked.shared = from.shared;
   forked.shared.insert(forked.shared.end(), from.packed.begin(), from.packed.end());
   for (const PageNumber page : forked.shared) book_.share(page);
+  forked.n_pages = static_cast<std::int64_t>(forked.shared.size());
   for (std::size_t i = 0; i < forked.heads.size(); ++i) {
     const Head& source = from.heads[i];
     Head& head = forked.heads[i];
@@ -107,9 +104,11 @@ Status StageKv::fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_t
     const std::int64_t n_tail = n_tokens - source.tail_origin;
     head.tail.resize(static_cast<std::size_t>(n_tail / config_.shape.page_tokens));
     for (const PageNumber page : head.tail) book_.share(page);
+    forked.n_pages += static_cast<std::int64_t>(head.tail.size());
     if (n_tail % config_.shape.page_tokens == 0) continue;
     if (Status status = take(forked, head.tail); !status.ok()) return status;
   }
+  forked.covered = covered_tokens(forked);
   return ok_status();
 }
 
@@ -124,6 +123,7 @@ Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens) {
                             std::to_string(extended.max_tokens) + " were announced");
   }
   extended.n_tokens += n_tokens;
+  if (extended.n_tokens <= extended.covered) return ok_status();
   for (Head& head : extended.heads) {
     const std::int64_t needed = pages_for(extended.n_tokens - head.tail_origin);
     while (static_cast<std::int64_t>(head.tail.size()) < needed) {
@@ -132,7 +132,17 @@ Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens) {
       }
     }
   }
+  extended.covered = covered_tokens(extended);
   return ok_status();
+}
+
+std::int64_t StageKv::covered_tokens(const Sequence& sequence) const {
+  std::int64_t covered = sequence.max_tokens;
+  for (const Head& head : sequence.heads) {
+    const auto n_pages = static_cast<std::int64_t>(head.tail.size());
+    covered = std::min(covered, head.tail_origin + n_pages * config_.shape.page_tokens);
+  }
+  return covered;
 }
 
 StageKv::Move StageKv::move_head(const Head& head, const HeadPlan& plan, const Sequence& sequence,
@@ -287,6 +297,7 @@ Status StageKv::compress(const control::Compress& order, control::CompressedSequ
   if (Status status = pack(sequence); !status.ok()) {
     return status.with_context("compressing sequence " + std::to_string(order.sequence()));
   }
+  sequence.covered = covered_tokens(sequence);
   if (!is_uncompressed) sequence.compressed_at = order.n_tokens();
   // What is still uncompressed may be under any plan after the next boundary.
   if (!is_uncompressed || order.boundaries_left() == 0) {
@@ -298,7 +309,7 @@ Status StageKv::compress(const control::Compress& order, control::CompressedSequ
   report.set_sequence(order.sequence());
   report.set_n_tokens(order.n_tokens());
   report.set_full_bytes(kvstore::full_bytes(config_.shape, config_.n_layers, sequence.n_tokens));
-  report.set_used_pages(n_pages_of(sequence));
+  report.set_used_pages(sequence.n_pages);
   report.set_reserved_pages(sequence.n_reserved);
   return ok_status();
 }
@@ -310,7 +321,7 @@ Status StageKv::free(std::uint64_t sequence, control::FreedSequence& report) {
   const std::uint64_t page_bytes = config_.shape.page_bytes();
   report.set_sequence(sequence);
   report.set_full_bytes(kvstore::full_bytes(config_.shape, config_.n_layers, freed.n_tokens));
-  report.set_kept_bytes(static_cast<std::uint64_t>(n_pages_of(freed)) * page_bytes);
+  report.set_kept_bytes(static_cast<std::uint64_t>(freed.n_pages) * page_bytes);
   for (int layer = 0; layer < config_.n_layers; ++layer) {
     std::uint64_t bytes = 0;
     for (int h = 0; h < config_.shape.n_kv_heads; ++h) {
@@ -346,8 +357,10 @@ Status StageKv::check() const {
     n_reserved += sequence.n_reserved;
     count(sequence.shared);
     count(sequence.packed);
+    std::size_t n_pages = sequence.shared.size() + sequence.packed.size();
     for (const Head& head : sequence.heads) {
       count(head.tail);
+      n_pages += head.tail.size();
       if (static_cast<std::int64_t>(head.tail.size()) !=
           pages_for(sequence.n_tokens - head.tail_origin)) {
         return internal_error("sequence " + std::to_string(id) + " has a tail of " +

@@ -11,7 +11,7 @@
 // Thread-safety: none.
 
 #include <cstdint>
-#include <map>
+#include <unordered_map>
 #include <vector>
 
 #include "cluster/coordinator/simulation/page_book.h"
@@ -72,7 +72,9 @@ class StageKv {
     std::int64_t n_tokens = 0;
     std::int64_t max_tokens = 0;
     std::int64_t n_reserved = 0;
+    std::int64_t n_pages = 0;  // in all the lists below
     std::int64_t compressed_at = 0;
+    std::int64_t covered = 0;        // tokens that every tail has a page for
     std::vector<Head> heads;         // [n_tables]
     std::vector<PageNumber> shared;  // compressed pages of what it forked from
     std::vector<PageNumber> packed;  // and its own
@@ -98,11 +100,11 @@ class StageKv {
   std::int64_t pages_for(std::int64_t n_tokens) const {
     return kvstore::pages_for_tokens(n_tokens, config_.shape.page_tokens);
   }
-  static std::int64_t n_pages_of(const Sequence& sequence);
+  std::int64_t covered_tokens(const Sequence& sequence) const;
 
   StageKvConfig config_;
   PageBook book_;
-  std::map<std::uint64_t, Sequence> sequences_;
+  std::unordered_map<std::uint64_t, Sequence> sequences_;
 };
 
 }  // namespace spindle::coordinator::simulation

@@ -1,0 +1,137 @@
+#include "cluster/coordinator/bench/capacity_cluster.h"
+
+#include "cluster/coordinator/layer_partition.h"
+#include "cluster/coordinator/simulation/seeded_random.h"
+
+namespace spindle::coordinator::bench {
+namespace {
+
+constexpr double kWeightBytes = 2;  // of a parameter
+// Of a device's memory: what weights and KV may take, beside activations and workspaces.
+constexpr double kUsableMemory = 0.9;
+constexpr std::int32_t kEos = 2;
+
+simulation::LatencyModel stage_latency(const ModelShape& shape, const DeviceRates& rates,
+                                       int n_layers, bool is_last, std::uint64_t page_bytes) {
+  simulation::LatencyModel latency;
+  const double layers = shape.layer_parameters() * n_layers;
+  const double head = is_last ? shape.head_parameters() : 0;
+  latency.launch = rates.launch_us;
+  latency.weights = (layers + head) * kWeightBytes / rates.read_bytes_per_us;
+  latency.token = 2 * layers / rates.flops_per_us;
+  latency.logits = 2 * head / rates.flops_per_us;
+  latency.kv_page = static_cast<double>(page_bytes) / rates.read_bytes_per_us;
+  // Scores and values; of a chunk every token sees half of the chunk on average, which is left out.
+  latency.pair = 4.0 * shape.n_heads * shape.head_dim * n_layers / rates.attention_flops_per_us;
+  latency.boundary_token = latency.kv_page / 32 * shape.n_kv_heads * n_layers;
+  return latency;
+}
+
+double memory_share(Memories memories, int stage, int n_stages, simulation::SeededRandom& random) {
+  switch (memories) {
+    case Memories::kEqual:
+      return 1;
+    case Memories::kOneThird:
+      return stage == n_stages / 2 ? 1.0 / 3 : 1;
+    case Memories::kUneven:
+      return random.between_real(0.5, 1.0);
+  }
+  return 1;
+}
+
+}  // namespace
+
+double ModelShape::layer_parameters() const {
+  const double attention =
+      static_cast<double>(hidden) * head_dim * (2.0 * n_heads + 2.0 * n_kv_heads);
+  return attention + 3.0 * hidden * intermediate;
+}
+
+Result<ModelShape> model_shape(std::string_view name) {
+  if (name == "8b") return ModelShape{"llama-3-8b", 32, 4096, 14336, 32, 8, 128, 128256};
+  if (name == "70b") return ModelShape{"llama-3-70b", 80, 8192, 28672, 64, 8, 128, 128256};
+  return invalid_argument("model: \"" + std::string(name) + "\" is neither 8b nor 70b");
+}
+
+// docs/performance.md: copies at 4.27 TB/s, products at 790 TFLOP/s of which layers reach about
+// 0.8, prefill attention about 0.6. The links are assumed: 25 GB/s between nodes, and MPI messages
+// of 30 us.
+DeviceRates h200_rates() {
+  return {.read_bytes_per_us = 4.0e6,
+          .flops_per_us = 630e6,
+          .attention_flops_per_us = 470e6,
+          .launch_us = 60,
+          .link_bytes_per_us = 25e3,
+          .link_us = 15,
+          .control_us = 30};
+}
+
+std::string_view memories_name(Memories memories) {
+  switch (memories) {
+    case Memories::kEqual:
+      return "equal";
+    case Memories::kOneThird:
+      return "one-third";
+    case Memories::kUneven:
+      return "uneven";
+  }
+  return "";
+}
+
+Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& settings) {
+  const ModelShape& shape = settings.shape;
+  const PartitionCosts costs{.head = shape.head_parameters() / shape.layer_parameters()};
+  const auto ranges = partition_layers(shape.n_layers, settings.n_stages, costs);
+  if (!ranges.ok()) return ranges.status();
+
+  simulation::SimulationConfig config;
+  config.shape = {.n_kv_heads = shape.n_kv_heads, .head_dim = shape.head_dim};
+  config.seed = settings.seed;
+  config.walks_pages = false;
+  config.step_timeout_us = 60'000'000;
+  config.tokens = {.vocab_size = shape.vocab_size, .eos = kEos, .eos_every = settings.mean_output};
+  config.link.control = settings.rates.control_us;
+  config.link.activations = settings.rates.link_us;
+  config.link.activations_token = 2.0 * shape.hidden / settings.rates.link_bytes_per_us;
+  config.link.jitter = 0.05;
+  simulation::SeededRandom random(settings.seed ^ 0x6d656d6fULL);
+  const std::uint64_t page_bytes = config.shape.page_bytes();
+  for (int s = 0; s < settings.n_stages; ++s) {
+    const int n_layers = (*ranges)[static_cast<std::size_t>(s)].count;
+    const bool is_first = s == 0;
+    const bool is_last = s + 1 == settings.n_stages;
+    const double weights = (shape.layer_parameters() * n_layers +
+                            ((is_first ? 1 : 0) + (is_last ? 1 : 0)) * shape.head_parameters()) *
+                           kWeightBytes;
+    const double left = kUsableMemory * static_cast<double>(settings.memory_bytes) - weights;
+    if (left < static_cast<double>(page_bytes)) {
+      return invalid_argument("stage " + std::to_string(s) + " of " +
+                              std::to_string(settings.n_stages) + ": weights of " +
+                              std::to_string(weights / 1e9) + " GB leave no memory for KV");
+    }
+    const double pool = left * memory_share(settings.memories, s, settings.n_stages, random);
+    config.stages.push_back(
+        {n_layers, static_cast<std::int64_t>(pool / static_cast<double>(page_bytes))});
+    config.latency.push_back(stage_latency(shape, settings.rates, n_layers, is_last, page_bytes));
+  }
+
+  SchedulerConfig& scheduler = config.scheduler;
+  scheduler.max_num_seqs = settings.max_num_seqs;
+  scheduler.max_num_batched_tokens = settings.max_num_batched_tokens;
+  scheduler.max_in_flight = settings.n_stages + 1;
+  scheduler.max_num_queued_reqs = 1 << 20;
+  scheduler.max_num_queued_tokens = std::int64_t{1} << 40;
+  scheduler.seed = settings.seed;
+  scheduler.eos_token_ids = {kEos};
+  scheduler.limits.vocab_size = shape.vocab_size;
+  scheduler.limits.max_model_len = static_cast<std::int32_t>(settings.max_model_len);
+  scheduler.kv_model = {.n_layers = shape.n_layers,
+                        .n_heads = shape.n_heads,
+                        .n_kv_heads = shape.n_kv_heads,
+                        .head_dim = shape.head_dim,
+                        .vocab_size = shape.vocab_size,
+                        .max_model_len = settings.max_model_len};
+  return config;
+}
+
+}  // namespace spindle::coordinator::bench
