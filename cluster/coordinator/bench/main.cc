@@ -28,7 +28,7 @@ struct Options {
   std::vector<double> memory_gb = {24, 141};  // of a device, for each model
   std::string policy = "full";
   int n_requests = 10'000;
-  int max_num_seqs = 4'096;
+  int max_num_seqs = 16'384;
   int max_num_batched_tokens = 2'048;
   int mean_output = 200;
   std::uint64_t seed = 1;

@@ -1,7 +1,6 @@
 #include "cluster/coordinator/simulation/simulated_stage.h"
 
 #include <algorithm>
-#include <set>
 #include <string>
 
 namespace spindle::coordinator::simulation {
@@ -78,11 +77,7 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
   for (const control::OpenSequence& order : plan.open()) {
     if (Status status = open(order); !status.ok()) return status;
   }
-  std::set<std::uint64_t> seen;
   for (const control::Run& order : plan.runs()) {
-    if (!seen.insert(order.sequence()).second) {
-      return not_allowed(order.sequence(), "two runs in one step");
-    }
     if (Status status = run(order, result, work); !status.ok()) return status;
   }
   result.set_kv_used_bytes(static_cast<std::uint64_t>(kv_.book().n_used()) *
@@ -129,6 +124,7 @@ Status SimulatedStage::fork(const control::ForkSequence& fork) {
     return status;
   }
   Sequence forked = make_sequence(child);
+  forked.n_tokens = fork.n_tokens();
   forked.is_compressed = parent.is_compressed;
   forked.compressed_at = parent.compressed_at;
   forked.sinks = parent.sinks;
@@ -163,12 +159,13 @@ Status SimulatedStage::open(const control::OpenSequence& open) {
 }
 
 Status SimulatedStage::check_run(const control::Run& run, const Sequence& sequence) const {
-  const std::int64_t begin = kv_.length(run.sequence());
+  const std::int64_t begin = sequence.n_tokens;
   const std::int64_t end = begin + run.tokens_size();
   if (run.tokens().empty() || run.first_position() != begin) {
     return not_allowed(run.sequence(), "a run from " + std::to_string(run.first_position()) +
                                            " on, it holds " + std::to_string(begin));
   }
+  if (sequence.ran_in == step_) return not_allowed(run.sequence(), "two runs in one step");
   if (sequence.is_scored) {
     return not_allowed(run.sequence(), "a run between a boundary and its compression");
   }
@@ -196,10 +193,13 @@ Status SimulatedStage::run(const control::Run& run, control::StepResult& result,
   Sequence& sequence = found->second;
   if (Status status = check_run(run, sequence); !status.ok()) return status;
   if (sequence.first_run < 0) sequence.first_run = run.first_position();
-  if (Status status = kv_.extend(run.sequence(), run.tokens_size()); !status.ok()) return status;
-  const std::int64_t length = kv_.length(run.sequence());
+  if (Status status = kv_.extend(run.sequence(), run.tokens_size(), work.kv_pages); !status.ok()) {
+    return status;
+  }
+  sequence.ran_in = step_;
+  sequence.n_tokens += run.tokens_size();
+  const std::int64_t length = sequence.n_tokens;
   work.n_tokens += run.tokens_size();
-  work.kv_pages += kv_.n_pages(run.sequence());
   work.attention_pairs += run.tokens_size() * length;
   if (sequence.next_boundary < sequence.boundaries.size() &&
       length == sequence.boundaries[sequence.next_boundary]) {

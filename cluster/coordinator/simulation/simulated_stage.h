@@ -42,6 +42,8 @@ class SimulatedStage {
  private:
   struct Sequence {
     SamplingKey key;
+    std::int64_t n_tokens = 0;
+    std::uint64_t ran_in = 0;  // the last step
     std::int64_t prompt_tokens = 0;
     std::vector<std::uint64_t> hashes;  // of the first i tokens; on the last stage
     std::vector<std::int32_t> boundaries;

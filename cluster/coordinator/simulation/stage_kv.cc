@@ -112,7 +112,7 @@ Status StageKv::fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_t
   return ok_status();
 }
 
-Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens) {
+Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens, std::int64_t& n_pages) {
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) return no_sequence(sequence);
   Sequence& extended = found->second;
@@ -123,7 +123,10 @@ Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens) {
                             std::to_string(extended.max_tokens) + " were announced");
   }
   extended.n_tokens += n_tokens;
-  if (extended.n_tokens <= extended.covered) return ok_status();
+  if (extended.n_tokens <= extended.covered) {
+    n_pages += extended.n_pages;
+    return ok_status();
+  }
   for (Head& head : extended.heads) {
     const std::int64_t needed = pages_for(extended.n_tokens - head.tail_origin);
     while (static_cast<std::int64_t>(head.tail.size()) < needed) {
@@ -133,6 +136,7 @@ Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens) {
     }
   }
   extended.covered = covered_tokens(extended);
+  n_pages += extended.n_pages;
   return ok_status();
 }
 

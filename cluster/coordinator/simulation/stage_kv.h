@@ -40,7 +40,8 @@ class StageKv {
   Status open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages);
   Status fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_tokens,
               std::int64_t max_tokens, std::int64_t reserve_pages);
-  Status extend(std::uint64_t sequence, std::int64_t n_tokens);
+  // Adds to `n_pages` what the sequence holds afterwards.
+  Status extend(std::uint64_t sequence, std::int64_t n_tokens, std::int64_t& n_pages);
   // Carries out a boundary and fills in the report.
   Status compress(const control::Compress& order, control::CompressedSequence& report);
   Status free(std::uint64_t sequence, control::FreedSequence& report);

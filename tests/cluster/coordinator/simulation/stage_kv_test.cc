@@ -27,6 +27,13 @@ StageKvConfig small_stage(std::int64_t n_pages) {
   return config;
 }
 
+Status extend(StageKv& kv, std::uint64_t sequence, std::int64_t n_tokens) {
+  std::int64_t n_pages = 0;
+  Status status = kv.extend(sequence, n_tokens, n_pages);
+  EXPECT_EQ(n_pages, status.ok() ? kv.n_pages(sequence) : 0);
+  return status;
+}
+
 control::Compress int4_order(std::uint64_t sequence, int n_tokens) {
   control::Compress order;
   order.set_sequence(sequence);
@@ -47,25 +54,25 @@ TEST(StageKv, ASequenceTakesWhatItReserved) {
   StageKv kv(small_stage(10));
   ASSERT_TRUE(kv.open(1, 70, 6).ok());
   EXPECT_EQ(kv.book().n_reserved(), 6);
-  ASSERT_TRUE(kv.extend(1, 33).ok());
+  ASSERT_TRUE(extend(kv, 1, 33).ok());
   EXPECT_EQ(kv.n_pages(1), 4);  // two heads, two pages each
   EXPECT_EQ(kv.book().n_used(), 4);
   EXPECT_EQ(kv.book().n_reserved(), 2);
   EXPECT_EQ(kv.open(2, 10, 5).code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(kv.extend(1, 40).code(), StatusCode::kInvalidArgument) << "more than 70 tokens";
+  EXPECT_EQ(extend(kv, 1, 40).code(), StatusCode::kInvalidArgument) << "more than 70 tokens";
   EXPECT_TRUE(kv.check().ok());
 }
 
 TEST(StageKv, ASequenceCannotTakeMoreThanItReserved) {
   StageKv kv(small_stage(10));
   ASSERT_TRUE(kv.open(1, 70, 3).ok());
-  EXPECT_EQ(kv.extend(1, 33).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(extend(kv, 1, 33).code(), StatusCode::kResourceExhausted);
 }
 
 TEST(StageKv, ForksShareFullPages) {
   StageKv kv(small_stage(20));
   ASSERT_TRUE(kv.open(1, 64, 4).ok());
-  ASSERT_TRUE(kv.extend(1, 40).ok());
+  ASSERT_TRUE(extend(kv, 1, 40).ok());
   ASSERT_TRUE(kv.fork(1, 2, 40, 64, 2).ok());
   EXPECT_EQ(kv.n_pages(2), 4);
   EXPECT_EQ(kv.book().n_used(), 6);  // the first page of each head is shared
@@ -90,7 +97,7 @@ TEST(StageKv, ABoundaryGivesBackWhatItsPlanDrops) {
                                  .tail_tokens = 32};
   const std::int64_t reserve = kvstore::reserve_pages(kShape, 1, demand, false);
   ASSERT_TRUE(kv.open(1, 330, reserve).ok());
-  ASSERT_TRUE(kv.extend(1, 320).ok());
+  ASSERT_TRUE(extend(kv, 1, 320).ok());
   EXPECT_EQ(kv.n_pages(1), 20);
   control::CompressedSequence report;
   ASSERT_TRUE(kv.compress(int4_order(1, 320), report).ok());
@@ -105,13 +112,13 @@ TEST(StageKv, ABoundaryGivesBackWhatItsPlanDrops) {
   EXPECT_EQ(report.reserved_pages(), kv.book().n_reserved());
   EXPECT_LE(report.used_pages() + report.reserved_pages(), reserve);
   EXPECT_TRUE(kv.check().ok());
-  EXPECT_TRUE(kv.extend(1, 10).ok());
+  EXPECT_TRUE(extend(kv, 1, 10).ok());
 }
 
 TEST(StageKv, ABoundaryIsAtTheSequencesLength) {
   StageKv kv(small_stage(100));
   ASSERT_TRUE(kv.open(1, 330, 60).ok());
-  ASSERT_TRUE(kv.extend(1, 100).ok());
+  ASSERT_TRUE(extend(kv, 1, 100).ok());
   control::CompressedSequence report;
   EXPECT_EQ(kv.compress(int4_order(1, 101), report).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(kv.compress(int4_order(2, 100), report).code(), StatusCode::kInvalidArgument);
