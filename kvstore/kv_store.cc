@@ -45,6 +45,7 @@ std::size_t KvStore::n_tables() const {
 KvStore::Sequence KvStore::make_sequence(std::int64_t max_tokens) const {
   Sequence sequence(*pool_);
   sequence.max_tokens = max_tokens;
+  sequence.granted_tokens = max_tokens;
   sequence.caches.resize(n_tables());
   sequence.heads.resize(n_tables());
   sequence.writable_heads.resize(n_tables());
@@ -95,8 +96,13 @@ void KvStore::refresh_heads(Sequence& sequence) {
   }
 }
 
-Status KvStore::open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages) {
+Status KvStore::open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages,
+                     std::int64_t granted_tokens) {
   if (max_tokens <= 0) return invalid_argument("a sequence must hold at least one token");
+  if (granted_tokens < 0 || granted_tokens > max_tokens) {
+    return invalid_argument("a sequence of up to " + std::to_string(max_tokens) +
+                            " tokens cannot be granted " + std::to_string(granted_tokens));
+  }
   if (reserve_pages < 0) return invalid_argument("a negative reservation");
   if (sequences_.contains(sequence)) {
     return invalid_argument("sequence " + std::to_string(sequence) + " is open already");
@@ -104,6 +110,7 @@ Status KvStore::open(SequenceId sequence, std::int64_t max_tokens, std::int64_t 
   if (Status status = pool_->reserve(reserve_pages); !status.ok()) return status;
   Sequence opened = make_sequence(max_tokens);
   opened.reserved_pages = reserve_pages;
+  if (granted_tokens > 0) opened.granted_tokens = granted_tokens;
   if (Status status = memory_->open_tables(sequence, opened.caches, max_tokens, {}); !status.ok()) {
     pool_->unreserve(reserve_pages);
     return status;
@@ -184,6 +191,39 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
   return ok_status();
 }
 
+Result<SequencePages> KvStore::grow(SequenceId sequence, std::int64_t granted_tokens,
+                                    std::int64_t more_pages, int sinks, int recent) {
+  const auto found = sequences_.find(sequence);
+  if (found == sequences_.end()) {
+    return invalid_argument("sequence " + std::to_string(sequence) + " to grow is not open");
+  }
+  Sequence& grown = found->second;
+  if (granted_tokens < grown.granted_tokens || granted_tokens > grown.max_tokens ||
+      more_pages < 0) {
+    return invalid_argument("sequence " + std::to_string(sequence) + " of " +
+                            std::to_string(grown.granted_tokens) + " granted tokens, at most " +
+                            std::to_string(grown.max_tokens) + ", cannot grow to " +
+                            std::to_string(granted_tokens));
+  }
+  std::vector<HeadPlan> heads;
+  for (const HeadCache& cache : grown.caches) heads.push_back(cache.plan);
+  StageBoundary boundary;
+  boundary.sinks = sinks;
+  boundary.recent = recent;
+  boundary.heads = heads;
+  const std::int64_t before = std::exchange(grown.granted_tokens, granted_tokens);
+  const std::int64_t wanted =
+      std::min(grown.reserved_pages + more_pages, future_pages(grown, boundary));
+  if (wanted > grown.reserved_pages) {
+    if (Status status = pool_->reserve(wanted - grown.reserved_pages); !status.ok()) {
+      grown.granted_tokens = before;
+      return status;
+    }
+    grown.reserved_pages = wanted;
+  }
+  return pages_of(grown);
+}
+
 std::int64_t KvStore::pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const {
   std::int64_t n_pages = 0;
   for (const HeadCache& cache : sequence.caches) {
@@ -200,10 +240,10 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
   }
   Sequence& extended = found->second;
   const auto n_new = static_cast<std::int64_t>(tokens.size());
-  if (n_new > extended.max_tokens - extended.n_tokens) {
+  if (n_new > extended.granted_tokens - extended.n_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " holds " +
                             std::to_string(extended.n_tokens) + " tokens and at most " +
-                            std::to_string(extended.max_tokens) + ", " + std::to_string(n_new) +
+                            std::to_string(extended.granted_tokens) + ", " + std::to_string(n_new) +
                             " more were asked for");
   }
   const std::int64_t n_tokens = extended.n_tokens + n_new;

@@ -87,11 +87,15 @@ struct HeadKept {
   double k_entries_per_token = -1;  // -1: no codebook
   double v_entries_per_token = -1;
 };
+// Shared pages included.
+struct SequencePages {
+  std::int64_t used = 0;
+  std::int64_t reserved = 0;  // that it may still take
+};
 struct BoundaryKept {
-  std::vector<HeadKept> heads;      // [n_layers * n_kv_heads]
-  std::int64_t used_pages = 0;      // of the sequence, shared ones included
-  std::int64_t reserved_pages = 0;  // that it may still take
-  std::uint64_t full_bytes = 0;     // the sequence uncompressed in 16 bit
+  std::vector<HeadKept> heads;   // [n_layers * n_kv_heads]
+  SequencePages pages;           // of the sequence
+  std::uint64_t full_bytes = 0;  // the sequence uncompressed in 16 bit
 };
 
 class KvStore {
@@ -108,10 +112,19 @@ class KvStore {
   void set_token_table(const std::uint16_t* k, const std::uint16_t* v);
   bool has_token_table() const { return token_k_ != nullptr; }
 
-  // Opens an empty sequence that will hold at most max_tokens and take at most reserve_pages.
-  // INVALID_ARGUMENT when the id is open already; RESOURCE_EXHAUSTED when the pages cannot be
-  // reserved. Nothing changes on error.
-  Status open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages);
+  // Opens an empty sequence that will hold at most max_tokens and take at most reserve_pages, which
+  // are for its first granted_tokens (0: all of them); grow() adds to both. INVALID_ARGUMENT when
+  // the id is open already; RESOURCE_EXHAUSTED when the pages cannot be reserved. Nothing changes
+  // on error.
+  Status open(SequenceId sequence, std::int64_t max_tokens, std::int64_t reserve_pages,
+              std::int64_t granted_tokens = 0);
+
+  // Lets a sequence hold up to granted_tokens, for at most more_pages beyond its reservation: as
+  // many of them as that may take are reserved. `recent` is that of its last boundary. Not for
+  // sequences whose prompt has boundaries to come. INVALID_ARGUMENT for an unknown sequence or
+  // beyond its max_tokens; RESOURCE_EXHAUSTED when the pool has too few. Nothing changes on error.
+  Result<SequencePages> grow(SequenceId sequence, std::int64_t granted_tokens,
+                             std::int64_t more_pages, int sinks, int recent);
 
   // Opens `child` as a copy of `parent`'s first n_tokens, which must reach into every head's tail,
   // to hold at most max_tokens and take at most reserve_pages of its own.
@@ -119,7 +132,7 @@ class KvStore {
               std::int64_t reserve_pages);
 
   // Makes room for more tokens in every layer and head. INVALID_ARGUMENT for an unknown sequence or
-  // beyond its max_tokens; RESOURCE_EXHAUSTED beyond its reservation.
+  // beyond its granted tokens; RESOURCE_EXHAUSTED beyond its reservation.
   Status extend(SequenceId sequence, std::span<const std::int32_t> tokens);
 
   // Carries out a boundary at the sequence's present length: tokens leave the tail, are dropped or
@@ -178,6 +191,7 @@ class KvStore {
     explicit Sequence(PagePool& pool) : arena(pool) {}
     std::int64_t n_tokens = 0;
     std::int64_t max_tokens = 0;
+    std::int64_t granted_tokens = 0;  // that its reservation is for
     std::int64_t covered_tokens = 0;  // that every tail has a page for
     std::int64_t reserved_pages = 0;  // not yet allocated
     std::vector<HeadCache> caches;    // [n_layers * n_kv_heads]
@@ -213,6 +227,7 @@ class KvStore {
   void shrink_reservation(Sequence& sequence, std::int64_t pages);
   // Of the first n_pages of a tail, those that no other sequence shares.
   std::int64_t own_tail_pages(const HeadCache& cache, std::size_t n_pages) const;
+  SequencePages pages_of(const Sequence& sequence) const;
   std::int64_t future_pages(const Sequence& sequence, const StageBoundary& boundary) const;
   std::int64_t future_tail_pages(const Sequence& sequence, const StageBoundary& boundary,
                                  std::size_t table) const;

@@ -273,10 +273,8 @@ Result<BoundaryKept> KvStore::compress(const HostEncoding& host, SequenceId sequ
 
   BoundaryKept kept;
   kept.full_bytes = full_bytes(config_.shape, config_.n_layers, compressed.n_tokens);
-  kept.used_pages = compressed.arena.n_pages();
-  kept.reserved_pages = compressed.reserved_pages;
+  kept.pages = pages_of(compressed);
   for (const HeadCache& cache : compressed.caches) {
-    kept.used_pages += static_cast<std::int64_t>(cache.tail_pages.size());
     kept.heads.push_back(head_kept(cache, compressed.n_tokens));
   }
   return kept;

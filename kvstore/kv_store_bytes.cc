@@ -105,9 +105,17 @@ Result<KvStore::BoundaryWork> KvStore::check_room(const Sequence& sequence,
   return work;
 }
 
-// Pages that the sequence may still take until it holds max_tokens, when generated tokens leave the
+// Pages that the sequence may still take until it holds its granted tokens, when generated tokens leave the
 // tail every kGeneratedBoundary tokens. Pages that others share do not come back when this sequence
 // lets go of them. With what it holds, never more than before.
+SequencePages KvStore::pages_of(const Sequence& sequence) const {
+  SequencePages pages{sequence.arena.n_pages(), sequence.reserved_pages};
+  for (const HeadCache& cache : sequence.caches) {
+    pages.used += static_cast<std::int64_t>(cache.tail_pages.size());
+  }
+  return pages;
+}
+
 std::int64_t KvStore::future_pages(const Sequence& sequence, const StageBoundary& boundary) const {
   std::int64_t n_pages = 0;
   std::uint64_t bytes = 0;
@@ -127,7 +135,7 @@ std::int64_t KvStore::future_tail_pages(const Sequence& sequence, const StageBou
                                         std::size_t table) const {
   const HeadCache& cache = sequence.caches[table];
   const HeadPlan& plan = boundary.heads[table];
-  const std::int64_t left = sequence.max_tokens - sequence.n_tokens;
+  const std::int64_t left = sequence.granted_tokens - sequence.n_tokens;
   const std::int64_t tail = sequence.n_tokens - cache.tail_origin;
   const int page_tokens = config_.shape.page_tokens;
   const bool selects_again = plan.mode == KvMode::kEvict && boundary.boundaries_left > 0;
@@ -182,9 +190,9 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
   if (codec.k == KvFormat::kCodebook) codec.k = plan.fallback;
   if (codec.v == KvFormat::kCodebook) codec.v = plan.fallback;
   const int recent = codec.k == KvFormat::kToken ? 0 : boundary.recent;
-  std::int64_t end = sequence.max_tokens - recent;
+  std::int64_t end = sequence.granted_tokens - recent;
   if (only_generates(boundary) && plan.mode != KvMode::kStream && cache.tail_first > 0) {
-    const std::int64_t left = sequence.max_tokens - sequence.n_tokens;
+    const std::int64_t left = sequence.granted_tokens - sequence.n_tokens;
     const std::int64_t last = sequence.n_tokens + left / kGeneratedBoundary * kGeneratedBoundary;
     end = tail_begin(cache.tail_origin, cache.tail_first, recent, last);
     n_partial = 0;

@@ -84,8 +84,10 @@ struct GenerateRequest {
   std::optional<KvPolicyRequest> kv_policy;  // unset: the server's default policy
   std::vector<std::int64_t> compress_at;     // prompt lengths; not together with compress_after
   std::string session_id;                    // empty: no session
-  std::uint64_t session_owner = 0;           // ApiKeys::owner_of the client's key
+  std::uint64_t owner = 0;                   // ApiKeys::owner_of the client's key
   bool keep_session = false;
+  std::int64_t priority = 0;    // lower goes first
+  std::int64_t timeout_ms = 0;  // 0: none
   std::optional<PromptScoresRequest> prompt_scores;
 };
 

@@ -243,8 +243,10 @@ std::optional<ApiError> CompletionService::run(GenerateRequest& request, Validat
   out.kv_policy = std::move(validated.kv.policy);
   out.compress_at = std::move(validated.kv.compress_at);
   out.session_id = std::move(request.session_id);
-  out.session_owner = request.session_owner;
+  out.owner = request.owner;
   out.keep_session = request.keep_session;
+  out.priority = static_cast<std::int32_t>(request.priority);
+  out.timeout_us = request.timeout_ms * 1000;
   out.prompt_scores = validated.kv.scores;
   if (completion.cancel_requested()) return ApiError{cancelled("the request was cancelled")};
   Status status = completion.submit(std::move(out), sampling, std::move(echo));
@@ -263,6 +265,7 @@ std::shared_ptr<Completion> CompletionService::start(GenerateRequest request,
     error = validate_sampling(request.sampling, engine_.limits(), config_.limits, config_.defaults,
                               validated.sampling);
   }
+  if (!error) error = validate_urgency(request);
   if (!error) {
     error = validate_kv(request, engine_.limits(), config_.limits, config_.kv_policy, validated.kv);
   }

@@ -14,7 +14,7 @@
 namespace spindle::api {
 
 inline constexpr std::uint32_t kProtocolMajor = 1;
-inline constexpr std::uint32_t kProtocolMinor = 2;
+inline constexpr std::uint32_t kProtocolMinor = 3;
 
 inline constexpr std::size_t kFrameHeaderBytes = 4;
 // Of the Frame, without its header.

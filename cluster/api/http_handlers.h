@@ -44,7 +44,7 @@ class HttpHandlers {
   // Nothing, or the refusal of a request by its head alone: key, path, method, content type.
   std::optional<HttpResponse> refuse(const HttpRequest& request) const;
   // Who the sessions of an accepted request belong to: ApiKeys::owner_of.
-  std::uint64_t session_owner(const HttpRequest& request) const {
+  std::uint64_t owner(const HttpRequest& request) const {
     return keys_.owner_of_authorization(request.authorization);
   }
   // Routes other than the two that generate. Work in proportion to the body: see is_heavy.

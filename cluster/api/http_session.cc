@@ -98,7 +98,7 @@ std::optional<HttpResponse> parse_body(const HttpRequest& request, const HttpHan
   if (error) return error_response(*error);
   for (GenerateRequest& prompt : out.prompts) {
     prompt.request_id = request.request_id;
-    prompt.session_owner = handlers.session_owner(request);
+    prompt.owner = handlers.owner(request);
   }
   return std::nullopt;
 }

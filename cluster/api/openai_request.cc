@@ -193,6 +193,8 @@ void read_common(FieldReader& fields, const config::Limits& limits, OpenAiReques
   request.model = fields.string("model").value_or("");
   read_sampling(fields, request.sampling);
   read_kv_fields(fields, request);
+  request.priority = fields.integer("priority").value_or(0);
+  request.timeout_ms = fields.integer("timeout_ms").value_or(0);
   read_stream_options(fields, out);
   request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
   // The other ranges are the service's to check; this one sizes what the response is collected in.

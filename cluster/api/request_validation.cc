@@ -133,6 +133,13 @@ ApiError prompt_too_long(std::string message, std::string param) {
   return error;
 }
 
+std::optional<ApiError> validate_urgency(const GenerateRequest& request) {
+  RangeCheck check;
+  check.integer("priority", request.priority, engine::kMinPriority, engine::kMaxPriority);
+  check.integer("timeout_ms", request.timeout_ms, 0, engine::kMaxTimeoutUs / 1000);
+  return check.take();
+}
+
 std::optional<ApiError> validate_sampling(const SamplingRequest& request,
                                           const engine::EngineLimits& engine_limits,
                                           const config::Limits& limits,

@@ -48,6 +48,9 @@ std::optional<ApiError> validate_sampling(const SamplingRequest& request,
                                           const GenerationDefaults& defaults,
                                           ValidatedSampling& out);
 
+// Priority and time limit.
+std::optional<ApiError> validate_urgency(const GenerateRequest& request);
+
 // Decides max_tokens once the prompt's length is known; an error with code context_length_exceeded
 // when prompt and output do not fit.
 std::optional<ApiError> fit_to_context(std::size_t prompt_tokens, bool is_chat,

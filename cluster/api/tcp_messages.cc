@@ -193,6 +193,8 @@ ParsedRequest to_generate_request(v1::GenerateRequest&& message) {
   request.compress_at.assign(message.compress_at().begin(), message.compress_at().end());
   request.session_id = std::move(*message.mutable_session_id());
   request.keep_session = message.keep_session();
+  request.priority = message.priority();
+  request.timeout_ms = message.timeout_ms();
   if (message.has_prompt_scores()) {
     const v1::PromptScores& scores = message.prompt_scores();
     request.prompt_scores = {.first = scores.first(), .end = scores.end(), .dense = scores.dense()};
@@ -294,6 +296,9 @@ v1::Stats to_message(const engine::EngineStats& stats) {
   message.set_requests_failed(stats.failed);
   message.set_requests_cancelled(stats.cancelled);
   message.set_requests_refused(stats.refused);
+  message.set_requests_expired(stats.expired);
+  message.set_preemptions(stats.preemptions);
+  message.set_recomputed_tokens(stats.recomputed_tokens);
   message.set_steps(stats.steps);
   message.set_draining(stats.draining);
   for (const engine::StageState& state : stats.stages) {

@@ -335,7 +335,7 @@ void TcpSession::handle_hello(const v1::Frame& frame) {
     return;
   }
   authenticated_ = true;
-  session_owner_ = context_->api_keys.owner_of(frame.hello().api_key());
+  owner_ = context_->api_keys.owner_of(frame.hello().api_key());
   decoder_.set_max_frame_bytes(max_frame_bytes_);
   const TcpServerOptions& options = context_->options;
   v1::Frame reply;
@@ -382,7 +382,7 @@ void TcpSession::handle_generate(std::uint64_t id, v1::GenerateRequest&& message
     parsed.request.request_id =
         "tcp-" + std::to_string(session_number_) + "-" + std::to_string(++n_requests_);
   }
-  parsed.request.session_owner = session_owner_;
+  parsed.request.owner = owner_;
   requests_.emplace(id, OpenRequest());
   idle_deadline_ = Clock::time_point::max();
   auto sink = std::make_shared<TcpRequestSink>(weak_from_this(), id, parsed.request.request_id);

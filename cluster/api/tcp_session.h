@@ -141,7 +141,7 @@ class TcpSession : public std::enable_shared_from_this<TcpSession> {
   std::size_t writing_scores_ = 0;         // bytes at the end of writing_ that are scores
   std::deque<std::uint64_t> score_order_;  // requests whose scores wait, the next one first
   bool authenticated_ = false;
-  std::uint64_t session_owner_ = 0;  // ApiKeys::owner_of the client's key
+  std::uint64_t owner_ = 0;  // ApiKeys::owner_of the client's key
   bool closing_ = false;             // goodbye was said: nothing is accepted or queued any more
   bool closed_ = false;              // the socket is closed
   bool reader_ended_ = false;

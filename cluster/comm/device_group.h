@@ -1,6 +1,7 @@
 #pragma once
-// DeviceGroup: tensors between pipeline stages, and fixed-size reports between all ranks, in the
-// memory the stage computes in (host memory for the CPU bodies, device memory for a GPU body).
+// DeviceGroup: tensors between pipeline stages, in the memory the stage computes in (host memory
+// for the CPU bodies, device memory for a GPU body), and small reports between all ranks, which are
+// in host memory and travel the same way.
 
 #include <array>
 #include <atomic>
@@ -23,8 +24,9 @@ inline constexpr std::size_t kMaxTensorBytes = std::size_t{4} << 30;
 // is how a stage starts its next step while the last activations travel. A body keeps its own
 // staging memory for that and never touches the caller's memory after a call has returned, whatever
 // the outcome. A failure behind a returned send() shows in the next call on the group or in
-// flush(). A body on device memory is made with the stage's compute stream: its calls are ordered
+// flush(). A body on device memory is made with the stage's compute stream: its tensors are ordered
 // after the work already on that stream, and what they produce is visible to work submitted later.
+// Collectives are ordered with nothing; they are done when the call returns.
 //
 // Sizes are agreed by the plan, not by the message: recv() must be called with exactly the size
 // that was sent. A mismatch is INTERNAL and, like a deadline in the middle of a tensor, leaves the

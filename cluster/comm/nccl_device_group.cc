@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstring>
 #include <future>
 #include <thread>
@@ -68,7 +69,14 @@ Result<std::unique_ptr<NcclDeviceGroup>> NcclDeviceGroup::create(HostGroup& host
 
 Status NcclDeviceGroup::connect(HostGroup& host, Deadline deadline) {
   cuda_check(cudaSetDevice(context_.device()), "cudaSetDevice");
-  compute_reached_ = make_event();
+  collective_done_ = make_event();
+  auto memory = context_.allocate(kMaxCollectiveBytes, "reports");
+  if (!memory.ok()) return memory.status();
+  collected_ = std::move(*memory);
+  auto host_memory = context_.allocate_pinned(kMaxCollectiveBytes, "reports");
+  if (!host_memory.ok()) return host_memory.status();
+  collected_host_ = std::move(*host_memory);
+  context_.synchronize();  // allocation is ordered on another stream than its use
   // Every rank names its edge to the next stage; rank 0 also the communicator of all.
   std::array<ncclUniqueId, 2> mine{};
   for (ncclUniqueId& id : mine) {
@@ -143,7 +151,7 @@ Status NcclDeviceGroup::settle(ncclComm_t comm, ncclResult_t result, std::string
 
 Status NcclDeviceGroup::warm_up(Deadline deadline) {
   // One byte over every edge and one collective: connections are made at the first use.
-  auto scratch = context_.allocate(static_cast<std::size_t>(size()) * 256, "warming NCCL up");
+  auto scratch = context_.allocate(1, "warming NCCL up");
   if (!scratch.ok()) return scratch.status();
   context_.fill(scratch->data(), 1, scratch->n_bytes());
   const std::span<std::byte> one(scratch->data(), 1);
@@ -153,8 +161,9 @@ Status NcclDeviceGroup::warm_up(Deadline deadline) {
   if (rank() + 1 < size()) {
     if (Status s = send(rank() + 1, one, deadline); !s.ok()) return s;
   }
-  const std::span<std::byte> all(scratch->data() + 1, static_cast<std::size_t>(size()));
-  if (Status s = all_gather(one, all, deadline); !s.ok()) return s;
+  const std::byte mine{};
+  std::vector<std::byte> all(static_cast<std::size_t>(size()));
+  if (Status s = all_gather({&mine, 1}, all, deadline); !s.ok()) return s;
   return flush(deadline);
 }
 
@@ -173,7 +182,7 @@ Status NcclDeviceGroup::check_health() {
     const std::lock_guard lock(abort_mutex_);
     if (aborted_) return unavailable(abort_reason_);
   }
-  for (const Link* link : {&world_, &to_next_, &from_previous_}) {
+  for (const Link* link : {&to_next_, &from_previous_}) {
     if (link->comm == nullptr) continue;
     ncclResult_t error = ncclSuccess;
     const ncclResult_t asked = nccl_->comm_get_async_error(link->comm, &error);
@@ -265,33 +274,71 @@ Status NcclDeviceGroup::flush(Deadline deadline) {
 
 Status NcclDeviceGroup::all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                                    Deadline deadline) {
-  if (Status s = check_health(); !s.ok()) return s;
   if (all.size() != mine.size() * static_cast<std::size_t>(size())) {
     return invalid_argument("all_gather of " + std::to_string(mine.size()) + " bytes over " +
                             std::to_string(size()) + " ranks into " + std::to_string(all.size()) +
                             " bytes");
   }
-  if (mine.empty()) return ok_status();
-  order(context_.stream(), world_.stream, compute_reached_);
-  const ncclResult_t result = nccl_->all_gather(mine.data(), all.data(), mine.size(), ncclUint8,
-                                                world_.comm, world_.stream);
-  if (Status s = settle(world_.comm, result, "an all-gather", deadline); !s.ok()) return s;
-  order(world_.stream, context_.stream(), compute_reached_);
-  return ok_status();
+  return collect(mine, all, "an all-gather", deadline, [&](std::byte* in, std::byte* out) {
+    return nccl_->all_gather(in, out, mine.size(), ncclUint8, world_.comm, world_.stream);
+  });
 }
 
 Status NcclDeviceGroup::broadcast(std::span<std::byte> data, int root, Deadline deadline) {
-  if (Status s = check_health(); !s.ok()) return s;
   if (root < 0 || root >= size()) {
     return invalid_argument("rank " + std::to_string(root) + " is not in a group of " +
                             std::to_string(size()));
   }
-  if (data.empty()) return ok_status();
-  order(context_.stream(), world_.stream, compute_reached_);
-  const ncclResult_t result = nccl_->broadcast(data.data(), data.data(), data.size(), ncclUint8,
-                                               root, world_.comm, world_.stream);
-  if (Status s = settle(world_.comm, result, "a broadcast", deadline); !s.ok()) return s;
-  order(world_.stream, context_.stream(), compute_reached_);
+  return collect(data, data, "a broadcast", deadline, [&](std::byte* in, std::byte* out) {
+    return nccl_->broadcast(in, out, data.size(), ncclUint8, root, world_.comm, world_.stream);
+  });
+}
+
+// Host to device, the collective, and back, on the collectives' own stream.
+template <typename Enqueue>
+Status NcclDeviceGroup::collect(std::span<const std::byte> in, std::span<std::byte> out,
+                                std::string_view what, Deadline deadline, Enqueue enqueue) {
+  if (in.size() + out.size() > kMaxCollectiveBytes) {
+    return too_large(std::string(what) + " of " + std::to_string(in.size() + out.size()) +
+                     " bytes in all; the limit is " + std::to_string(kMaxCollectiveBytes));
+  }
+  if (in.empty()) return ok_status();
+  {
+    const std::lock_guard lock(abort_mutex_);
+    if (aborted_) return unavailable(abort_reason_);
+  }
+  cuda_check(cudaSetDevice(context_.device()), "cudaSetDevice");
+  std::byte* const host_out = collected_host_.data() + in.size();
+  std::byte* const device_out = collected_.data() + in.size();
+  std::copy(in.begin(), in.end(), collected_host_.data());
+  cuda_check(cudaMemcpyAsync(collected_.data(), collected_host_.data(), in.size(),
+                             cudaMemcpyHostToDevice, world_.stream),
+             "cudaMemcpyAsync");
+  const ncclResult_t result = enqueue(collected_.data(), device_out);
+  if (Status s = settle(world_.comm, result, what, deadline); !s.ok()) return s;
+  cuda_check(cudaMemcpyAsync(host_out, device_out, out.size(), cudaMemcpyDeviceToHost,
+                             world_.stream),
+             "cudaMemcpyAsync");
+  cuda_check(cudaEventRecord(collective_done_, world_.stream), "cudaEventRecord");
+  while (true) {
+    const cudaError_t state = cudaEventQuery(collective_done_);
+    if (state == cudaSuccess) break;
+    if (state != cudaErrorNotReady) cuda_check(state, "cudaEventQuery");
+    static_cast<void>(cudaGetLastError());
+    if (aborted_) return fail(unavailable("the group was aborted"));
+    ncclResult_t error = ncclSuccess;
+    const ncclResult_t asked = nccl_->comm_get_async_error(world_.comm, &error);
+    const ncclResult_t worst = asked != ncclSuccess ? asked : error;
+    if (worst != ncclSuccess && worst != ncclInProgress) {
+      return fail(unavailable("NCCL, " + std::string(what) + ": " +
+                              nccl_->get_error_string(worst)));
+    }
+    if (deadline.passed()) {
+      return fail(deadline_exceeded(std::string(what) + " did not finish in time"));
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  std::copy(host_out, host_out + out.size(), out.begin());
   return ok_status();
 }
 
@@ -336,7 +383,7 @@ NcclDeviceGroup::~NcclDeviceGroup() {
       }
     }
   }
-  if (compute_reached_ != nullptr) static_cast<void>(cudaEventDestroy(compute_reached_));
+  if (collective_done_ != nullptr) static_cast<void>(cudaEventDestroy(collective_done_));
 }
 
 }  // namespace spindle::comm

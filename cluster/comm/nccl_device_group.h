@@ -6,9 +6,9 @@
 // high-priority stream on either side, so that a transfer never waits for another edge's. A tensor
 // is copied on the device into a staging slot first: the caller's next step may overwrite its
 // memory at once, and a receive starts before the compute stream has reached it. Collectives use a
-// communicator of all ranks.
+// communicator of all ranks and a stream of their own, and wait for nothing that computes.
 //
-// Deadlines: a call returns when its work is enqueued. Work that is not done when its deadline has
+// Deadlines: a tensor's call returns when its work is enqueued. Work that is not done when its deadline has
 // passed, and asynchronous errors of NCCL, are found by the next call on the group, by flush() and
 // by the caller's own wait for the device; all communicators are then aborted, so that no kernel of
 // NCCL keeps the device busy. A peer that died is found by its heartbeat (PeerMonitor).
@@ -52,6 +52,7 @@ class NcclDeviceGroup final : public DeviceGroup {
 
  private:
   static constexpr std::size_t kSlots = 4;
+  static constexpr std::size_t kMaxCollectiveBytes = 1 << 20;
 
   // A communicator with the stream its operations run on.
   struct Link {
@@ -83,7 +84,10 @@ class NcclDeviceGroup final : public DeviceGroup {
   Status settle(ncclComm_t comm, ncclResult_t result, std::string_view what, Deadline deadline);
   // Remembers work until its event; an event that is recorded anew stands for the later work alone.
   void remember(CUevent_st* event, Deadline deadline, std::string what);
-  // Asynchronous errors and passed deadlines of earlier work.
+  template <typename Enqueue>
+  Status collect(std::span<const std::byte> in, std::span<std::byte> out, std::string_view what,
+                 Deadline deadline, Enqueue enqueue);
+  // Asynchronous errors and passed deadlines of earlier tensors.
   Status check_health();
   Status fail(Status status);
   // Aborts all communicators, and waits for that only so long: NCCL may hang in it when a peer is
@@ -98,7 +102,10 @@ class NcclDeviceGroup final : public DeviceGroup {
   Link from_previous_;
   Staging sending_;
   Staging receiving_;
-  CUevent_st* compute_reached_ = nullptr;
+  // Of the collectives: what goes in, then what comes out.
+  DeviceBuffer collected_;
+  PinnedBuffer collected_host_;
+  CUevent_st* collective_done_ = nullptr;
   std::deque<Pending> pending_;  // in order of enqueueing
 
   std::mutex abort_mutex_;

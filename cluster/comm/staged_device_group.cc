@@ -56,25 +56,4 @@ Status StagedDeviceGroup::recv(int source, std::span<std::byte> out, Deadline de
   return to_device(out, *staging);
 }
 
-Status StagedDeviceGroup::all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
-                                     Deadline deadline) {
-  auto staging = staged(mine.size() + all.size());
-  if (!staging.ok()) return staging.status();
-  const std::span<std::byte> own = staging->first(mine.size());
-  const std::span<std::byte> gathered = staging->subspan(mine.size());
-  if (Status s = to_host(own, mine); !s.ok()) return s;
-  if (Status s = host_memory_.all_gather(own, gathered, deadline); !s.ok()) return s;
-  return to_device(all, gathered);
-}
-
-Status StagedDeviceGroup::broadcast(std::span<std::byte> data, int root, Deadline deadline) {
-  auto staging = staged(data.size());
-  if (!staging.ok()) return staging.status();
-  if (rank() == root) {
-    if (Status s = to_host(*staging, data); !s.ok()) return s;
-  }
-  if (Status s = host_memory_.broadcast(*staging, root, deadline); !s.ok()) return s;
-  return rank() == root ? ok_status() : to_device(data, *staging);
-}
-
 }  // namespace spindle::comm

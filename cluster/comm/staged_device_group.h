@@ -12,11 +12,11 @@
 
 namespace spindle::comm {
 
-// Does not own `host_memory` and the context; both outlive it. Thread-safety: one thread, the
-// stage's; abort() from any.
+// Does not own `host_memory` and the context; both outlive it. Thread-safety: tensors from one
+// thread, the stage's, collectives from one; abort() from any.
 class StagedDeviceGroup final : public DeviceGroup {
  public:
-  // Tensors of at most max_tensor_bytes; collectives of at most that in all.
+  // Tensors of at most max_tensor_bytes.
   static Result<std::unique_ptr<StagedDeviceGroup>> create(DeviceGroup& host_memory,
                                                            const CudaContext& context,
                                                            std::size_t max_tensor_bytes);
@@ -25,8 +25,12 @@ class StagedDeviceGroup final : public DeviceGroup {
   Status recv(int source, std::span<std::byte> out, Deadline deadline) override;
   Status flush(Deadline deadline) override { return host_memory_.flush(deadline); }
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
-                    Deadline deadline) override;
-  Status broadcast(std::span<std::byte> data, int root, Deadline deadline) override;
+                    Deadline deadline) override {
+    return host_memory_.all_gather(mine, all, deadline);
+  }
+  Status broadcast(std::span<std::byte> data, int root, Deadline deadline) override {
+    return host_memory_.broadcast(data, root, deadline);
+  }
   void abort(std::string_view why) override { host_memory_.abort(why); }
 
  private:

@@ -27,12 +27,31 @@ bool KvLedger::fits_alone(const KvDemand& demand) const {
   return true;
 }
 
+std::vector<std::int64_t> KvLedger::total_pages(const KvDemand& demand) const {
+  std::vector<std::int64_t> pages;
+  for (std::size_t s = 0; s < stages_.size(); ++s) pages.push_back(total_pages(demand, s));
+  return pages;
+}
+
 bool KvLedger::fits(const KvDemand& demand, const std::vector<std::int64_t>& given_back) const {
+  return fits(total_pages(demand), given_back);
+}
+
+bool KvLedger::fits(const std::vector<std::int64_t>& pages,
+                    const std::vector<std::int64_t>& given_back) const {
   for (std::size_t s = 0; s < stages_.size(); ++s) {
     const std::int64_t back = given_back.empty() ? 0 : given_back[s];
-    if (committed_[s] - back + total_pages(demand, s) > stages_[s].n_pages) return false;
+    if (committed_[s] - back + pages[s] > stages_[s].n_pages) return false;
   }
   return true;
+}
+
+std::uint64_t KvLedger::total_bytes(const KvDemand& demand) const {
+  std::uint64_t bytes = 0;
+  for (const std::int64_t pages : total_pages(demand)) {
+    bytes += static_cast<std::uint64_t>(pages) * shape_.page_bytes();
+  }
+  return bytes;
 }
 
 void KvLedger::add(std::size_t stage, std::int64_t pages) {
@@ -75,6 +94,32 @@ bool KvLedger::try_commit(std::uint64_t request, const KvDemand& demand, std::ui
     ++kept->second.n_users;
   }
   return true;
+}
+
+bool KvLedger::try_grow(std::uint64_t request, const std::vector<std::int64_t>& pages) {
+  const auto found = commitments_.find(request);
+  CHECK(found != commitments_.end() && found->second.own.size() == 1 &&
+            pages.size() == stages_.size(),
+        "a request of one choice grows");
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    if (committed_[s] + pages[s] > stages_[s].n_pages) return false;
+  }
+  Commitment& commitment = found->second;
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    commitment.own[0][s] += pages[s];
+    commitment.first[s] += pages[s];
+    add(s, pages[s]);
+  }
+  return true;
+}
+
+std::vector<std::int64_t> KvLedger::pages_of(std::uint64_t request) const {
+  const auto found = commitments_.find(request);
+  CHECK(found != commitments_.end() && found->second.own.size() == 1,
+        "a request of one choice is asked for");
+  std::vector<std::int64_t> pages = found->second.own[0];
+  for (std::size_t s = 0; s < pages.size(); ++s) pages[s] += found->second.shared[s];
+  return pages;
 }
 
 void KvLedger::update_choice(std::uint64_t request, std::int32_t choice, std::size_t stage,

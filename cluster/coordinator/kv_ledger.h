@@ -30,13 +30,25 @@ class KvLedger {
   bool fits_alone(const KvDemand& demand) const;
   // Whether it fits now, once `given_back` pages (by stage, or empty) are.
   bool fits(const KvDemand& demand, const std::vector<std::int64_t>& given_back = {}) const;
+  // The same for pages [n_stages].
+  bool fits(const std::vector<std::int64_t>& pages,
+            const std::vector<std::int64_t>& given_back) const;
+  std::vector<std::int64_t> total_pages(const KvDemand& demand) const;
   // Commits the pages of the request's first choice and, for the others, what they add. The kept
   // sequence that it continues (0: none) stays committed until the request ends, even when it is
   // released before. Answers false and changes nothing when a stage has too few.
   bool try_commit(std::uint64_t request, const KvDemand& demand, std::uint64_t continued = 0);
+  // What the request takes when it is admitted, over all stages.
+  std::uint64_t total_bytes(const KvDemand& demand) const;
   // What a choice may take on a stage, for its reservation there: the first choice's pages, or a
   // fork's beyond those it shares.
   std::int64_t reserve_pages(const KvDemand& demand, std::size_t stage, bool is_fork) const;
+
+  // Adds pages [n_stages] to the only choice of a request. Answers false and changes nothing when a
+  // stage has too few.
+  bool try_grow(std::uint64_t request, const std::vector<std::int64_t>& pages);
+  // What the only choice of a request has, on each stage.
+  std::vector<std::int64_t> pages_of(std::uint64_t request) const;
 
   // A stage reported, at a boundary, what the request's choice holds and may still take.
   void update_choice(std::uint64_t request, std::int32_t choice, std::size_t stage,

@@ -30,6 +30,10 @@ Status Scheduler::admission() const {
         "the queue is full: " + std::to_string(counters_.waiting_prompt_tokens) +
         " prompt tokens wait");
   }
+  if (waiting_kv_bytes_ >= config_.max_queued_kv_bytes) {
+    return resource_exhausted("the queue is full: requests that will take " +
+                              std::to_string(waiting_kv_bytes_) + " bytes of KV wait");
+  }
   return ok_status();
 }
 
@@ -58,6 +62,10 @@ Result<engine::RequestHandle> Scheduler::submit(engine::EngineRequest request,
     return status;
   }
   entry->handle = next_handle_++;
+  if (entry->request.timeout_us > 0) {
+    entry->deadline_us = now_us + entry->request.timeout_us;
+    deadlines_.emplace(entry->deadline_us, entry->handle);
+  }
   entry->submitted_us = now_us;
   entry->choices_left = sampling.n_choices;
   entry->stop_ids.insert(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end());
@@ -76,12 +84,27 @@ Result<engine::RequestHandle> Scheduler::submit(engine::EngineRequest request,
     sequences_.emplace(choice.sequence, std::pair(entry.get(), static_cast<std::size_t>(i)));
   }
   ++counters_.accepted;
-  ++counters_.waiting;
-  counters_.waiting_prompt_tokens += entry->n_prompt();
   const engine::RequestHandle handle = entry->handle;
-  waiting_.push_back(handle);
+  waiting_.owner_came(entry->request.owner);
+  waiting_.push({.request = handle,
+                 .owner = entry->request.owner,
+                 .priority = entry->request.priority,
+                 .work = entry->n_prompt()});
+  count_waiting(*entry, 1);
   requests_.emplace(handle, std::move(entry));
   return handle;
+}
+
+// Comes to wait or waits no longer.
+void Scheduler::count_waiting(Request& request, int sign) {
+  counters_.waiting += sign;
+  counters_.waiting_prompt_tokens += sign * request.n_prompt();
+  if (sign < 0) {
+    waiting_kv_bytes_ -= request.queued_bytes;
+    return;
+  }
+  request.queued_bytes = ledger_.total_bytes(request.first_demand());
+  waiting_kv_bytes_ += request.queued_bytes;
 }
 
 void Scheduler::cancel(engine::RequestHandle request, std::int64_t now_us) {
@@ -99,8 +122,12 @@ void Scheduler::finish_choice(engine::RequestHandle request, std::int32_t choice
   if (choice < 0 || choice >= static_cast<std::int32_t>(entry.choices.size())) return;
   Choice& ended = entry.choices[static_cast<std::size_t>(choice)];
   // A choice without output cannot have met a stop string, and the first one may still be
-  // prefilling.
-  if (ended.state == Choice::State::kPrompt) return;
+  // prefilling; but one that was preempted has output.
+  if (ended.state == Choice::State::kPrompt &&
+      (entry.choices.size() > 1 || entry.summary.completion_tokens == 0)) {
+    return;
+  }
+  std::erase(prefilling_, request);
   end_choice(entry, ended);
   end_if_complete(entry, now_us);
 }
@@ -136,7 +163,10 @@ void Scheduler::end_choice(Request& request, Choice& choice) {
       request.n_prompt() + choice.n_generated - (choice.state == Choice::State::kInFlight ? 0 : 1);
   choice.state = Choice::State::kEnded;
   --request.choices_left;
-  if (request.admitted) --running_sequences_;
+  if (request.admitted) {
+    --running_sequences_;
+    if (request.grows()) --growing_requests_;
+  }
   choice.kept =
       choice.index == 0 && request.request.keep_session && request.status.ok() && choice.on_stages;
   if (choice.kept) return;
@@ -182,16 +212,18 @@ void Scheduler::end_if_complete(Request& request, std::int64_t now_us) {
   if (request.admitted) {
     --counters_.running;
   } else {
-    --counters_.waiting;
-    counters_.waiting_prompt_tokens -= request.n_prompt();
-    std::erase(waiting_, request.handle);
+    count_waiting(request, -1);
+    waiting_.take(request.handle);
   }
+  waiting_.owner_left(request.request.owner);
+  if (request.deadline_us > 0) deadlines_.erase({request.deadline_us, request.handle});
   if (request.status.ok()) {
     ++counters_.finished;
   } else if (request.status.code() == StatusCode::kCancelled) {
     ++counters_.cancelled;
   } else {
     ++counters_.failed;
+    counters_.expired += request.status.code() == StatusCode::kDeadlineExceeded ? 1 : 0;
   }
   for (const Choice& choice : request.choices) sequences_.erase(choice.sequence);
   requests_.erase(request.handle);  // `request` is gone from here on
@@ -238,8 +270,12 @@ Status Scheduler::on_result(const control::StepResult& result, std::int64_t now_
                           std::to_string(result.step()) + " that is not expected");
   }
   found->second.reported[stage] = true;
+  if (Status status = check_pages(result, stage, found->second); !status.ok()) return status;
   for (const control::CompressedSequence& compressed : result.compressed()) {
-    on_compressed(compressed, stage, now_us);
+    on_compressed(compressed, result.step(), stage, now_us);
+  }
+  for (const control::GrownSequence& grown : result.grown()) {
+    on_grown(grown, result.step(), stage);
   }
   for (const control::PromptScore& score : result.prompt_scores()) on_prompt_score(score);
   for (const control::Sampled& sampled : result.sampled()) on_sampled(sampled, now_us);
@@ -252,6 +288,18 @@ Status Scheduler::on_result(const control::StepResult& result, std::int64_t now_
     in_flight_.erase(found);
   }
   return ok_status();
+}
+
+// What a stage holds and has promised is what the ledger says, or less where a stage's projection
+// is still on its way; more means that one of the two is wrong, and that a sequence may run out.
+Status Scheduler::check_pages(const control::StepResult& result, std::size_t stage,
+                              const Step& step) const {
+  const std::int64_t pages = result.used_pages() + result.reserved_pages();
+  if (pages <= step.committed[stage]) return ok_status();
+  return internal_error("stage " + std::to_string(stage) + " holds and has promised " +
+                        std::to_string(pages) + " KV pages after step " +
+                        std::to_string(result.step()) + ", the ledger has " +
+                        std::to_string(step.committed[stage]));
 }
 
 engine::FinishReason Scheduler::finish_reason(const Request& request, const Choice& choice,
@@ -306,6 +354,13 @@ void Scheduler::on_sampled(const control::Sampled& sampled, std::int64_t now_us)
 
 void Scheduler::on_freed(const control::FreedSequence& freed, std::size_t stage,
                          std::int64_t now_us) {
+  if (const auto given_up = preempted_.find(freed.sequence()); given_up != preempted_.end()) {
+    Request& request = *given_up->second.first;
+    if (--given_up->second.second == 0) preempted_.erase(given_up);
+    --request.frees_pending;
+    end_if_complete(request, now_us);
+    return;
+  }
   const auto found = sequences_.find(freed.sequence());
   if (found == sequences_.end()) return;
   Request& request = *found->second.first;

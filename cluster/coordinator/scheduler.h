@@ -15,23 +15,34 @@
 // A sequence can be kept when its request ends (a session) and continued by a later one, which
 // forks it where the prompts part. Sessions are given up for running requests, oldest first.
 //
-// Requests are admitted first come, first served, when their longest form fits the KV ledger and
-// max_num_seqs. The choices of a request share one prefill: they are sampled from the same logits
-// and fork from the first choice's cache in the next plan.
+// Requests are tried in the order of WaitingQueue and admitted when the KV ledger has room for the
+// prompt and what follows it up to the next boundary, beside some for those that run to grow;
+// max_num_seqs bounds them. Later boundaries need more room. Where there is none, the youngest
+// request of the lowest priority gives its KV back and waits again; computed anew, its output is
+// the same. Requests with several choices, sessions or scores of their prompt are admitted for all
+// they may take, and never give it back.
+//
+// The choices of a request share one prefill: they are sampled from the same logits and fork from
+// the first choice's cache in the next plan.
 //
 // Thread-safety: none; the engine's thread owns it.
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "cluster/coordinator/budget_balancer.h"
 #include "cluster/coordinator/kv_ledger.h"
+#include "cluster/coordinator/waiting_queue.h"
 #include "cluster/engine/engine.h"
 #include "proto/control.pb.h"
 
@@ -43,6 +54,11 @@ struct SchedulerConfig {
   int max_in_flight = 1;
   int max_num_queued_reqs = 256;
   std::int64_t max_num_queued_tokens = 1 << 20;
+  // KV that those who wait will take at admission, over all stages.
+  std::uint64_t max_queued_kv_bytes = std::numeric_limits<std::uint64_t>::max();
+  // Context at which a token's attention costs as much as the rest of it: prefill chunks shrink
+  // with the tokens before them, so that steps take equal time. 0: attention costs nothing.
+  std::int64_t attention_parity_tokens = 0;
   std::uint64_t seed = 0;  // for requests without one
   std::vector<std::int32_t> eos_token_ids;
   engine::EngineLimits limits;
@@ -51,6 +67,7 @@ struct SchedulerConfig {
   int max_sessions = 64;
   std::int64_t session_ttl_us = 600'000'000;
   std::uint64_t max_session_bytes = 0;  // on each stage; 0: half of its pool
+  int budget_report_steps = 16;         // between two reports, with a balancer
 };
 
 // What happened to one request since the last take_events().
@@ -75,6 +92,14 @@ class Scheduler {
   void finish_choice(engine::RequestHandle request, std::int32_t choice, std::int64_t now_us);
   // From now on submit refuses with UNAVAILABLE.
   void start_draining() { draining_ = true; }
+  // From now on levels of `ladder` decide what requests keep that asked for no size of their own.
+  void set_balancer(BudgetBalancer balancer, kvstore::LevelLadder ladder);
+  // The stages' reports that a plan asked for. A decision has been taken to heart when it is
+  // returned: plans from its effective step on follow it. INTERNAL as BudgetBalancer::decide.
+  Result<std::optional<BudgetDecision>> balance(std::span<const BudgetReport> reports,
+                                                std::int64_t now_us);
+  // The last plan decided on; of epoch 0 before the first.
+  const BudgetPlan& budget_plan() const { return budget_plan_; }
   // Ends every request with `status`; nothing is scheduled afterwards but the freeing of KV.
   void fail_all(const Status& status, std::int64_t now_us);
 
@@ -101,8 +126,14 @@ class Scheduler {
   struct Request;
   struct Step {
     std::int64_t sent_us = 0;
-    std::vector<bool> reported;  // [n_stages]
+    std::vector<bool> reported;           // [n_stages]
+    std::vector<std::int64_t> committed;  // [n_stages] in the ledger, once the plan is carried out
     bool has_decode = false;
+  };
+  // What is left of a step while it is composed.
+  struct StepBudget {
+    std::int64_t tokens = 0;
+    double cost = 0;  // in tokens without a context
   };
 
   // A sequence that outlived its request.
@@ -118,17 +149,20 @@ class Scheduler {
   };
 
   Status check_kv(Request& request) const;
+  void count_waiting(Request& request, int sign);
+  Status check_pages(const control::StepResult& result, std::size_t stage, const Step& step) const;
   void plan_boundaries(control::StepPlan& plan);
   Status on_boundary_scores(const control::BoundaryScores& scores, std::size_t stage,
                             std::int64_t now_us);
   void make_boundary_plan(Request& request, std::int64_t now_us);
-  void on_compressed(const control::CompressedSequence& compressed, std::size_t stage,
-                     std::int64_t now_us);
+  void on_compressed(const control::CompressedSequence& compressed, std::uint64_t step,
+                     std::size_t stage, std::int64_t now_us);
+  void on_grown(const control::GrownSequence& grown, std::uint64_t step, std::size_t stage);
   void add_boundary_use(Request& request, const control::CompressedSequence& compressed,
                         std::size_t stage) const;
   void on_prompt_score(const control::PromptScore& score);
   void leave_boundary(Request& request);
-  void add_compress(control::StepPlan& plan, const Request& request, const Choice& choice,
+  void add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                     std::int64_t n_tokens) const;
   kvstore::BoundaryNeeds needs_of(const Request& request) const;
   int first_layer(std::size_t stage) const;
@@ -141,6 +175,7 @@ class Scheduler {
   void give_back(const Release& release);
   std::vector<std::string> oldest_sessions() const;
   bool make_room(const Request& request);
+  bool drop_oldest_session();
   void begin_anew(Request& request) const;
   void expire_sessions(std::int64_t now_us);
   bool sessions_are_too_many() const;
@@ -148,11 +183,36 @@ class Scheduler {
   void plan_forks(control::StepPlan& plan);
   void add_prompt_scores(const Request& request, int n_tokens, control::Run& run) const;
   void add_boundaries(const Request& request, control::OpenSequence& open) const;
-  bool plan_decode(control::StepPlan& plan, int& budget);
-  void plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us);
-  bool admit_next(control::StepPlan& plan, std::int64_t now_us);
-  bool commit_next(Request& request, std::int64_t now_us);
-  void plan_chunk(control::StepPlan& plan, Request& request, int& budget);
+  bool plan_decode(control::StepPlan& plan, StepBudget& budget, std::int64_t now_us);
+  void plan_prefill(control::StepPlan& plan, StepBudget& budget);
+  std::vector<engine::RequestHandle> prefill_order() const;
+  static std::int64_t left_to_prefill(const Request& request);
+  void plan_chunk(control::StepPlan& plan, Request& request, double share, StepBudget& budget);
+  std::int64_t chunk_tokens(std::int64_t n_before, double cost) const;
+  double chunk_cost(std::int64_t n_before, std::int64_t n_tokens) const;
+
+  // scheduler_budget.cc
+  void plan_budget(control::StepPlan& plan);
+  BalancerInput balancer_input(std::int64_t now_us) const;
+  std::vector<kvstore::LayerRatio> levels_of(Request& request, std::int32_t n_tokens) const;
+  void add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
+                         control::Compress& order) const;
+
+  // scheduler_admission.cc
+  enum class Room : std::uint8_t { kFound, kNone, kEnded };
+  void admit(control::StepPlan& plan, const StepBudget& budget, std::int64_t now_us);
+  bool may_prefill(const Request& request, const StepBudget& budget) const;
+  Room try_admit(control::StepPlan& plan, Request& request, std::int64_t now_us);
+  Room commit(Request& request, std::int64_t now_us);
+  bool preempt_lower(const Request& request);
+  std::vector<std::int64_t> headroom() const;
+  Room find_grant(Request& request, control::StepPlan& plan, std::int64_t n_tokens,
+                  std::int64_t now_us);
+  std::vector<std::int64_t> pages_to_grow(const Request& request,
+                                          std::int64_t granted_tokens) const;
+  std::vector<Request*> victims(std::int32_t above_priority) const;
+  void preempt(Request& request);
+  void expire_requests(std::int64_t now_us);
   void on_sampled(const control::Sampled& sampled, std::int64_t now_us);
   void on_freed(const control::FreedSequence& freed, std::size_t stage, std::int64_t now_us);
   void end_choice(Request& request, Choice& choice);
@@ -173,8 +233,12 @@ class Scheduler {
   std::uint64_t next_step_ = 1;
   std::unordered_map<engine::RequestHandle, std::unique_ptr<Request>> requests_;
   std::unordered_map<std::uint64_t, std::pair<Request*, std::size_t>> sequences_;  // -> choice
-  std::deque<engine::RequestHandle> waiting_;
-  std::deque<engine::RequestHandle> prefilling_;
+  WaitingQueue waiting_;
+  std::uint64_t waiting_kv_bytes_ = 0;
+  std::set<std::pair<std::int64_t, engine::RequestHandle>> deadlines_;
+  std::deque<engine::RequestHandle> prefilling_;  // in the order of admission
+  // Sequences of requests that were preempted, and the stages that are still to free them.
+  std::unordered_map<std::uint64_t, std::pair<Request*, std::size_t>> preempted_;
   std::deque<std::uint64_t> ready_;  // sequences with a token to run; ended ones are skipped
   std::vector<std::uint64_t> to_fork_;
   std::vector<std::uint64_t> to_free_;
@@ -188,6 +252,15 @@ class Scheduler {
   std::unordered_map<engine::RequestHandle, std::size_t> event_index_;
   int running_sequences_ = 0;   // choices admitted and not ended
   int decoding_sequences_ = 0;  // of those, past their first token
+  int growing_requests_ = 0;    // of those admitted, that may need more room
+  std::uint64_t n_admissions_ = 0;
+  std::optional<BudgetBalancer> balancer_;
+  kvstore::LevelLadder ladder_;
+  BudgetPlan budget_plan_;
+  std::uint64_t budget_epoch_ = 0;    // in effect
+  std::vector<std::size_t> levels_;   // [n_stages] in effect
+  bool report_outstanding_ = false;   // reports were asked for and are not here
+  std::uint64_t next_report_step_ = 0;
   engine::EngineStats counters_;
 };
 

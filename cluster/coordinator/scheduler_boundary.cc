@@ -10,10 +10,14 @@
 namespace spindle::coordinator {
 
 // The last generated token is never run, so it is in no cache.
-KvDemand Scheduler::Request::demand() const {
+KvDemand Scheduler::Request::demand() const { return demand(most_tokens()); }
+
+KvDemand Scheduler::Request::demand(std::int64_t granted) const {
   KvDemand demand;
-  demand.prompt_tokens = n_prompt();
-  demand.max_tokens = n_prompt() + max_generated - 1;
+  // Output that is computed anew takes what it took as output: by the bound of a longer prompt, a
+  // request that was preempted might not fit alone.
+  demand.prompt_tokens = n_before_output();
+  demand.max_tokens = granted;
   demand.n_choices = request.sampling.n_choices;
   demand.n_boundaries = static_cast<int>(boundaries.size());
   const std::int64_t last = boundaries.empty() ? 0 : boundaries.back();
@@ -23,8 +27,8 @@ KvDemand Scheduler::Request::demand() const {
   demand.cached_tokens = n_cached;
   demand.tail_begin = inherited_tail_begin;
   demand.tail_tokens =
-      last > 0 ? std::max(request.kv_policy.recent, inherited_recent) + n_prompt() - last
-               : n_prompt() - inherited_tail_begin;
+      last > 0 ? std::max(request.kv_policy.recent, inherited_recent) + n_before_output() - last
+               : n_before_output() - inherited_tail_begin;
   return demand;
 }
 
@@ -140,7 +144,8 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
   boundary.report.n_new_tokens = boundary.n_tokens - request.tail_begin;
   boundary.report.earlier = request.plan ? &*request.plan : nullptr;
   auto plan = kvstore::plan_boundary(request.request.kv_policy, config_.kv_model,
-                                     config_.profile_table.get(), boundary.report);
+                                     config_.profile_table.get(), boundary.report,
+                                     levels_of(request, boundary.n_tokens));
   if (!plan.ok()) {
     stop_request(request, plan.status(), now_us);
     return;
@@ -184,8 +189,10 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
     out.set_window(head.window);
     out.set_fallback(static_cast<std::int32_t>(head.fallback));
   }
+  if (request.reported.size() == 1) add_planned_bytes(boundary.plan, boundary.n_tokens, order);
   to_compress_.push_back(std::move(order));
   request.compressions_pending += static_cast<int>(ledger_.stages().size());
+  request.page_reports_pending += static_cast<int>(ledger_.stages().size());
   leave_boundary(request);
 }
 
@@ -216,8 +223,9 @@ void Scheduler::plan_boundaries(control::StepPlan& plan) {
   to_compress_.clear();
 }
 
-void Scheduler::add_compress(control::StepPlan& plan, const Request& request, const Choice& choice,
+void Scheduler::add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                              std::int64_t n_tokens) const {
+  request.page_reports_pending += static_cast<int>(ledger_.stages().size());
   control::Compress& order = *plan.add_compress();
   order.set_sequence(choice.sequence);
   order.set_n_tokens(static_cast<std::int32_t>(n_tokens));
@@ -225,21 +233,39 @@ void Scheduler::add_compress(control::StepPlan& plan, const Request& request, co
   order.set_recent(request.plan->recent);
 }
 
-void Scheduler::on_compressed(const control::CompressedSequence& compressed, std::size_t stage,
-                              std::int64_t now_us) {
+void Scheduler::on_compressed(const control::CompressedSequence& compressed, std::uint64_t step,
+                              std::size_t stage, std::int64_t now_us) {
   const auto found = sequences_.find(compressed.sequence());
   if (found == sequences_.end()) return;
   Request& request = *found->second.first;
   const Choice& choice = request.choices[found->second.second];
   const bool of_prompt = compressed.n_tokens() <= request.n_prompt();
-  ledger_.update_choice(request.handle, choice.index, stage,
-                        compressed.used_pages() + compressed.reserved_pages(), of_prompt);
+  --request.page_reports_pending;
+  std::int64_t pages = compressed.used_pages() + compressed.reserved_pages();
+  // The plan's own growth came after it compressed.
+  for (const Growth& growth : request.growths) {
+    if (growth.step >= step) pages += growth.pages[stage];
+  }
+  ledger_.update_choice(request.handle, choice.index, stage, pages, of_prompt);
   request.used_pages.resize(ledger_.stages().size());
   if (choice.index == 0) request.used_pages[stage] = compressed.used_pages();
   if (!of_prompt) return;
   add_boundary_use(request, compressed, stage);
   --request.compressions_pending;
   end_if_complete(request, now_us);
+}
+
+void Scheduler::on_grown(const control::GrownSequence& grown, std::uint64_t step,
+                         std::size_t stage) {
+  const auto found = sequences_.find(grown.sequence());
+  if (found == sequences_.end()) return;
+  Request& request = *found->second.first;
+  --request.page_reports_pending;
+  std::int64_t pages = grown.used_pages() + grown.reserved_pages();
+  for (const Growth& growth : request.growths) {
+    if (growth.step > step) pages += growth.pages[stage];
+  }
+  ledger_.update_choice(request.handle, 0, stage, pages, false);
 }
 
 void Scheduler::add_boundary_use(Request& request, const control::CompressedSequence& compressed,

@@ -1,35 +1,45 @@
 // How the scheduler composes a step; the rest of the class is in scheduler.cc.
 
 #include <algorithm>
+#include <cmath>
+#include <span>
 
 #include "cluster/coordinator/scheduler.h"
 #include "cluster/coordinator/scheduler_state.h"
-#include "kernels/core/check.h"
 
 namespace spindle::coordinator {
 
 std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
+  expire_requests(now_us);
   if (in_flight() >= config_.max_in_flight) return std::nullopt;
   control::StepPlan plan;
-  int budget = config_.max_num_batched_tokens;
+  plan.set_step(next_step_);
+  StepBudget budget{config_.max_num_batched_tokens,
+                    static_cast<double>(config_.max_num_batched_tokens)};
   expire_sessions(now_us);
+  plan_budget(plan);
   plan_boundaries(plan);
   plan_forks(plan);
-  const bool has_decode = plan_decode(plan, budget);
-  plan_prefill(plan, budget, now_us);
-  // Last, since admission may give up sessions.
+  const bool has_decode = plan_decode(plan, budget, now_us);
+  admit(plan, budget, now_us);
+  plan_prefill(plan, budget);
+  // Last, since admission may give up sessions and preempt.
   plan.mutable_free()->Add(to_free_.begin(), to_free_.end());
   to_free_.clear();
   unsent_pages_.clear();
-  if (plan.runs().empty() && plan.fork().empty() && plan.free().empty() &&
+  if (plan.runs().empty() && plan.fork().empty() && plan.free().empty() && plan.open().empty() &&
       plan.compress().empty()) {
     return std::nullopt;
   }
-  plan.set_step(next_step_++);
+  ++next_step_;
+  if (plan.report_budget()) report_outstanding_ = true;
   Step& step = in_flight_[plan.step()];
   step.sent_us = now_us;
   step.has_decode = has_decode;
   step.reported.assign(ledger_.stages().size(), false);
+  for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
+    step.committed.push_back(ledger_.committed_pages(s));
+  }
   return plan;
 }
 
@@ -54,7 +64,7 @@ void Scheduler::plan_forks(control::StepPlan& plan) {
   to_fork_ = std::move(later);
 }
 
-bool Scheduler::plan_decode(control::StepPlan& plan, int& budget) {
+bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::int64_t now_us) {
   // One micro-batch for each stage, all of the same size, so that no stage waits while another is
   // crowded; more of them would only read the weights more often.
   const int n_stages = static_cast<int>(ledger_.stages().size());
@@ -64,102 +74,93 @@ bool Scheduler::plan_decode(control::StepPlan& plan, int& budget) {
   if (n_decode_steps >= n_stages) return false;
   const int share = (decoding_sequences_ + n_stages - 1) / n_stages;
   int n_planned = 0;
-  while (n_planned < share && budget > 0 && !ready_.empty()) {
+  std::vector<std::uint64_t> later;
+  while (n_planned < share && budget.tokens > 0 && !ready_.empty()) {
     const std::uint64_t sequence = ready_.front();
     ready_.pop_front();
     const auto found = sequences_.find(sequence);
     if (found == sequences_.end()) continue;
-    const Request& request = *found->second.first;
-    Choice& choice = found->second.first->choices[found->second.second];
+    Request& request = *found->second.first;
+    Choice& choice = request.choices[found->second.second];
     if (choice.state != Choice::State::kReady) continue;
+    const std::int64_t n_cached = request.n_prompt() + choice.n_generated - 1;
+    const Room room = find_grant(request, plan, n_cached + 1, now_us);
+    if (room == Room::kNone) later.push_back(sequence);
+    if (room != Room::kFound) continue;
     control::Run& run = *plan.add_runs();
     run.set_sequence(sequence);
-    const std::int64_t n_cached = request.n_prompt() + choice.n_generated - 1;
     run.set_first_position(static_cast<std::int32_t>(n_cached));
     if (request.is_generated_boundary(n_cached)) add_compress(plan, request, choice, n_cached);
     run.add_tokens(choice.next_token);
     run.set_sample(true);
     choice.state = Choice::State::kInFlight;
+    request.last_step = plan.step();
+    waiting_.served(request.request.owner, 1);
     ++n_planned;
-    --budget;
+    --budget.tokens;
+    --budget.cost;
   }
+  ready_.insert(ready_.begin(), later.begin(), later.end());
   return n_planned > 0;
 }
 
-void Scheduler::plan_prefill(control::StepPlan& plan, int& budget, std::int64_t now_us) {
-  std::size_t next = 0;
-  while (budget > 0) {
-    if (next == prefilling_.size() && !admit_next(plan, now_us)) return;
-    Request& request = *requests_.at(prefilling_[next]);
-    plan_chunk(plan, request, budget);
-    if (request.n_prefilled == request.n_prompt() || request.at_boundary) {
-      prefilling_.erase(prefilling_.begin() + static_cast<std::ptrdiff_t>(next));
-    } else {
-      ++next;  // one chunk per request and step
-    }
-  }
+// Shortest first, but for the one that was admitted first.
+std::vector<engine::RequestHandle> Scheduler::prefill_order() const {
+  std::vector<engine::RequestHandle> order(prefilling_.begin(), prefilling_.end());
+  if (order.empty()) return order;
+  std::stable_sort(order.begin() + 1, order.end(), [this](auto a, auto b) {
+    return left_to_prefill(*requests_.at(a)) < left_to_prefill(*requests_.at(b));
+  });
+  return order;
 }
 
-bool Scheduler::admit_next(control::StepPlan& plan, std::int64_t now_us) {
-  if (waiting_.empty()) return false;
-  Request& request = *requests_.at(waiting_.front());
-  if (running_sequences_ + request.request.sampling.n_choices > config_.max_num_seqs) return false;
-  if (Status status = continue_session(request); !status.ok()) {
-    stop_request(request, status, now_us);
-    return admit_next(plan, now_us);
+// The oldest has at least half of a step, so that short ones cannot hold it up; they have the other
+// half, so that it does not hold up them.
+void Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
+  const std::vector<engine::RequestHandle> order = prefill_order();
+  if (order.empty()) return;
+  Request& oldest = *requests_.at(order.front());
+  double others = 0;
+  for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
+    const Request& request = *requests_.at(handle);
+    others += chunk_cost(request.n_prefilled, left_to_prefill(request));
   }
-  const engine::RequestHandle handle = request.handle;
-  if (!commit_next(request, now_us)) {
-    const bool ended = !requests_.contains(handle);
-    return ended && admit_next(plan, now_us);
+  plan_chunk(plan, oldest, std::max(budget.cost / 2, budget.cost - others), budget);
+  for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
+    plan_chunk(plan, *requests_.at(handle), budget.cost, budget);
   }
-  waiting_.pop_front();
-  prefilling_.push_back(request.handle);
-  request.admitted = true;
-  request.started_us = now_us;
-  running_sequences_ += request.request.sampling.n_choices;
-  --counters_.waiting;
-  counters_.waiting_prompt_tokens -= request.n_prompt();
-  ++counters_.running;
-  request.choices.front().on_stages = true;
-  if (request.session_sequence == 0) {
-    *plan.add_open() = open_message(request, request.choices.front());
-    return true;
-  }
-  sessions_.at(request.request.session_id).used_us = now_us;
-  control::ForkSequence& fork = *plan.add_fork();
-  fork.set_parent(request.session_sequence);
-  fork.set_n_tokens(static_cast<std::int32_t>(request.n_cached));
-  const auto begin = request.request.prompt_ids.begin();
-  fork.mutable_tokens()->Add(begin, begin + request.n_cached);
-  *fork.mutable_child() = open_message(request, request.choices.front());
-  request.n_prefilled = request.n_cached;
-  return true;
+  std::erase_if(prefilling_, [this](engine::RequestHandle handle) {
+    const Request& request = *requests_.at(handle);
+    return request.at_boundary || request.n_prefilled == request.n_prompt();
+  });
 }
 
-// Finds room for the request, at the cost of sessions if need be. Ends it when it can have none.
-bool Scheduler::commit_next(Request& request, std::int64_t now_us) {
-  if (make_room(request)) {
-    CHECK(ledger_.try_commit(request.handle, request.demand(), request.session_sequence),
-          "there is room for the request");
-    return true;
-  }
-  // With nothing else running only the session that it continues is in the way.
-  if (counters_.running > 0 || !to_free_.empty() || request.session_sequence == 0) return false;
-  if (request.continues_compressed) {
-    stop_request(request,
-                 resource_exhausted("session_id: the session and what this request may add need "
-                                    "more KV memory than the cluster has"),
-                 now_us);
-    return false;
-  }
-  // Full precision is the same when it is computed again.
-  drop_session(request.request.session_id);
-  begin_anew(request);
-  return commit_next(request, now_us);
+// Of a chunk of n_tokens after n_before others; attention costs a token of the middle of the chunk
+// its context.
+double Scheduler::chunk_cost(std::int64_t n_before, std::int64_t n_tokens) const {
+  const auto n = static_cast<double>(n_tokens);
+  if (config_.attention_parity_tokens <= 0) return n;
+  const double context = static_cast<double>(n_before) + n / 2;
+  return n * (1.0 + context / static_cast<double>(config_.attention_parity_tokens));
 }
 
-void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, int& budget) {
+// Tokens whose cost is at most `cost`, but never less than a part of the largest chunk: tiny ones
+// read the weights for nothing.
+std::int64_t Scheduler::chunk_tokens(std::int64_t n_before, double cost) const {
+  constexpr double kSmallestPart = 0.25;
+  if (config_.attention_parity_tokens <= 0) return static_cast<std::int64_t>(cost);
+  // n (1 + (b + n / 2) / p) = cost, for n.
+  const auto parity = static_cast<double>(config_.attention_parity_tokens);
+  const double linear = parity + static_cast<double>(n_before);
+  const double n = std::sqrt(linear * linear + 2 * parity * cost) - linear;
+  return static_cast<std::int64_t>(std::max(n, std::floor(kSmallestPart * cost)));
+}
+
+void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, double share,
+                           StepBudget& budget) {
+  const std::int64_t most =
+      std::min(budget.tokens, std::max<std::int64_t>(chunk_tokens(request.n_prefilled, share), 1));
+  if (budget.cost < 1 || most <= 0) return;
   const bool has_boundary = request.next_boundary < request.boundaries.size();
   std::int64_t end = has_boundary ? request.boundaries[request.next_boundary] : request.n_prompt();
   if (!has_boundary) {
@@ -168,19 +169,17 @@ void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, int& budge
     if (request.is_generated_boundary(request.n_prefilled)) {
       add_compress(plan, request, request.choices.front(), request.n_prefilled);
     }
-    const std::int64_t done =
-        std::max<std::int64_t>(request.n_prefilled - request.n_before_output(), 0);
-    const std::int64_t next =
-        (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
-    end = std::min(end, request.n_before_output() + next);
+    end = std::min(end, request.next_boundary_after(request.n_prefilled));
   }
-  const auto n_tokens = static_cast<int>(std::min<std::int64_t>(budget, end - request.n_prefilled));
+  const auto n_tokens = static_cast<int>(std::min<std::int64_t>(most, end - request.n_prefilled));
   control::Run& run = *plan.add_runs();
   run.set_sequence(request.choices.front().sequence);
   run.set_first_position(static_cast<std::int32_t>(request.n_prefilled));
   const auto begin = request.request.prompt_ids.begin() + request.n_prefilled;
   run.mutable_tokens()->Add(begin, begin + n_tokens);
   add_prompt_scores(request, n_tokens, run);
+  budget.tokens -= n_tokens;
+  budget.cost -= chunk_cost(request.n_prefilled, n_tokens);
   request.n_prefilled += n_tokens;
   if (has_boundary && request.n_prefilled == end) {
     request.at_boundary = true;
@@ -190,7 +189,7 @@ void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, int& budge
     request.reported.push_back(std::move(boundary));
   }
   counters_.prompt_tokens += static_cast<std::uint64_t>(n_tokens);
-  budget -= n_tokens;
+  waiting_.served(request.request.owner, n_tokens);
   if (request.n_prefilled == request.n_prompt()) {
     run.set_sample(true);
     for (std::size_t i = 1; i < request.choices.size(); ++i) {
@@ -219,10 +218,12 @@ control::OpenSequence Scheduler::open_message(const Request& request, const Choi
   const engine::SamplingParams& params = request.request.sampling;
   control::OpenSequence open;
   open.set_sequence(choice.sequence);
-  open.set_max_tokens(static_cast<std::int32_t>(request.demand().max_tokens));
+  open.set_max_tokens(static_cast<std::int32_t>(request.most_tokens()));
   open.set_prompt_tokens(static_cast<std::int32_t>(request.n_before_output()));
+  const KvDemand demand = request.first_demand();
+  if (request.grows()) open.set_granted_tokens(static_cast<std::int32_t>(demand.max_tokens));
   for (std::size_t stage = 0; stage < ledger_.stages().size(); ++stage) {
-    open.add_reserve_pages(ledger_.reserve_pages(request.demand(), stage, choice.index > 0));
+    open.add_reserve_pages(ledger_.reserve_pages(demand, stage, choice.index > 0));
   }
   if (choice.index == 0) add_boundaries(request, open);
   control::Sampling& sampling = *open.mutable_sampling();

@@ -31,7 +31,7 @@ Status Scheduler::check_session(const engine::EngineRequest& request) const {
                      "\"; it was never kept, or it has expired");
   }
   // Whether a name exists is not another key's business.
-  if (found->second.owner != request.session_owner) {
+  if (found->second.owner != request.owner) {
     return not_found("session_id: there is no session \"" + request.session_id +
                      "\" of this API key");
   }
@@ -101,7 +101,7 @@ void Scheduler::keep_session(Request& request, const Choice& choice, std::int64_
   const std::string& id = request.request.session_id;
   if (sessions_.contains(id)) drop_session(id);
   Session session;
-  session.owner = request.request.session_owner;
+  session.owner = request.request.owner;
   session.sequence = choice.sequence;
   session.tokens = request.request.prompt_ids;
   session.tokens.insert(session.tokens.end(), choice.generated.begin(), choice.generated.end());
@@ -181,14 +181,14 @@ std::vector<std::string> Scheduler::oldest_sessions() const {
 // Gives up as many sessions as the request needs, oldest first; none when that would not do. A
 // request that continues a session itself has to wait until the stages have freed them.
 bool Scheduler::make_room(const Request& request) {
-  const KvDemand demand = request.demand();
+  const std::vector<std::int64_t> demand = ledger_.total_pages(request.first_demand());
   const bool continues = request.session_sequence != 0;
-  if (ledger_.fits(demand)) {
-    std::vector<std::int64_t> unsent = unsent_pages_;
-    for (std::int64_t& pages : unsent) pages = -pages;
-    return !continues || ledger_.fits(demand, unsent);
+  std::vector<std::int64_t> given_back = headroom();
+  for (std::int64_t& pages : given_back) pages = -pages;
+  if (ledger_.fits(demand, given_back)) {
+    for (std::size_t s = 0; s < unsent_pages_.size(); ++s) given_back[s] -= unsent_pages_[s];
+    return !continues || ledger_.fits(demand, given_back);
   }
-  std::vector<std::int64_t> given_back(ledger_.stages().size());
   std::vector<std::string> names;
   for (const std::string& name : oldest_sessions()) {
     const std::uint64_t sequence = sessions_.at(name).sequence;
@@ -200,6 +200,16 @@ bool Scheduler::make_room(const Request& request) {
     if (!ledger_.fits(demand, given_back)) continue;
     for (const std::string& given_up : names) drop_session(given_up);
     return !continues;
+  }
+  return false;
+}
+
+// The oldest of those that give something back.
+bool Scheduler::drop_oldest_session() {
+  for (const std::string& name : oldest_sessions()) {
+    if (ledger_.releasable_pages(sessions_.at(name).sequence).empty()) continue;
+    drop_session(name);
+    return true;
   }
   return false;
 }

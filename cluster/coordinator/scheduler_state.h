@@ -1,6 +1,7 @@
 #pragma once
 // The scheduler's records of requests and choices; private to scheduler*.cc.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <unordered_set>
@@ -45,6 +46,12 @@ struct Scheduler::Boundary {
   std::vector<std::uint64_t> stage_us;  // scoring and compressing
 };
 
+// More room that a request was given in a step.
+struct Growth {
+  std::uint64_t step = 0;
+  std::vector<std::int64_t> pages;  // [n_stages]
+};
+
 struct Scheduler::Request {
   engine::RequestHandle handle = 0;
   engine::EngineRequest request;
@@ -52,6 +59,16 @@ struct Scheduler::Request {
       stop_ids;  // end-of-sequence ids, unless ignored, and the request's
   std::vector<Choice> choices;
   bool admitted = false;
+  std::uint64_t last_step = 0;     // whose plan opens it or runs a decode token of it
+  std::uint64_t admission = 0;     // counts up, the youngest has the highest
+  WaitingTicket ticket;            // while it runs: to wait again where it was
+  std::uint64_t queued_bytes = 0;  // of KV, while it waits
+  std::int64_t deadline_us = 0;    // 0: none
+  // Of requests that grow: tokens that the ledger has room for, what was added since the oldest
+  // step in flight, and how many reports of the stages will say what they really need.
+  std::int64_t granted_tokens = 0;
+  std::vector<Growth> growths;
+  int page_reports_pending = 0;
   std::int64_t n_prefilled = 0;  // prompt tokens sent to the stages
   // Prompt lengths where the KV is compressed, ascending, and the next of them.
   std::vector<std::int32_t> boundaries;
@@ -60,6 +77,8 @@ struct Scheduler::Request {
   // the request may run.
   bool at_boundary = false;
   std::vector<Boundary> reported;             // one for each boundary reached
+  // Levels by stage of each boundary that was planned: the same ones when it is computed anew.
+  std::vector<std::vector<std::size_t>> boundary_levels;
   int compressions_pending = 0;               // stages' reports of boundaries that are planned
   std::optional<kvstore::SequencePlan> plan;  // of the last boundary
   std::int64_t n_compressed = 0;              // tokens at that boundary
@@ -94,7 +113,21 @@ struct Scheduler::Request {
     return request.kv_policy.profile != kvstore::KvProfile::kFull ||
            !request.kv_policy.overrides.empty();
   }
-  KvDemand demand() const;
+  // Whether it begins with less than all it may take.
+  bool grows() const {
+    return request.sampling.n_choices == 1 && request.session_id.empty() &&
+           request.prompt_scores.end == 0;
+  }
+  // Tokens of the longest form, and those up to the boundary after the prompt.
+  std::int64_t most_tokens() const { return n_prompt() + max_generated - 1; }
+  std::int64_t first_grant() const { return std::min(most_tokens(), next_boundary_after(n_prompt())); }
+  std::int64_t next_boundary_after(std::int64_t n_in_cache) const {
+    const std::int64_t done = std::max<std::int64_t>(n_in_cache - n_before_output(), 0);
+    return n_before_output() + (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
+  }
+  KvDemand demand() const;                             // all it may take
+  KvDemand demand(std::int64_t granted_tokens) const;  // up to that many tokens
+  KvDemand first_demand() const { return grows() ? demand(first_grant()) : demand(); }
 };
 
 // Runs a release in the ledger and books what it gave back.

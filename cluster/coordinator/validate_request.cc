@@ -46,6 +46,15 @@ Status check_reals(const engine::SamplingParams& p) {
   return ok_status();
 }
 
+Status check_times(const engine::EngineRequest& request) {
+  if (Status status = check_count("priority", request.priority, engine::kMinPriority,
+                                  engine::kMaxPriority);
+      !status.ok()) {
+    return status;
+  }
+  return check_count("timeout_us", request.timeout_us, 0, engine::kMaxTimeoutUs);
+}
+
 Status check_counts(const engine::SamplingParams& p, const engine::EngineLimits& limits) {
   const Status checks[] = {
       check_count("top_k", p.top_k, 0, limits.vocab_size),
@@ -80,6 +89,7 @@ Status validate_request(const engine::EngineRequest& request, const engine::Engi
   }
   if (Status status = check_reals(p); !status.ok()) return status;
   if (Status status = check_counts(p, limits); !status.ok()) return status;
+  if (Status status = check_times(request); !status.ok()) return status;
   for (const auto& [id, bias] : p.logit_bias) {
     if (Status status = check_token("logit_bias", id, limits.vocab_size); !status.ok()) {
       return status;

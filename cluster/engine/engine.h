@@ -46,8 +46,16 @@ struct PromptScores {
   bool dense = false;    // the whole vocabulary's
 };
 
+inline constexpr std::int32_t kMinPriority = -100;
+inline constexpr std::int32_t kMaxPriority = 100;
+inline constexpr std::int64_t kMaxTimeoutUs = 7LL * 24 * 3600 * 1'000'000;
+
 struct EngineRequest {
   std::string request_id;  // for logs only
+  // Lower goes first; kMinPriority to kMaxPriority.
+  std::int32_t priority = 0;
+  // From submit on; later the request ends with DEADLINE_EXCEEDED. 0: none.
+  std::int64_t timeout_us = 0;
   std::vector<std::int32_t> prompt_ids;
   // The last of prompt_ids that are output of this request already, when it is computed anew: the
   // cache, the samples and the penalties come out as if it had never been interrupted.
@@ -56,10 +64,10 @@ struct EngineRequest {
   kvstore::KvPolicy kv_policy;
   // Prompt lengths at which the KV so far is compressed, ascending; empty: the whole prompt's.
   std::vector<std::int32_t> compress_at;
-  // A kept sequence to continue; `session_owner` (a hash of the API key, 0 without) must be that of
-  // the request that made it.
+  // Whose request this is (a hash of the API key, 0 without): owners are served in turn.
+  std::uint64_t owner = 0;
+  // A kept sequence to continue; it must be of the same owner.
   std::string session_id;
-  std::uint64_t session_owner = 0;
   bool keep_session = false;
   PromptScores prompt_scores;
 };
@@ -181,6 +189,9 @@ struct EngineStats {
   std::uint64_t failed = 0;
   std::uint64_t cancelled = 0;
   std::uint64_t refused = 0;
+  std::uint64_t expired = 0;      // of those failed: their time was up
+  std::uint64_t preemptions = 0;  // a running request gave its KV to another and waits again
+  std::uint64_t recomputed_tokens = 0;
   std::uint64_t prompt_tokens = 0;      // prefilled
   std::uint64_t generation_tokens = 0;  // sampled
   std::uint64_t steps = 0;

@@ -104,6 +104,14 @@ void add_request_counts(SnapshotFamilies& out, const engine::EngineStats& stats)
           static_cast<double>(stats.failed));
   out.add(counter, "spindle_requests_cancelled_total",
           "Requests ended early by their client or a drain.", static_cast<double>(stats.cancelled));
+  out.add(counter, "spindle_requests_expired_total", "Failed requests whose time was up.",
+          static_cast<double>(stats.expired));
+  out.add(counter, "spindle_num_preemptions_total",
+          "Times that a running request gave its KV to another and waited again.",
+          static_cast<double>(stats.preemptions));
+  out.add(counter, "spindle_recomputed_tokens_total",
+          "Tokens that preempted requests had to compute again.",
+          static_cast<double>(stats.recomputed_tokens));
   out.add(gauge, "spindle_num_requests_running", "Requests in execution.", stats.running);
   out.add(gauge, "spindle_num_requests_waiting", "Requests queued for their first step.",
           stats.waiting);

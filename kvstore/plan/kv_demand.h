@@ -14,7 +14,7 @@ namespace spindle::kvstore {
 
 struct KvDemand {
   std::int64_t prompt_tokens = 0;
-  std::int64_t max_tokens = 0;  // of one choice's cache, prompt included
+  std::int64_t max_tokens = 0;  // of one choice's cache, prompt included; or those granted at first
   int n_choices = 1;            // all but the first fork from it at the end of the prompt
   // Tokens leave the tail at boundaries: n_boundaries of the prompt, then every
   // kGeneratedBoundary generated tokens. After the prompt's last one the tail holds about
@@ -51,6 +51,20 @@ constexpr std::int64_t reserve_pages(const KvShape& shape, int n_layers, const K
   pages += (pages * kPositionBytes + page_bytes - 1) / page_bytes;
   const std::int64_t n_tables = std::int64_t{n_layers} * shape.n_kv_heads;
   return pages + n_tables * (2 + (is_fork ? 0 : demand.n_boundaries)) + kPackingPages;
+}
+
+// What `n_tokens` more may take of a sequence that was granted fewer at first, beside what it has
+// reserved: an upper bound, since only the stage knows how far its tails have rolled on. Where
+// tokens leave the tail they may be in it and in pieces.
+constexpr std::int64_t grow_pages(const KvShape& shape, int n_layers, const KvDemand& demand,
+                                  std::int64_t granted_tokens, std::int64_t n_tokens) {
+  if (!demand.compresses) {
+    return stage_pages(shape, n_layers, granted_tokens + n_tokens) -
+           stage_pages(shape, n_layers, granted_tokens);
+  }
+  const std::int64_t n_tables = std::int64_t{n_layers} * shape.n_kv_heads;
+  const std::int64_t pages = 2 * stage_pages(shape, n_layers, n_tokens);
+  return pages + pages / 8 + n_tables + kPackingPages;
 }
 
 }  // namespace spindle::kvstore

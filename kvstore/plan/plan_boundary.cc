@@ -76,6 +76,47 @@ std::vector<HeadPlan> plan_overridden(const PlanFrame& frame, std::uint64_t budg
   return best_bytes <= budget ? best : plan_for(0);
 }
 
+// What complete heads of layers that were planned more lightly cost beyond an equal share.
+std::uint64_t lighter_excess(const PlanFrame& frame, std::span<const HeadPlan> heads,
+                             std::uint64_t budget, std::span<const double> layer_ratios) {
+  if (layer_ratios.empty()) return 0;
+  const std::uint64_t share = budget / heads.size();
+  std::uint64_t excess = 0;
+  for (std::size_t i = 0; i < heads.size(); ++i) {
+    const bool lighter = layer_ratios[static_cast<std::size_t>(frame.layer(i))] > frame.ratio;
+    if (!lighter || heads[i].mode == KvMode::kEvict) continue;
+    const std::uint64_t cost = frame.cost(i, heads[i]);
+    excess += cost - std::min(cost, share);
+  }
+  return excess;
+}
+
+SequencePlan plan_later(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                        const BoundaryReport& report, const PlanSize& size,
+                        std::span<const double> layer_ratios) {
+  SequencePlan plan = *report.earlier;
+  const PlanFrame frame{.policy = policy,
+                        .model = model,
+                        .table = table,
+                        .report = report,
+                        .selector = policy_selectors(policy, model).front(),
+                        .ratio = size.ratio,
+                        .recent = plan.recent,
+                        .later = true};
+  const std::int64_t entering = std::max<std::int64_t>(report.n_new_tokens - frame.tail(), 0);
+  std::uint64_t budget = kNoLimit;
+  if (size.limited) {
+    budget = static_cast<std::uint64_t>(std::min(size.ratio, 1.0) *
+                                        static_cast<double>(full_bytes(model, entering)));
+    budget += lighter_excess(frame, plan.heads, budget, layer_ratios);
+  }
+  fill_evict(frame, budget, plan.heads);
+  apply_overrides(frame, plan.heads);
+  return plan;
+}
+
+}  // namespace
+
 Status check_report(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
                     const BoundaryReport& report) {
   const auto n_tables = static_cast<std::size_t>(model.n_tables());
@@ -105,30 +146,6 @@ Status check_report(const KvPolicy& policy, const KvModel& model, const ProfileT
   }
   return ok_status();
 }
-
-SequencePlan plan_later(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
-                        const BoundaryReport& report) {
-  SequencePlan plan = *report.earlier;
-  const PlanSize size = plan_size(policy, model, table, report.n_tokens);
-  const PlanFrame frame{.policy = policy,
-                        .model = model,
-                        .table = table,
-                        .report = report,
-                        .selector = policy_selectors(policy, model).front(),
-                        .ratio = size.ratio,
-                        .recent = plan.recent,
-                        .later = true};
-  const std::int64_t entering = std::max<std::int64_t>(report.n_new_tokens - frame.tail(), 0);
-  const std::uint64_t budget =
-      size.limited ? static_cast<std::uint64_t>(std::min(size.ratio, 1.0) *
-                                                static_cast<double>(full_bytes(model, entering)))
-                   : kNoLimit;
-  fill_evict(frame, budget, plan.heads);
-  apply_overrides(frame, plan.heads);
-  return plan;
-}
-
-}  // namespace
 
 void apply_overrides(const PlanFrame& frame, std::vector<HeadPlan>& plan) {
   for (std::size_t i = 0; i < plan.size(); ++i) {
@@ -164,15 +181,14 @@ SizedPlan plan_sized(const KvPolicy& policy, const KvModel& model, const Profile
   return sized;
 }
 
-Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,
-                                   const ProfileTable* table, const BoundaryReport& report) {
-  if (Status status = check_report(policy, model, table, report); !status.ok()) return status;
+Result<SequencePlan> plan_with_size(const KvPolicy& policy, const KvModel& model,
+                                    const ProfileTable* table, const BoundaryReport& report,
+                                    const PlanSize& size, std::span<const double> layer_ratios) {
   const SequencePlan uncompressed = uncompressed_plan(policy, model);
   if (never_compressed(policy, report.n_tokens)) return uncompressed;
   if (report.earlier != nullptr && !is_uncompressed(*report.earlier)) {
-    return plan_later(policy, model, table, report);
+    return plan_later(policy, model, table, report, size, layer_ratios);
   }
-  const PlanSize size = plan_size(policy, model, table, report.n_tokens);
   const std::uint64_t budget = size.budget(model);
   const std::uint64_t all = plan_bytes(uncompressed, model, report.n_tokens, 0);
   // Prompts that are hardly longer than the least a profile's own size grows to.
@@ -189,6 +205,13 @@ Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,
   }
   return below_floor(policy, model, report.n_tokens,
                      floor_bytes(policy, model, table, report.n_tokens));
+}
+
+Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,
+                                   const ProfileTable* table, const BoundaryReport& report) {
+  if (Status status = check_report(policy, model, table, report); !status.ok()) return status;
+  return plan_with_size(policy, model, table, report,
+                        plan_size(policy, model, table, report.n_tokens));
 }
 
 }  // namespace spindle::kvstore

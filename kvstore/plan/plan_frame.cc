@@ -9,6 +9,10 @@ namespace {
 // tokens (sinks, window, means, partly filled blocks) would be most of a short prompt's share.
 constexpr std::int64_t kSoftTokens = 128;
 
+std::uint64_t soft_bytes(const KvModel& model) {
+  return full_bytes(model, kSoftTokens) + kAllowancePages * page_bytes(model);
+}
+
 // None: by codec or threshold alone.
 std::optional<double> own_ratio(const KvPolicy& policy, const ProfileTable* table) {
   switch (policy.profile) {
@@ -119,11 +123,26 @@ PlanSize plan_size(const KvPolicy& policy, const KvModel& model, const ProfileTa
     // Pages are rounded up, and everything is still everything.
     if (policy.profile == KvProfile::kFull && policy.ratio >= 1.0) size = {};
   }
-  if (size.soft) {
-    size.bytes =
-        std::max(size.bytes, full_bytes(model, kSoftTokens) + kAllowancePages * page_bytes(model));
-  }
+  if (size.soft) size.bytes = std::max(size.bytes, soft_bytes(model));
   return size;
+}
+
+PlanSize level_size(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                    std::int64_t n_tokens, double ratio) {
+  const PlanSize own = plan_size(policy, model, table, n_tokens);
+  if (ratio <= 0) return own;
+  const double bytes = ratio * static_cast<double>(full_bytes(model, n_tokens));
+  if (own.limited && !own.soft) {
+    return {.limited = true,
+            .soft = true,
+            .bytes = std::min(static_cast<std::uint64_t>(bytes), own.bytes),
+            .ratio = std::min(ratio, own.ratio)};
+  }
+  const double least = std::min(1.0, ratio / own.ratio) * static_cast<double>(soft_bytes(model));
+  return {.limited = true,
+          .soft = true,
+          .bytes = static_cast<std::uint64_t>(std::max(bytes, least)),
+          .ratio = ratio};
 }
 
 std::int64_t PlanFrame::window_in_body() const {

@@ -45,6 +45,12 @@ struct PlanSize {
 PlanSize plan_size(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
                    std::int64_t n_tokens);
 
+// The size of a level (kv_levels.h): `ratio`, softly, but never more than a request asked for; 0 is
+// the policy's own size. Where that grows for a short prompt, levels grow in proportion, so that a
+// stronger one stays smaller.
+PlanSize level_size(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                    std::int64_t n_tokens, double ratio);
+
 // One boundary, seen from the planners.
 struct PlanFrame {
   const KvPolicy& policy;
@@ -96,6 +102,18 @@ struct SizedPlan {
 };
 SizedPlan plan_sized(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
                      const BoundaryReport& report, std::uint64_t budget, double ratio);
+
+// INTERNAL when the stages' report lacks what the policy's plan needs, INVALID_ARGUMENT for a table
+// of another model.
+Status check_report(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
+                    const BoundaryReport& report);
+// plan_boundary for this size; the report is checked. At a later boundary layer_ratios (of each
+// layer; empty: all have this size) says which layers were planned more lightly than this size:
+// what they keep complete is charged at most its share, since the others must not pay for it.
+Result<SequencePlan> plan_with_size(const KvPolicy& policy, const KvModel& model,
+                                    const ProfileTable* table, const BoundaryReport& report,
+                                    const PlanSize& size,
+                                    std::span<const double> layer_ratios = {});
 
 // The least bytes that a policy can be given for a prompt, packing waste included.
 std::uint64_t floor_bytes(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,

@@ -88,6 +88,9 @@ boost::json::object to_json(const api::v1::Stats& stats) {
           {"requests_failed", stats.requests_failed()},
           {"requests_cancelled", stats.requests_cancelled()},
           {"requests_refused", stats.requests_refused()},
+          {"requests_expired", stats.requests_expired()},
+          {"preemptions", stats.preemptions()},
+          {"recomputed_tokens", stats.recomputed_tokens()},
           {"stages", std::move(stages)}};
 }
 

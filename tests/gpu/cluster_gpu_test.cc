@@ -33,9 +33,31 @@ LocalClusterSettings settings_on(ComputeDevice device, int n_stages = 1) {
   settings.n_stages = n_stages;
   settings.rank.device = device;
   settings.rank.max_num_batched_tokens = device == ComputeDevice::kCuda ? 2048 : 512;
-  settings.rank.kv_bytes = std::uint64_t{1} << 30;
+  settings.rank.kv_bytes = {std::int64_t{1} << 30};
   settings.max_num_seqs = 16;
   return settings;
+}
+
+// Two ranks that share the GPU start at the same time; each takes what is stated for it, whatever
+// the other has taken by then.
+TEST_F(ClusterGpuTest, StatedMemoryOfRanksThatShareAGpu) {
+  LocalClusterSettings settings = settings_on(ComputeDevice::kCuda, 2);
+  settings.rank.kv_bytes.clear();
+  settings.rank.device_memory_bytes = {std::int64_t{4} << 30, std::int64_t{1} << 30};
+  settings.max_num_seqs = 64;  // more than the smaller one holds
+  TestCluster cluster(settings);
+  std::vector<int> n_layers;
+  for (int stage = 0; stage < 2; ++stage) {
+    const control::StageInfo info = cluster.rank(stage).info();
+    const auto memory = static_cast<std::uint64_t>(
+        settings.rank.device_memory_bytes[static_cast<std::size_t>(stage)]);
+    EXPECT_LT(info.weight_bytes() + info.kv_capacity_bytes(), memory);
+    EXPECT_GT(info.weight_bytes() + info.kv_capacity_bytes(), memory / 4);
+    n_layers.push_back(info.n_layers());
+  }
+  EXPECT_GT(n_layers[0], n_layers[1]);
+  const GoldenGreedy golden = load_golden_greedy(256).front();
+  EXPECT_TRUE(cluster.generate(greedy_request(golden.prompt, 8)).status.ok());
 }
 
 // Dense log-probabilities of the tokens after the last n of a prompt, [n][vocab].

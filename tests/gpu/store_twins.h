@@ -194,8 +194,8 @@ class Twins {
   }
 
   void expect_same(const BoundaryKept& expected, const BoundaryKept& actual) {
-    EXPECT_EQ(expected.used_pages, actual.used_pages);
-    EXPECT_EQ(expected.reserved_pages, actual.reserved_pages);
+    EXPECT_EQ(expected.pages.used, actual.pages.used);
+    EXPECT_EQ(expected.pages.reserved, actual.pages.reserved);
     EXPECT_EQ(expected.full_bytes, actual.full_bytes);
     ASSERT_EQ(expected.heads.size(), actual.heads.size());
     for (std::size_t i = 0; i < expected.heads.size(); ++i) {

@@ -47,15 +47,15 @@ TEST(KvStoreBoundary, PiecesTakeFewerPagesAndEveryByteIsReported) {
     EXPECT_LT(head.k_entries_per_token, 0);
   }
   EXPECT_EQ(kept->full_bytes, 320u * 4 * 2 * 32 * 2);
-  EXPECT_EQ(kept->used_pages, 4 * 2 + (4 * (512 + 8 * 1280) + 4095) / 4096);
-  EXPECT_EQ(kept->used_pages, test.store().pool().n_used());
-  EXPECT_EQ(kept->reserved_pages, test.store().pool().n_reserved());
+  EXPECT_EQ(kept->pages.used, 4 * 2 + (4 * (512 + 8 * 1280) + 4095) / 4096);
+  EXPECT_EQ(kept->pages.used, test.store().pool().n_used());
+  EXPECT_EQ(kept->pages.reserved, test.store().pool().n_reserved());
   const KvStats stats = test.store().stats();
-  EXPECT_EQ(stats.used_bytes, static_cast<std::uint64_t>(kept->used_pages) * 4096);
+  EXPECT_EQ(stats.used_bytes, static_cast<std::uint64_t>(kept->pages.used) * 4096);
   EXPECT_EQ(stats.layer_used_bytes, (std::vector<std::uint64_t>{2 * head_bytes, 2 * head_bytes}));
   const auto freed = test.free(1);
   ASSERT_TRUE(freed.ok());
-  EXPECT_EQ(freed->kept_bytes, static_cast<std::uint64_t>(kept->used_pages) * 4096);
+  EXPECT_EQ(freed->kept_bytes, static_cast<std::uint64_t>(kept->pages.used) * 4096);
   EXPECT_EQ(freed->layer_kept_bytes, stats.layer_used_bytes);
   EXPECT_EQ(test.held_pages(), 0);
 }
@@ -153,7 +153,7 @@ TEST(KvStoreBoundary, AStreamTakesTheSameBytesHoweverLongItRuns) {
       const auto kept = test.compress(1, all_heads(test, plan, 64));
       ASSERT_TRUE(kept.ok()) << kept.status().to_string();
       if (i >= 4) {  // the first window has passed
-        used.insert(kept->used_pages);
+        used.insert(kept->pages.used);
         bytes.insert(kept->heads[0].bytes);
         EXPECT_EQ(positions_of(test.read(1, 1, 1)).size(), 204u);
       }
@@ -463,9 +463,9 @@ class RandomStore {
     }
     const std::uint64_t page = test_.shape().page_bytes();
     // Beside the heads' bytes only the unused ends of the pages that pieces lie in.
-    ASSERT_LE(head_bytes, static_cast<std::uint64_t>(kept->used_pages) * page);
+    ASSERT_LE(head_bytes, static_cast<std::uint64_t>(kept->pages.used) * page);
     if (lives_.size() == 1) {
-      ASSERT_EQ(kept->used_pages, test_.store().pool().n_used());
+      ASSERT_EQ(kept->pages.used, test_.store().pool().n_used());
     }
   }
 

@@ -59,8 +59,9 @@ class TestStore {
   std::mt19937& random() { return random_; }
   const std::map<SequenceId, std::vector<std::int32_t>>& sequences() const { return tokens_; }
 
-  Status open(SequenceId id, std::int64_t max_tokens, std::int64_t pages) {
-    Status status = store_->open(id, max_tokens, pages);
+  Status open(SequenceId id, std::int64_t max_tokens, std::int64_t pages,
+              std::int64_t granted_tokens = 0) {
+    Status status = store_->open(id, max_tokens, pages, granted_tokens);
     if (status.ok()) tokens_[id];
     return checked(std::move(status));
   }

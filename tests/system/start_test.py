@@ -3,12 +3,13 @@
 it was told to."""
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import tempfile
 import unittest
 
-from cluster import CONFIG, Cluster, binary
+from cluster import CONFIG, Cluster, binary, golden
 
 
 def run_spindled(*arguments):
@@ -94,6 +95,22 @@ class RefusedStartTest(unittest.TestCase):
             self.assertNotEqual(cluster.wait_exit(30), 0)
             self.assertIn("12 layers", cluster.log())
 
+    def test_memory_for_another_number_of_ranks(self):
+        log = self.refused(arguments=["--set", "cluster.device_memory_bytes=90000000,90000000,90000000"])
+        self.assertIn("cluster.device_memory_bytes has 3 entries for 2 ranks", log)
+        log = self.refused(arguments=["--set", "kv.memory_bytes=90000000,90000000,90000000"])
+        self.assertIn("kv.memory_bytes has 3 entries for 2 ranks", log)
+
+    def test_memory_that_holds_no_sequence(self):
+        log = self.refused(arguments=["--set", "cluster.device_memory_bytes=120000000,5000000",
+                                      "--device", "cpu"])
+        self.assertRegex(log, r"stage 1 with layers \d+-11 lacks \d+ bytes")
+        self.assertIn("change cluster.device_memory_bytes", log)
+
+    def test_memory_that_no_host_has(self):
+        log = self.refused(arguments=["--set", "cluster.device_memory_bytes=1000000000000000"])
+        self.assertRegex(log, "ranks 0, 1 share a device|rank 0 is given")
+
     def test_a_port_that_is_taken(self):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -102,6 +119,39 @@ class RefusedStartTest(unittest.TestCase):
             with Cluster(ranks=2, arguments=["--set", f"api.http.port={port}"]) as cluster:
                 self.assertNotEqual(cluster.wait_exit(20), 0)
                 self.assertIn(str(port), cluster.log())
+
+
+class UnequalMemoryTest(unittest.TestCase):
+    def test_the_larger_device_gets_more_layers_and_answers_are_the_same(self):
+        for memory, larger in ((["120000000", "70000000"], 0), (["70000000", "120000000"], 1)):
+            with self.subTest(memory=memory), \
+                    Cluster(ranks=2, arguments=["--set", "cluster.device_memory_bytes=" + ",".join(memory),
+                                                "--device", "cpu"]) as cluster:
+                cluster.wait_ready()
+                plan = re.findall(r"plan: stage \d: layers (\d+)-(\d+), ([\d.]+) % of the time", cluster.log())
+                counts = [int(last) - int(first) + 1 for first, last, _ in plan]
+                self.assertEqual(sum(counts), 12)
+                self.assertGreater(counts[larger], counts[1 - larger])
+                self.assertAlmostEqual(sum(float(share) for _, _, share in plan), 100, delta=0.2)
+                self.assertEqual(cluster.log().count("; the tightest"), 1)
+                # What was planned is what is there.
+                planned = re.findall(r"plan: stage .* = (\d+) tokens", cluster.log())
+                pools = re.findall(r"KV pool [\d.]+ MB = (\d+) tokens", cluster.log())
+                self.assertEqual(len(pools), 2)
+                for predicted, held in zip(planned, pools):
+                    self.assertLessEqual(int(held), int(predicted))
+                record = golden("prose64")
+                answer = cluster.complete(record["prompt_ids"], len(record["greedy_ids"]),
+                                          kv_policy={"profile": "full"})
+                self.assertEqual(answer["choices"][0]["text"], record["greedy_text"])
+
+    def test_a_pool_for_each_rank(self):
+        with Cluster(ranks=2, arguments=["--set", "kv.memory_bytes=24000000,8000000",
+                                         "--max-model-len", "1024"]) as cluster:
+            cluster.wait_ready()
+            self.assertIn("layers 0-8 on", cluster.log())
+            self.assertIn("KV pool 24.0 MB", cluster.log())
+            self.assertIn("KV pool 8.0 MB", cluster.log())
 
 
 class ListenersTest(unittest.TestCase):

@@ -81,8 +81,13 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
     starting.emplace_back([this, stage, &settings, &created] {
       RankSettings rank = settings.rank;
       rank.local_rank = stage;
-      created[static_cast<std::size_t>(stage)] =
-          RankRuntime::create(rank, groups_.host(stage), groups_.device(stage));
+      auto& result = created[static_cast<std::size_t>(stage)];
+      const auto topology = agree_on_topology(rank, groups_.host(stage), Deadline::after_ms(60000));
+      if (topology.ok()) {
+        result = RankRuntime::create(rank, *topology, groups_.host(stage), groups_.device(stage));
+      } else {
+        result = topology.status();
+      }
     });
   }
   for (std::thread& thread : starting) thread.join();

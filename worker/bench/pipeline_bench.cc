@@ -357,12 +357,17 @@ int run(int argc, char** argv) {
   settings.max_num_batched_tokens = options.max_num_batched_tokens;
   settings.max_model_len = options.max_model_len;
   settings.layers_per_stage = options.layers_per_stage;
-  settings.kv_bytes = options.kv_bytes;
+  if (options.kv_bytes > 0) settings.kv_bytes = {static_cast<std::int64_t>(options.kv_bytes)};
   settings.host_name = (*world)->host_name();
   settings.local_rank = (*world)->local_rank();
   settings.device = options.on_gpu ? ComputeDevice::kCuda : ComputeDevice::kCpu;
-  auto rank = RankRuntime::create(settings, host, (*world)->device());
   const Deadline deadline = Deadline::after_ms(300000);
+  const auto topology = agree_on_topology(settings, host, deadline);
+  if (!topology.ok()) {
+    std::fprintf(stderr, "pipeline_bench: %s\n", topology.status().to_string().c_str());
+    return 1;
+  }
+  auto rank = RankRuntime::create(settings, *topology, host, (*world)->device());
   const Status agreed = agree_on_outcome(host, rank.status(), deadline);
   if (!agreed.ok()) {
     std::fprintf(stderr, "pipeline_bench: %s\n", agreed.to_string().c_str());

@@ -17,8 +17,9 @@ inline constexpr std::string_view kHiddenKey = "<hidden>";
 // Sets every unset field that has a default in the schema to that default, and
 // model.served_model_name to the last part of model.path. Fields whose default depends on the
 // model, the ranks or chance stay unset: max_model_len, micro_batches, layers_per_stage,
-// threads_per_rank, memory_bytes, max_session_bytes, seed. So do fields without which something is
-// left to the profile or is none: the size and window of kv.policy, kv.profile_table.
+// device_memory_bytes, threads_per_rank, memory_bytes, max_session_bytes, seed. So do fields
+// without which something is left to the profile or is none: the size and window of kv.policy,
+// kv.profile_table.
 void fill_defaults(Config& config);
 
 // INVALID_ARGUMENT naming the first field at fault and its range. Call after fill_defaults.

@@ -68,6 +68,7 @@ void append_lines(const Message& message, const std::string& prefix, Lines& line
 // Fields that stay as they are when they are not set; all others are decided at start.
 constexpr auto kUnset = std::to_array<std::pair<std::string_view, std::string_view>>({
     {"api.api_key", "none, clients need no key"},
+    {"cluster.device_memory_bytes", "what the device has"},
     {"kv.policy.ratio", "none, the profile's own size"},
     {"kv.policy.max_bytes", "none, the profile's own size"},
     {"kv.policy.window", "the profile's own"},

@@ -40,6 +40,8 @@ struct ComputeOptions {
   std::function<Result<model::LlamaStageWeights>()> load_weights;
   int local_rank = 0;
   double gpu_memory_utilization = 0.9;
+  std::uint64_t device_memory_bytes = 0;  // that the rank may use of a GPU; 0: the share above
+  std::uint64_t planned_bytes = 0;        // of weights and workspace, as the partition counts them
   std::chrono::milliseconds startup_timeout{600000};
 };
 

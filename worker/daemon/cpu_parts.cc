@@ -6,10 +6,11 @@ namespace spindle::worker {
 Status check_pool(std::uint64_t pool_bytes, std::uint64_t one_sequence_bytes,
                   std::int64_t max_model_len) {
   if (pool_bytes >= one_sequence_bytes) return ok_status();
-  return invalid_argument("one sequence of max_model_len " + std::to_string(max_model_len) +
-                          " takes " + std::to_string(one_sequence_bytes) +
-                          " bytes of KV on this stage, the pool has " + std::to_string(pool_bytes) +
-                          "; raise kv.memory_bytes or lower model.max_model_len");
+  return invalid_argument(
+      "one sequence of max_model_len " + std::to_string(max_model_len) + " takes " +
+      std::to_string(one_sequence_bytes) + " bytes of KV on this stage, the pool has " +
+      std::to_string(pool_bytes) +
+      "; raise kv.memory_bytes or cluster.device_memory_bytes, or lower model.max_model_len");
 }
 
 Result<ComputeParts> make_cpu_parts(const ComputeOptions& options, const CpuContext& context,

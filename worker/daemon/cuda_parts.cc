@@ -65,15 +65,22 @@ Result<std::unique_ptr<comm::DeviceGroup>> connect(comm::HostGroup& host,
   return std::unique_ptr<comm::DeviceGroup>(std::move(*nccl));
 }
 
-// Free memory after weights and workspace, less what scores and encoding will take, within the
-// share of the device that its ranks may use together.
-std::uint64_t pool_bytes(const CudaContext& context, std::uint64_t free_at_start, double share,
-                         int ranks_here, std::uint64_t scratch_bytes) {
+// Free memory after weights and workspace, less what scores and encoding will take, within what is
+// stated for the rank or the share of the device that its ranks may use together.
+std::uint64_t pool_bytes(const ComputeOptions& options, const CudaContext& context,
+                         std::uint64_t free_at_start, int ranks_here, std::uint64_t scratch_bytes) {
   const std::uint64_t free_now = context.free_bytes();
-  const double allowed = static_cast<double>(context.total_bytes()) * share / ranks_here;
-  const std::uint64_t used = free_at_start - std::min(free_now, free_at_start);
-  const double left =
-      std::min(allowed - static_cast<double>(used), static_cast<double>(free_now) / ranks_here);
+  const bool is_stated = options.device_memory_bytes > 0;
+  const double allowed = is_stated ? static_cast<double>(options.device_memory_bytes)
+                                   : static_cast<double>(context.total_bytes()) *
+                                         options.gpu_memory_utilization / ranks_here;
+  // What ranks that share the device took meanwhile is not this one's: stated memory is counted by
+  // the plan then, and is this rank's own part of what is free.
+  const bool counts_plan = is_stated && ranks_here > 1;
+  const std::uint64_t used =
+      counts_plan ? options.planned_bytes : free_at_start - std::min(free_now, free_at_start);
+  const double free_here = static_cast<double>(free_now) / (is_stated ? 1 : ranks_here);
+  const double left = std::min(allowed - static_cast<double>(used), free_here);
   const double pool = left - static_cast<double>(scratch_bytes);
   return pool > 0 ? static_cast<std::uint64_t>(pool) : 0;
 }
@@ -110,7 +117,7 @@ Result<ComputeParts> make_parts(const ComputeOptions& options, comm::HostGroup& 
                                             (*stage)->rope()};
   if (memory_config.store.budget_bytes == 0) {
     memory_config.store.budget_bytes = pool_bytes(
-        cuda, free_at_start, options.gpu_memory_utilization, sharing->ranks_here,
+        options, cuda, free_at_start, sharing->ranks_here,
         kvstore::DeviceMemory::scratch_bytes(memory_config) + (*stage)->reserved_bytes());
   }
   Status status = check_pool(memory_config.store.budget_bytes, options.one_sequence_bytes,

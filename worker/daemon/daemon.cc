@@ -15,14 +15,17 @@
 #include "cluster/comm/peer_monitor.h"
 #include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
+#include "worker/config/kv_policy.h"
 #include "worker/config/profile_table.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
+#include "worker/daemon/kv_balance.h"
 #include "worker/daemon/logging.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
 #include "worker/daemon/stop_latch.h"
+#include "worker/daemon/topology.h"
 #include "worker/engine/pipeline_engine.h"
 #include "worker/model/generation_config.h"
 
@@ -31,6 +34,19 @@ namespace {
 
 // For responses under way once all requests have ended.
 constexpr std::int64_t kFarewellMs = 2000;
+
+// KV that may wait, in pools.
+constexpr std::uint64_t kQueuedPools = 16;
+
+// Operations on a token in a layer's products, to those of its attention on one token before it.
+std::int64_t attention_parity_tokens(const model::ModelConfig& model) {
+  const std::int64_t hidden = model.hidden_size;
+  const std::int64_t query = std::int64_t{model.n_heads} * model.head_dim;
+  const std::int64_t key = std::int64_t{model.n_kv_heads} * model.head_dim;
+  const std::int64_t weights =
+      hidden * (2 * query + 2 * key) + 3 * hidden * model.intermediate_size;
+  return weights / (2 * query);
+}
 
 DType kv_dtype(config::Kv::DType dtype) {
   switch (dtype) {
@@ -53,18 +69,21 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
   settings.max_model_len = config.model().max_model_len();
   settings.layers_per_stage.assign(config.cluster().layers_per_stage().begin(),
                                    config.cluster().layers_per_stage().end());
+  settings.device_memory_bytes.assign(config.cluster().device_memory_bytes().begin(),
+                                      config.cluster().device_memory_bytes().end());
   settings.max_num_seqs = config.scheduler().max_num_seqs();
   settings.max_num_batched_tokens = config.scheduler().max_num_batched_tokens();
   settings.linear_math = config.compute().linear_math() == config::Compute::BF16
                              ? kernels::LinearMath::kBF16
                              : kernels::LinearMath::kF32;
   settings.kv_dtype = kv_dtype(config.kv().dtype());
-  settings.kv_bytes = static_cast<std::uint64_t>(config.kv().memory_bytes());
+  settings.kv_bytes.assign(config.kv().memory_bytes().begin(), config.kv().memory_bytes().end());
   settings.token_table_bytes = static_cast<std::uint64_t>(config.kv().layer0_table_bytes());
   settings.n_threads = config.compute().has_threads_per_rank()
                            ? config.compute().threads_per_rank()
                            : default_threads_per_rank(resources.n_cores, world.local_size());
   settings.host_name = world.host_name();
+  settings.host_memory_bytes = resources.total_memory_bytes;
   settings.available_memory_bytes = resources.available_memory_bytes;
   settings.ranks_on_host = world.local_size();
   settings.local_rank = world.local_rank();
@@ -86,6 +105,12 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
       config.cluster().has_micro_batches() ? config.cluster().micro_batches() : n_stages + 1;
   out.max_num_queued_reqs = scheduler.max_num_queued_reqs();
   out.max_num_queued_tokens = scheduler.max_num_queued_tokens();
+  std::uint64_t pool_bytes = 0;
+  for (const control::StageInfo& stage : stages) pool_bytes += stage.kv_capacity_bytes();
+  out.max_queued_kv_bytes = scheduler.has_max_queued_kv_bytes()
+                                ? static_cast<std::uint64_t>(scheduler.max_queued_kv_bytes())
+                                : kQueuedPools * pool_bytes;
+  out.attention_parity_tokens = attention_parity_tokens(rank.model());
   std::random_device entropy;
   out.seed = scheduler.has_seed() ? scheduler.seed()
                                   : (static_cast<std::uint64_t>(entropy()) << 32) | entropy();
@@ -95,6 +120,7 @@ coordinator::SchedulerConfig scheduler_config(const config::Config& config, cons
   out.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
   out.kv_model =
       make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(), stages);
+  out.budget_report_steps = config.kv().balance().report_steps();
   out.max_sessions = config.kv().max_sessions();
   out.session_ttl_us = config.kv().session_ttl_ms() * 1000;
   out.max_session_bytes = static_cast<std::uint64_t>(config.kv().max_session_bytes());
@@ -142,12 +168,40 @@ Result<ComputeDevice> choose_device(const config::Config& config, comm::HostGrou
   return ComputeDevice::kCpu;
 }
 
+Result<std::optional<KvBalance>> kv_balance(const config::Config& config,
+                                            const coordinator::SchedulerConfig& scheduler,
+                                            const std::vector<control::StageInfo>& stages) {
+  const config::Balance& balance = config.kv().balance();
+  if (!balance.enabled()) return std::optional<KvBalance>();
+  auto policy = config::to_kv_policy(config.kv().policy());
+  if (!policy.ok()) return policy.status();
+  policy->best_effort = true;  // a default is nobody's wish
+  KvBalanceOptions options;
+  options.ladder = {balance.level_step(), balance.n_lighter(), balance.n_stronger()};
+  options.lighter_levels = balance.lighter_levels();
+  options.typical_tokens = balance.typical_tokens();
+  options.warmup_us = std::int64_t{balance.warmup_ms()} * 1000;
+  options.cooldown_us = std::int64_t{balance.cooldown_ms()} * 1000;
+  options.relief_hold_us = std::int64_t{balance.relief_hold_ms()} * 1000;
+  return make_kv_balance(options, *policy, scheduler.kv_model, scheduler.profile_table.get(),
+                         stages, scheduler.max_num_seqs, scheduler.max_in_flight);
+}
+
+void log_levels(const KvBalance& balance, const std::vector<control::StageInfo>& stages) {
+  std::string ratios;
+  for (const double ratio : balance.ladder.ratios) {
+    ratios += (ratios.empty() ? "" : ", ") + fmt::format("{:.3f}", ratio);
+  }
+  spdlog::info("KV budgets of {} stages are balanced over levels {}; the policy's own is {:.3f}",
+               stages.size(), ratios, balance.ladder.ratios[balance.ladder.own]);
+}
+
 // Rank 0's part: the engine and the front end, until `stop` is requested.
 class Coordinator {
  public:
   static Result<std::unique_ptr<Coordinator>> create(comm::MpiWorld& world,
                                                      const config::Config& config,
-                                                     const RankRuntime& rank,
+                                                     RankRuntime& rank,
                                                      const std::vector<control::StageInfo>& stages,
                                                      StopLatch& stop) {
     auto generation = model::load_generation_config(config.model().path());
@@ -166,11 +220,21 @@ class Coordinator {
           "kv.policy.profile is spindle and kv.profile_table is not set: which heads must keep all "
           "tokens is not known, so quality falls sooner; see spindle eval --calibrate");
     }
+    auto balance = kv_balance(config, scheduler, stages);
+    if (!balance.ok()) return balance.status();
     self->engine_ = std::make_unique<PipelineEngine>(
         world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages,
         options,
         [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
     PipelineEngine& engine = *self->engine_;
+    if (balance->has_value()) {
+      log_levels(**balance, stages);
+      engine.set_balancer(std::move((*balance)->balancer), std::move((*balance)->ladder));
+      rank.worker().set_decide_budget(
+          [&engine](std::span<const coordinator::BudgetReport> reports) {
+            return engine.balance(reports);
+          });
+    }
     FrontEndOptions front_end;
     front_end.config = config;
     front_end.generation = *generation;
@@ -245,7 +309,12 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   status = agree_on_outcome(host, device.status(), startup());
   if (!status.ok()) return leave(world, status);
   settings.device = *device;
-  auto rank = RankRuntime::create(settings, host, world.device());
+  const auto topology = agree_on_topology(settings, host, startup());
+  if (!topology.ok()) return leave(world, topology.status());
+  if (world.rank() == 0) {
+    for (const std::string& line : describe_topology(*topology)) spdlog::info("{}", line);
+  }
+  auto rank = RankRuntime::create(settings, *topology, host, world.device());
   status = agree_on_outcome(host, rank.status(), startup());
   if (!status.ok()) return leave(world, status);
   auto stages = gather_stages(host, (*rank)->info(), startup());

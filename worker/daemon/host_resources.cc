@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 #include <string>
+#include <string_view>
 
 namespace spindle::worker {
 namespace {
@@ -17,13 +18,14 @@ int usable_cores() {
   return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-std::uint64_t available_memory() {
+// The bytes that /proc/meminfo gives for `wanted`; 0 when it does not.
+std::uint64_t memory(std::string_view wanted) {
   std::ifstream file("/proc/meminfo");
   std::string key;
   std::uint64_t kib = 0;
   std::string unit;
   while (file >> key >> kib >> unit) {
-    if (key == "MemAvailable:") return kib * 1024;
+    if (key == wanted) return kib * 1024;
   }
   return 0;
 }
@@ -33,7 +35,8 @@ std::uint64_t available_memory() {
 HostResources read_host_resources() {
   HostResources resources;
   resources.n_cores = usable_cores();
-  resources.available_memory_bytes = available_memory();
+  resources.total_memory_bytes = memory("MemTotal:");
+  resources.available_memory_bytes = memory("MemAvailable:");
   return resources;
 }
 

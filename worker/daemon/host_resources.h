@@ -7,7 +7,8 @@ namespace spindle::worker {
 
 struct HostResources {
   int n_cores = 1;                           // that this process may run on
-  std::uint64_t available_memory_bytes = 0;  // 0: unknown
+  std::uint64_t total_memory_bytes = 0;      // 0: unknown
+  std::uint64_t available_memory_bytes = 0;  // of it; 0: unknown
 };
 
 // Reads the system; never fails, unknown parts keep their defaults.

@@ -1,5 +1,6 @@
 #include "worker/daemon/rank_runtime.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/attention.h"
@@ -13,17 +14,6 @@ namespace {
 // Fixed, so that every rank and every run makes the same dummy model.
 constexpr std::uint64_t kDummySeed = 0x5d1e;
 
-Result<std::int64_t> resolve_max_model_len(const RankSettings& settings,
-                                           const model::ModelConfig& model) {
-  if (settings.max_model_len == 0) return model.max_position_embeddings;
-  if (settings.max_model_len > model.max_position_embeddings) {
-    return invalid_argument("model.max_model_len is " + std::to_string(settings.max_model_len) +
-                            ", the model's max_position_embeddings is " +
-                            std::to_string(model.max_position_embeddings));
-  }
-  return settings.max_model_len;
-}
-
 Result<model::LlamaStageWeights> load_weights(const RankSettings& settings,
                                               const model::ModelConfig& model,
                                               model::LayerRange range, bool is_first,
@@ -36,36 +26,33 @@ Result<model::LlamaStageWeights> load_weights(const RankSettings& settings,
   return model::load_llama_stage(*checkpoint, model, range, is_first, is_last);
 }
 
-}  // namespace
-
-Result<std::vector<coordinator::LayerRange>> plan_layers(const model::ModelConfig& model,
-                                                         int n_stages,
-                                                         const std::vector<int>& layers_per_stage) {
-  if (!layers_per_stage.empty()) {
-    return coordinator::partition_as_told(model.n_layers, n_stages, layers_per_stage);
-  }
-  const double hidden = model.hidden_size;
-  const double head_dim = model.head_dim;
-  coordinator::PartitionCosts costs;
-  costs.layer = hidden * head_dim * (2.0 * model.n_heads + 2.0 * model.n_kv_heads) +
-                3.0 * hidden * model.intermediate_size;
-  costs.head = hidden * model.vocab_size;
-  return coordinator::partition_layers(model.n_layers, n_stages, costs);
+// The KV pool of a rank on the CPU.
+std::uint64_t cpu_pool_bytes(const RankSettings& settings, const coordinator::StageDevice& device,
+                             const coordinator::StagePrediction& stage,
+                             std::uint64_t one_sequence_bytes) {
+  if (device.kv_bytes > 0) return static_cast<std::uint64_t>(device.kv_bytes);
+  const std::uint64_t wanted =
+      one_sequence_bytes * static_cast<std::uint64_t>(settings.max_num_seqs);
+  if (stage.kv_bytes >= 0) return std::min(wanted, static_cast<std::uint64_t>(stage.kv_bytes));
+  return default_kv_bytes(wanted, settings.available_memory_bytes, settings.ranks_on_host);
 }
 
+}  // namespace
+
 Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& settings,
+                                                         const Topology& topology,
                                                          comm::HostGroup& host,
                                                          comm::DeviceGroup& device) {
-  auto model = model::load_model_config(settings.model_dir);
-  if (!model.ok()) return model.status();
-  auto ranges = plan_layers(*model, host.size(), settings.layers_per_stage);
-  if (!ranges.ok()) return ranges.status();
-  auto max_model_len = resolve_max_model_len(settings, *model);
-  if (!max_model_len.ok()) return max_model_len.status();
+  const auto stage_index = static_cast<std::size_t>(host.rank());
+  CHECK(topology.partition.stages.size() == static_cast<std::size_t>(host.size()),
+        "a stage for each rank");
+  const model::ModelConfig& model = topology.model;
+  const coordinator::StageDevice& told = topology.devices[stage_index];
+  const coordinator::StagePrediction& planned = topology.partition.stages[stage_index];
 
   std::unique_ptr<RankRuntime> rank(new RankRuntime());
-  rank->model_ = *model;
-  rank->max_model_len_ = *max_model_len;
+  rank->model_ = model;
+  rank->max_model_len_ = topology.max_model_len;
   rank->rank_ = host.rank();
   rank->host_name_ = settings.host_name;
 
@@ -73,21 +60,21 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   if (!context.ok()) return context.status();
   rank->context_ = std::move(*context);
 
-  const coordinator::LayerRange own = (*ranges)[static_cast<std::size_t>(host.rank())];
+  const coordinator::LayerRange own = planned.layers;
   kvstore::KvStoreConfig store;
-  store.shape = {model->n_kv_heads, model->head_dim, settings.kv_dtype, kernels::kKvPageTokens};
+  store.shape = {model.n_kv_heads, model.head_dim, settings.kv_dtype, kernels::kKvPageTokens};
   store.n_layers = own.count;
-  store.wide_positions = *max_model_len > 65536;
-  store.wide_ids = model->vocab_size > 65536;
+  store.wide_positions = topology.max_model_len > 65536;
+  store.wide_ids = model.vocab_size > 65536;
   store.keeps_token_ids = own.first == 0;
   LlamaStageConfig config;
-  config.model = *model;
+  config.model = model;
   config.layers = {own.first, own.count};
   config.is_first = host.rank() == 0;
   config.is_last = host.rank() == host.size() - 1;
   config.max_batched_tokens = settings.max_num_batched_tokens;
   config.max_num_seqs = settings.max_num_seqs;
-  config.max_model_len = *max_model_len;
+  config.max_model_len = topology.max_model_len;
   config.linear_math = settings.linear_math;
   config.token_table_bytes = settings.token_table_bytes;
 
@@ -95,20 +82,22 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   options.stage = config;
   options.store = store;
   options.one_sequence_bytes = static_cast<std::uint64_t>(kvstore::stage_pages(
-                                   store.shape, store.n_layers, *max_model_len)) *
+                                   store.shape, store.n_layers, topology.max_model_len)) *
                                store.shape.page_bytes();
-  options.store.budget_bytes = settings.kv_bytes;
+  options.store.budget_bytes =
+      settings.device == ComputeDevice::kCpu
+          ? cpu_pool_bytes(settings, told, planned, options.one_sequence_bytes)
+          : static_cast<std::uint64_t>(told.kv_bytes);
+  if (!settings.device_memory_bytes.empty()) {
+    options.device_memory_bytes = static_cast<std::uint64_t>(told.memory_bytes);
+  }
+  options.planned_bytes = static_cast<std::uint64_t>(planned.weight_bytes + told.workspace_bytes);
   options.load_weights = [&] {
-    return load_weights(settings, *model, config.layers, config.is_first, config.is_last);
+    return load_weights(settings, model, config.layers, config.is_first, config.is_last);
   };
   options.local_rank = settings.local_rank;
   options.gpu_memory_utilization = settings.gpu_memory_utilization;
   options.startup_timeout = settings.startup_timeout;
-  if (settings.device == ComputeDevice::kCpu && settings.kv_bytes == 0) {
-    options.store.budget_bytes = default_kv_bytes(
-        options.one_sequence_bytes * static_cast<std::uint64_t>(settings.max_num_seqs),
-        settings.available_memory_bytes, settings.ranks_on_host);
-  }
   auto parts = settings.device == ComputeDevice::kCpu
                    ? make_cpu_parts(options, *rank->context_, device)
                    : make_cuda_parts(options, host, device);

@@ -81,8 +81,28 @@ void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t ch
 engine::EngineStats PipelineEngine::stats() const {
   const std::lock_guard lock(mutex_);
   engine::EngineStats stats = scheduler_.stats();
-  stats.stages = stages_;
+  std::swap(stats.stages, stats.stages);
   return stats;
+}
+
+void PipelineEngine::set_balancer(coordinator::BudgetBalancer balancer,
+                                  kvstore::LevelLadder ladder) {
+  const std::lock_guard lock(mutex_);
+  scheduler_.set_balancer(std::move(balancer), std::move(ladder));
+}
+
+Result<coordinator::BudgetPlan> PipelineEngine::balance(
+    std::span<const coordinator::BudgetReport> reports) {
+  const std::lock_guard lock(mutex_);
+  const auto decision = scheduler_.balance(reports, now_us());
+  if (!decision.ok()) return decision.status();
+  coordinator::BudgetPlan plan = scheduler_.budget_plan();
+  plan.n_stages = static_cast<std::uint32_t>(stages_.size());
+  if (decision->has_value()) {
+    spdlog::info("KV budgets, plan {} from step {}: {}", plan.epoch, plan.effective_step,
+                 (*decision)->reason);
+  }
+  return plan;
 }
 
 Status PipelineEngine::admission() const {

@@ -44,6 +44,10 @@ class PipelineEngine final : public engine::Engine {
   ~PipelineEngine() override;
 
   void start();
+  // Before start().
+  void set_balancer(coordinator::BudgetBalancer balancer, kvstore::LevelLadder ladder);
+  // For the exchange of budgets: the plan in force after a round of reports. Any thread.
+  Result<coordinator::BudgetPlan> balance(std::span<const coordinator::BudgetReport> reports);
   // Refuses new requests from now on and waits until the accepted ones ended; those still there at
   // the deadline are cancelled. DEADLINE_EXCEEDED when it came to that.
   Status drain(Deadline deadline);

@@ -25,10 +25,20 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage
       stage_(stage),
       store_(store),
       sampler_(context),
+      budgets_(device, options.budget_timeout),
       options_(std::move(options)) {}
 
 Status StageWorker::run() {
   stage_.bind_thread();
+  budgets_.start();
+  const Status status = work();
+  // An exchange that a failure left half done ends by its deadline, or with the group.
+  if (!status.ok()) device_.abort(status.message());
+  budgets_.stop();
+  return status;
+}
+
+Status StageWorker::work() {
   while (true) {
     auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
     if (!message.ok()) {
@@ -47,6 +57,11 @@ Status StageWorker::run() {
     const Status status = try_step(plan, result);
     if (!status.ok()) result.set_error(status.to_string());
     report_kv(result);
+    if (status.ok() && plan.report_budget()) {
+      if (Status reported = report_budget(plan, result); !reported.ok()) {
+        result.set_error(reported.to_string());
+      }
+    }
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
                                    Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
@@ -64,7 +79,24 @@ Status StageWorker::try_step(const control::StepPlan& plan, control::StepResult&
   }
 }
 
+Status StageWorker::report_budget(const control::StepPlan& plan,
+                                  const control::StepResult& result) {
+  coordinator::BudgetReport report;
+  report.stage = static_cast<std::uint32_t>(host_.rank());
+  report.n_stages = static_cast<std::uint32_t>(host_.size());
+  report.step = plan.step();
+  report.epoch = plan.budget_epoch();
+  const std::uint64_t page = store_.pool().page_bytes();
+  report.capacity_bytes = static_cast<std::uint64_t>(store_.pool().n_pages()) * page;
+  report.used_bytes = static_cast<std::uint64_t>(result.used_pages()) * page;
+  report.reserved_bytes = static_cast<std::uint64_t>(result.reserved_pages()) * page;
+  report.planned_bytes = planned_bytes_;
+  report.kept_bytes = kept_bytes_;
+  return budgets_.report(report);
+}
+
 Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& result) {
+  if (Status status = budgets_.await(plan.budget_epoch(), plan.step()); !status.ok()) return status;
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
@@ -103,10 +135,20 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
   }
   for (const control::OpenSequence& open : plan.open()) {
     const Status status =
-        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()));
+        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()),
+                    open.granted_tokens());
     if (!status.ok()) return status;
     open_boundaries(open);
     if (is_last) sampler_.open(open);
+  }
+  for (const control::GrowSequence& grow : plan.grow()) {
+    const auto pages = store_.grow(grow.sequence(), grow.granted_tokens(),
+                                   reserve_pages(grow.more_pages()), grow.sinks(), grow.recent());
+    if (!pages.ok()) return pages.status();
+    control::GrownSequence& report = *result.add_grown();
+    report.set_sequence(grow.sequence());
+    report.set_used_pages(pages->used);
+    report.set_reserved_pages(pages->reserved);
   }
   return ok_status();
 }
@@ -172,12 +214,16 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   if (!kept.ok()) {
     return kept.status().with_context("compressing sequence " + std::to_string(order.sequence()));
   }
+  if (host_.rank() < order.planned_bytes_size()) {
+    planned_bytes_ += order.planned_bytes(host_.rank());
+    kept_bytes_ += static_cast<std::uint64_t>(kept->pages.used) * store_.pool().page_bytes();
+  }
   control::CompressedSequence& report = *result.add_compressed();
   report.set_sequence(order.sequence());
   report.set_n_tokens(order.n_tokens());
   report.set_full_bytes(kept->full_bytes);
-  report.set_used_pages(kept->used_pages);
-  report.set_reserved_pages(kept->reserved_pages);
+  report.set_used_pages(kept->pages.used);
+  report.set_reserved_pages(kept->pages.reserved);
   for (const kvstore::HeadKept& head : kept->heads) {
     control::HeadKept& out = *report.add_heads();
     out.set_n_tokens(head.n_tokens);
@@ -308,6 +354,8 @@ void StageWorker::report_kv(control::StepResult& result) const {
   const kvstore::KvStats stats = store_.stats();
   result.set_kv_used_bytes(stats.used_bytes);
   result.set_kv_peak_bytes(stats.peak_bytes);
+  result.set_used_pages(store_.pool().n_used());
+  result.set_reserved_pages(store_.pool().n_reserved());
   result.mutable_layer_used_bytes()->Add(stats.layer_used_bytes.begin(),
                                          stats.layer_used_bytes.end());
 }

@@ -15,6 +15,7 @@
 #include "kernels/core/status.h"
 #include "kvstore/kv_store.h"
 #include "proto/control.pb.h"
+#include "worker/pipeline/budget_exchange.h"
 #include "worker/stage/stage.h"
 #include "worker/stage/token_sampler.h"
 
@@ -27,6 +28,8 @@ struct StageWorkerOptions {
   std::function<void(std::uint64_t step)> on_step = {};
   // Walks all pages after every step; for tests.
   bool check_invariants = false;
+  // Of one exchange of budgets.
+  std::chrono::milliseconds budget_timeout{30000};
 };
 
 // Does not own the groups, the stage, the store and the context; all outlive it.
@@ -40,8 +43,14 @@ class StageWorker {
   // (its status, also reported to rank 0). Waits for the next plan without limit: that rank 0 is
   // alive is the peer monitor's business.
   Status run();
+  // On rank 0, before run(); a plan that asks for reports needs it.
+  void set_decide_budget(BudgetExchange::Decide decide) {
+    budgets_.set_decide(std::move(decide));
+  }
 
  private:
+  Status work();
+  Status report_budget(const control::StepPlan& plan, const control::StepResult& result);
   Status do_step(const control::StepPlan& plan, control::StepResult& result);
   // do_step, with what a device throws as a Status.
   Status try_step(const control::StepPlan& plan, control::StepResult& result);
@@ -60,6 +69,10 @@ class StageWorker {
   Stage& stage_;
   kvstore::KvStore& store_;
   TokenSampler sampler_;
+  BudgetExchange budgets_;
+  // Of all prompts' first boundaries (coordinator::BudgetReport).
+  std::uint64_t planned_bytes_ = 0;
+  std::uint64_t kept_bytes_ = 0;
   StageWorkerOptions options_;
   std::vector<float> score_logits_;
   std::vector<StageRun> runs_;

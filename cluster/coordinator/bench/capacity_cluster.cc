@@ -1,6 +1,7 @@
 #include "cluster/coordinator/bench/capacity_cluster.h"
 
 #include "cluster/coordinator/layer_partition.h"
+#include "cluster/coordinator/simulation/balance_setup.h"
 #include "cluster/coordinator/simulation/seeded_random.h"
 
 namespace spindle::coordinator::bench {
@@ -37,6 +38,29 @@ double memory_share(Memories memories, int stage, int n_stages, simulation::Seed
       return random.between_real(0.5, 1.0);
   }
   return 1;
+}
+
+// As the daemon divides layers: by time, and by what each device can hold.
+Result<LayerPartition> divide(const CapacitySettings& settings, std::int64_t kv_bytes_per_token) {
+  const ModelShape& shape = settings.shape;
+  const double layer_bytes = shape.layer_parameters() * kWeightBytes;
+  const double head_bytes = shape.head_parameters() * kWeightBytes;
+  PartitionProblem problem;
+  problem.layers.assign(static_cast<std::size_t>(shape.n_layers),
+                        {.time = layer_bytes,
+                         .weight_bytes = static_cast<std::int64_t>(layer_bytes),
+                         .kv_bytes_per_token = kv_bytes_per_token});
+  problem.embedding.weight_bytes = static_cast<std::int64_t>(head_bytes);
+  problem.head = {.time = head_bytes, .weight_bytes = static_cast<std::int64_t>(head_bytes)};
+  simulation::SeededRandom random(settings.seed ^ 0x6d656d6fULL);
+  for (int s = 0; s < settings.n_stages; ++s) {
+    const double share = memory_share(settings.memories, s, settings.n_stages, random);
+    problem.devices.push_back(
+        {.memory_bytes = static_cast<std::int64_t>(kUsableMemory * share *
+                                                   static_cast<double>(settings.memory_bytes))});
+  }
+  problem.min_kv_tokens = settings.max_model_len;
+  return partition_layers(problem);
 }
 
 }  // namespace
@@ -80,12 +104,11 @@ std::string_view memories_name(Memories memories) {
 
 Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& settings) {
   const ModelShape& shape = settings.shape;
-  const PartitionCosts costs{.head = shape.head_parameters() / shape.layer_parameters()};
-  const auto ranges = partition_layers(shape.n_layers, settings.n_stages, costs);
-  if (!ranges.ok()) return ranges.status();
-
   simulation::SimulationConfig config;
   config.shape = {.n_kv_heads = shape.n_kv_heads, .head_dim = shape.head_dim};
+  const auto partition =
+      divide(settings, static_cast<std::int64_t>(config.shape.token_bytes()) * shape.n_kv_heads);
+  if (!partition.ok()) return partition.status();
   config.seed = settings.seed;
   config.walks_pages = false;
   config.step_timeout_us = 60'000'000;
@@ -94,25 +117,13 @@ Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& se
   config.link.activations = settings.rates.link_us;
   config.link.activations_token = 2.0 * shape.hidden / settings.rates.link_bytes_per_us;
   config.link.jitter = 0.05;
-  simulation::SeededRandom random(settings.seed ^ 0x6d656d6fULL);
   const std::uint64_t page_bytes = config.shape.page_bytes();
   for (int s = 0; s < settings.n_stages; ++s) {
-    const int n_layers = (*ranges)[static_cast<std::size_t>(s)].count;
-    const bool is_first = s == 0;
-    const bool is_last = s + 1 == settings.n_stages;
-    const double weights = (shape.layer_parameters() * n_layers +
-                            ((is_first ? 1 : 0) + (is_last ? 1 : 0)) * shape.head_parameters()) *
-                           kWeightBytes;
-    const double left = kUsableMemory * static_cast<double>(settings.memory_bytes) - weights;
-    if (left < static_cast<double>(page_bytes)) {
-      return invalid_argument("stage " + std::to_string(s) + " of " +
-                              std::to_string(settings.n_stages) + ": weights of " +
-                              std::to_string(weights / 1e9) + " GB leave no memory for KV");
-    }
-    const double pool = left * memory_share(settings.memories, s, settings.n_stages, random);
+    const StagePrediction& stage = partition->stages[static_cast<std::size_t>(s)];
     config.stages.push_back(
-        {n_layers, static_cast<std::int64_t>(pool / static_cast<double>(page_bytes))});
-    config.latency.push_back(stage_latency(shape, settings.rates, n_layers, is_last, page_bytes));
+        {stage.layers.count, stage.kv_bytes / static_cast<std::int64_t>(page_bytes)});
+    config.latency.push_back(stage_latency(shape, settings.rates, stage.layers.count,
+                                           s + 1 == settings.n_stages, page_bytes));
   }
 
   SchedulerConfig& scheduler = config.scheduler;
@@ -131,6 +142,18 @@ Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& se
                         .head_dim = shape.head_dim,
                         .vocab_size = shape.vocab_size,
                         .max_model_len = settings.max_model_len};
+  // Where a token's attention takes as long as the rest of it.
+  const double pair = 4.0 * shape.n_heads * shape.head_dim / settings.rates.attention_flops_per_us;
+  const double token = 2 * shape.layer_parameters() / settings.rates.flops_per_us;
+  scheduler.attention_parity_tokens = static_cast<std::int64_t>(token / pair);
+  if (!settings.balances) return config;
+  simulation::BalanceSettings balance;
+  balance.policy = settings.policy;
+  balance.typical_tokens = settings.typical_tokens;
+  auto made = simulation::make_balance(balance, config);
+  if (!made.ok()) return made.status();
+  if (!made->has_value()) return invalid_argument("the policy has no levels to balance with");
+  config.balance = **std::move(made);
   return config;
 }
 

@@ -43,8 +43,8 @@ DeviceRates h200_rates();
 
 enum class Memories : std::uint8_t {
   kEqual,
-  kOneThird,  // the stage in the middle has a third of the others' pool
-  kUneven,    // every stage a random share from 0.5 to 1
+  kOneThird,  // the device in the middle has a third of the others' memory
+  kUneven,    // every device a random share from 0.5 to 1
 };
 std::string_view memories_name(Memories memories);
 
@@ -58,10 +58,15 @@ struct CapacitySettings {
   int max_num_seqs = 0;
   int max_num_batched_tokens = 0;
   std::int32_t mean_output = 0;  // tokens, geometric
+  kvstore::KvPolicy policy;      // of all requests
+  bool balances = false;
+  std::int64_t typical_tokens = 0;  // of a prompt, for the balancer
   std::uint64_t seed = 0;
 };
 
-// INVALID_ARGUMENT when there are more stages than layers, or weights leave no room for KV.
+// Layers are divided as the daemon does it (layer_partition.h), by time and memory. The status of
+// that, when there are more stages than layers or weights leave no room for a sequence of full
+// length; INVALID_ARGUMENT when balancing is asked for and the policy has no levels.
 Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& settings);
 
 }  // namespace spindle::coordinator::bench

@@ -18,6 +18,7 @@ struct LoadSettings {
   double document_share = 0.03;
   std::int32_t max_prompt = 32'768 - 1'024;  // shorter ones are cut there
   std::int32_t max_output = 1'024;           // what every client allows
+  int n_waiting = 256;  // that the clients keep in the queue, as long as there are requests
   std::int32_t vocab_size = 0;
   kvstore::KvPolicy policy;
   std::uint64_t seed = 0;

@@ -8,6 +8,9 @@ namespace {
 
 using simulation::SimulationMetrics;
 
+// How often the clients look at the queue.
+constexpr std::int64_t kRefillUs = 1000;
+
 // Real times of steps in microseconds.
 void fill_decisions(const SimulationMetrics& from, const SimulationMetrics& to,
                     CapacityResult& out) {
@@ -66,37 +69,50 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
   std::optional<SimulationMetrics> from;
   std::optional<SimulationMetrics> to;
   int n_ended = 0;
+  int n_submitted = 0;
   double n_output = 0;
+  const std::vector<std::int32_t> lengths = prompt_lengths(load);
+  // What cannot run waits, so that the cluster decides how much it takes.
+  const auto refill = [&] {
+    while (n_submitted < load.n_requests &&
+           simulation.scheduler().stats().waiting < load.n_waiting && result.violation.empty()) {
+      const std::int32_t n_prompt = lengths[static_cast<std::size_t>(n_submitted)];
+      result.mean_prompt += static_cast<double>(n_prompt) / load.n_requests;
+      const auto handle = simulation.submit(load_request(load, n_submitted++, n_prompt));
+      if (!handle.ok()) result.violation = "refused: " + handle.status().to_string();
+    }
+  };
   simulation.set_on_end([&](engine::RequestHandle, const simulation::Life& life) {
     ++n_ended;
     n_output += life.summary.completion_tokens;
-    const int n_waiting = simulation.scheduler().stats().waiting;
     if (!from && n_ended >= load.n_requests / 10) {
       from = simulation.metrics();
-      result.waits = n_waiting > 0;
+      result.waits = n_submitted < load.n_requests;
     }
-    const bool is_over = result.waits ? n_waiting == 0 : n_ended >= load.n_requests / 2;
+    const bool is_over =
+        result.waits ? n_submitted == load.n_requests : n_ended >= load.n_requests / 2;
     if (from && !to && is_over) to = simulation.metrics();
     if (n_ended == load.n_requests) {
       result.makespan_s = static_cast<double>(simulation.clock().now_us()) * 1e-6;
     }
   });
-  // All at once: what cannot run waits, so that the cluster decides how much it takes.
-  simulation.clock().at(1, [&] {
-    const std::vector<std::int32_t> lengths = prompt_lengths(load);
-    for (int i = 0; i < load.n_requests; ++i) {
-      const std::int32_t n_prompt = lengths[static_cast<std::size_t>(i)];
-      result.mean_prompt += static_cast<double>(n_prompt) / load.n_requests;
-      const auto handle = simulation.submit(load_request(load, i, n_prompt));
-      if (!handle.ok() && result.violation.empty()) {
-        result.violation = "a request was refused: " + handle.status().to_string();
-      }
+  std::function<void()> tick = [&] {
+    refill();
+    if (n_submitted < load.n_requests && result.violation.empty()) {
+      simulation.clock().after(kRefillUs, tick);
     }
-  });
+  };
+  simulation.clock().at(1, tick);
   simulation.run();
   if (result.violation.empty()) result.violation = simulation.violation();
   result.mean_output = n_output / std::max(n_ended, 1);
   result.n_steps = simulation.metrics().n_steps;
+  result.n_preemptions = simulation.scheduler().stats().preemptions;
+  result.n_budget_plans = simulation.metrics().n_budget_plans;
+  for (std::size_t s = 0; s < result.stages.size() && cluster.balance; ++s) {
+    const BudgetPlan& plan = simulation.scheduler().budget_plan();
+    result.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - cluster.balance->own_level);
+  }
   if (from && to) fill_window(*from, *to, result);
   result.real_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;
   return result;

@@ -18,11 +18,11 @@ struct StageUse {
   double reserved_share = 0;  // and promised beside them
 };
 
-// Figures of the window from when a tenth of the requests have ended until nobody waits; when
-// nobody waits before that, until half of them have ended.
+// Figures of the window from when a tenth of the requests have ended until the last one is
+// submitted; when that is before, until half of them have ended.
 struct CapacityResult {
   std::string violation;    // of an invariant: the run is void
-  bool waits = false;       // requests waited all through the window: memory is the limit
+  bool waits = false;       // the queue was full all through the window
   double window_s = 0;      // virtual
   double makespan_s = 0;    // of all requests
   double concurrency = 0;   // mean running requests
@@ -36,7 +36,10 @@ struct CapacityResult {
   double decision_p50_us = 0;
   double decision_p99_us = 0;
   double decision_share = 0;  // of the step
-  double real_s = 0;          // of the simulation
+  std::uint64_t n_preemptions = 0;
+  std::int64_t n_budget_plans = 0;
+  std::vector<int> levels;  // [n_stages], steps of the ladder beyond the policy's own, at the end
+  double real_s = 0;        // of the simulation
   std::uint64_t n_steps = 0;
   std::vector<StageUse> stages;
 };

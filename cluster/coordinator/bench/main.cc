@@ -27,6 +27,7 @@ struct Options {
   std::vector<std::string> memories = {"equal", "one-third", "uneven"};
   std::vector<double> memory_gb = {24, 141};  // of a device, for each model
   std::string policy = "full";
+  bool balances = false;
   int n_requests = 10'000;
   int max_num_seqs = 16'384;
   int max_num_batched_tokens = 2'048;
@@ -66,6 +67,9 @@ json::object result_json(const CapacityResult& result) {
           {"decision_p99_us", result.decision_p99_us},
           {"decision_share", result.decision_share},
           {"steps", result.n_steps},
+          {"preemptions", result.n_preemptions},
+          {"budget_plans", result.n_budget_plans},
+          {"levels", json::array(result.levels.begin(), result.levels.end())},
           {"real_s", result.real_s},
           {"stages", std::move(stages)}};
 }
@@ -77,10 +81,12 @@ json::object load_json(const LoadSettings& load, const Options& options) {
           {"document_share", load.document_share},
           {"max_prompt", load.max_prompt},
           {"max_output", load.max_output},
+          {"waiting", load.n_waiting},
           {"mean_output", options.mean_output},
           {"max_num_seqs", options.max_num_seqs},
           {"max_num_batched_tokens", options.max_num_batched_tokens},
           {"policy", options.policy},
+          {"balances", options.balances},
           {"seed", options.seed}};
 }
 
@@ -108,6 +114,9 @@ Result<json::object> run_cell(const Options& options, const std::string& model, 
   settings.max_num_seqs = options.max_num_seqs;
   settings.max_num_batched_tokens = options.max_num_batched_tokens;
   settings.mean_output = options.mean_output;
+  settings.policy = load.policy;
+  settings.balances = options.balances;
+  settings.typical_tokens = static_cast<std::int64_t>(load.median_prompt);
   settings.seed = options.seed;
   for (const Memories kind : {Memories::kEqual, Memories::kOneThird, Memories::kUneven}) {
     if (memories_name(kind) == memories) settings.memories = kind;
@@ -190,6 +199,7 @@ int main(int argc, char** argv) {
   app.add_option("--stages", options.stages, "numbers of stages")->delimiter(',');
   app.add_option("--memories", options.memories, "equal, one-third, uneven")->delimiter(',');
   app.add_option("--policy", options.policy, "KV profile of all requests");
+  app.add_flag("--balance", options.balances, "move KV budgets between the stages");
   app.add_option("--requests", options.n_requests)->check(CLI::Range(20, 1'000'000));
   app.add_option("--max-num-seqs", options.max_num_seqs)->check(CLI::PositiveNumber);
   app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens)

@@ -4,17 +4,21 @@
 #include <limits>
 #include <string>
 
+#include "cluster/coordinator/waiting_queue.h"
+
 namespace spindle::coordinator::simulation {
 
-void FairShare::arrive(std::uint64_t request, int priority, std::int64_t work,
+void FairShare::arrive(std::uint64_t request, const engine::EngineRequest& asked, std::int64_t work,
                        std::int64_t now_us) {
   Request& entry = requests_[request];
-  entry.priority = priority;
+  entry.owner = asked.owner;
+  entry.patience = WaitingQueue::kPatience * static_cast<std::int64_t>(asked.prompt_ids.size()) +
+                   WaitingQueue::kPriorityTokens * (asked.priority - first_priority_);
   entry.left = work;
+  entry.ahead = left_;
   entry.arrived_us = now_us;
-  for (auto it = left_.lower_bound(priority); it != left_.end(); ++it) entry.ahead += it->second;
-  left_[priority] += work;
-  arrivals_.push_back({now_us, priority, work});
+  left_ += work;
+  arrivals_.push_back({now_us, asked.owner, work});
   entry.n_arrivals = arrivals_.size();
 }
 
@@ -23,13 +27,13 @@ void FairShare::progress(std::uint64_t request, std::int64_t n) {
   if (found == requests_.end()) return;
   const std::int64_t done = std::min(n, found->second.left);
   found->second.left -= done;
-  left_[found->second.priority] -= done;
+  left_ -= done;
 }
 
 void FairShare::end(std::uint64_t request) {
   const auto found = requests_.find(request);
   if (found == requests_.end()) return;
-  left_[found->second.priority] -= found->second.left;
+  left_ -= found->second.left;
   requests_.erase(found);
 }
 
@@ -50,10 +54,13 @@ std::int64_t FairShare::served(std::int64_t from_us, std::int64_t to_us) const {
 std::int64_t FairShare::ahead(std::uint64_t request, std::int64_t until_us) const {
   const auto found = requests_.find(request);
   if (found == requests_.end()) return 0;
-  std::int64_t work = found->second.ahead;
-  for (std::size_t i = found->second.n_arrivals; i < arrivals_.size(); ++i) {
-    if (arrivals_[i].time_us > until_us) break;
-    if (arrivals_[i].priority > found->second.priority) work += arrivals_[i].work;
+  const Request& entry = found->second;
+  std::int64_t work = entry.ahead;
+  for (std::size_t i = entry.n_arrivals; i < arrivals_.size(); ++i) {
+    const Arrival& later = arrivals_[i];
+    if (later.time_us > until_us) break;
+    const bool is_due = served(entry.arrived_us, later.time_us) >= entry.patience;
+    if (later.owner != entry.owner || !is_due) work += later.work;
   }
   return work;
 }
@@ -64,8 +71,7 @@ Status FairShare::check(std::uint64_t request, std::int64_t first_us) const {
   const std::int64_t run = served(found->second.arrived_us, first_us);
   const std::int64_t share = ahead(request, first_us);
   if (run <= 3 * share + slack_) return ok_status();
-  return internal_error("request " + std::to_string(request) + " of priority " +
-                        std::to_string(found->second.priority) + " waited while " +
+  return internal_error("request " + std::to_string(request) + " waited while " +
                         std::to_string(run) + " tokens ran, of which " + std::to_string(share) +
                         " were ahead of it");
 }

@@ -172,6 +172,10 @@ Status RequestBook::check_end(const Life& life) const {
   const StatusCode code = life.status.code();
   if (!life.status.ok()) {
     if (code == StatusCode::kCancelled && life.is_cancelled) return ok_status();
+    if (code == StatusCode::kDeadlineExceeded && life.request.timeout_us > 0 &&
+        life.ended_us >= life.submitted_us + life.request.timeout_us) {
+      return ok_status();
+    }
     if (code == failure_ || may_be_refused_late(life.request, code)) return ok_status();
     return internal_error("nobody gave it a reason to end with " + life.status.to_string());
   }

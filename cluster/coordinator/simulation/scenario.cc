@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "cluster/coordinator/simulation/balance_setup.h"
+
 namespace spindle::coordinator::simulation {
 namespace {
 
@@ -49,6 +51,9 @@ SimulationConfig Scenario::random_config() {
   habits_.has_policies = random_.one_in(2);
   habits_.has_sessions = random_.one_in(2);
   habits_.bursts = random_.one_in(2);
+  habits_.n_priorities = random_.one_in(3) ? 3 : 1;
+  habits_.n_owners = random_.one_in(3) ? 3 : 1;
+  habits_.timeout_one_in = random_.one_in(3) ? static_cast<int>(random_.between(2, 10)) : 0;
   habits_.n_requests = static_cast<int>(random_.between(8, 70));
   habits_.gap_us = random_.between(50, 8000);
   habits_.cancel_one_in = static_cast<int>(random_.between(3, 12));
@@ -85,6 +90,7 @@ SimulationConfig Scenario::random_config() {
       static_cast<int>(random_.between(1, static_cast<std::int64_t>(n_stages_) + 2));
   scheduler.max_num_queued_reqs = static_cast<int>(random_.between(3, 40));
   scheduler.max_num_queued_tokens = random_.between(600, 8000);
+  if (random_.one_in(2)) scheduler.attention_parity_tokens = random_.between(50, 2000);
   scheduler.seed = seed_;
   scheduler.eos_token_ids = {kEos};
   scheduler.limits.vocab_size = vocab_size_;
@@ -99,7 +105,30 @@ SimulationConfig Scenario::random_config() {
   scheduler.max_sessions = static_cast<int>(random_.between(1, 4));
   scheduler.session_ttl_us = random_.between(20'000, 5'000'000);
   scheduler.max_session_bytes = random_.one_in(2) ? 0 : 1 << 18;
+  if (habits_.has_policies && random_.one_in(2)) add_balance(config);
   return config;
+}
+
+// Requests of one profile whose size the balancer may change, on a cluster where they fill the
+// memory, and a balancer that is in a hurry.
+void Scenario::add_balance(SimulationConfig& config) {
+  constexpr std::array kProfiles{kvstore::KvProfile::kSpindle, kvstore::KvProfile::kSnapKv,
+                                 kvstore::KvProfile::kDefensive, kvstore::KvProfile::kStreaming};
+  BalanceSettings settings;
+  settings.policy.profile = kProfiles[static_cast<std::size_t>(random_.index(kProfiles.size()))];
+  settings.policy.best_effort = true;
+  settings.typical_tokens = 300;
+  settings.warmup_us = 1000;
+  settings.warmup_steps = 2;
+  settings.cooldown_us = random_.between(500, 20'000);
+  settings.relief_hold_us = random_.between(1000, 50'000);
+  settings.smoothing_us = random_.between(500, 20'000);
+  config.scheduler.budget_report_steps = static_cast<int>(random_.between(1, 8));
+  auto balance = make_balance(settings, config);
+  if (!balance.ok() || !balance->has_value()) return;
+  config.balance = **std::move(balance);
+  habits_.balanced_profile = settings.policy.profile;
+  habits_.max_prompt = 350;
 }
 
 void Scenario::schedule_arrivals() {
@@ -180,6 +209,11 @@ engine::EngineRequest Scenario::random_request() {
     sampling.stop_token_ids.push_back(
         static_cast<std::int32_t>(random_.between(0, vocab_size_ - 1)));
   }
+  request.priority = static_cast<std::int32_t>(random_.between(0, habits_.n_priorities - 1));
+  request.owner = static_cast<std::uint64_t>(random_.between(1, habits_.n_owners));
+  if (habits_.timeout_one_in > 0 && random_.one_in(habits_.timeout_one_in)) {
+    request.timeout_us = random_.between(500, 2 * habits_.patience_us);
+  }
   if (habits_.has_sessions && !random_.one_in(3)) add_session(request);
   if (habits_.has_policies && !random_.one_in(4)) add_policy(request);
   if (random_.one_in(6)) add_scores(request);
@@ -194,6 +228,7 @@ void Scenario::add_policy(engine::EngineRequest& request) {
   const auto profiles = kvstore::all_profiles();
   kvstore::KvPolicy& policy = request.kv_policy;
   policy.profile = profiles[static_cast<std::size_t>(random_.index(profiles.size()))];
+  if (habits_.balanced_profile && !random_.one_in(5)) policy.profile = *habits_.balanced_profile;
   constexpr std::array kRecents{0, 32, 64, 200};
   policy.recent = kRecents[static_cast<std::size_t>(random_.index(kRecents.size()))];
   policy.best_effort = true;
@@ -231,6 +266,7 @@ kvstore::HeadOverride Scenario::random_override() {
 void Scenario::add_session(engine::EngineRequest& request) {
   const auto index = static_cast<std::size_t>(random_.index(histories_.size()));
   request.session_id = std::to_string(index);
+  request.owner = 1;
   std::vector<std::int32_t> before = histories_[index];
   request.keep_session = before.empty() || !random_.one_in(4);
   if (before.size() > 400 || random_.one_in(8)) before.clear();
@@ -272,6 +308,10 @@ ScenarioResult Scenario::run() {
   result_.fault_struck = simulation_->faults().has_struck();
   result_.cluster_failed = simulation_->has_failed();
   result_.n_steps = simulation_->metrics().n_steps;
+  result_.n_budget_plans = static_cast<int>(simulation_->metrics().n_budget_plans);
+  const engine::EngineStats stats = simulation_->scheduler().stats();
+  result_.n_preempted = static_cast<int>(stats.preemptions);
+  result_.n_expired = static_cast<int>(stats.expired);
   return result_;
 }
 

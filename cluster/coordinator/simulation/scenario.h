@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -29,6 +30,9 @@ struct ScenarioResult {
   int n_continued = 0;   // from a session
   int n_compressed = 0;  // boundaries that compressed something
   int n_forked = 0;      // further choices of requests that ended well
+  int n_preempted = 0;   // requests that gave their KV back and ran again
+  int n_expired = 0;
+  int n_budget_plans = 0;
   std::uint64_t n_steps = 0;
 };
 
@@ -44,8 +48,13 @@ class Scenario {
   // Which kinds of things happen in this run.
   struct Habits {
     bool has_policies = false;
+    // Of most requests, when there is a balancer.
+    std::optional<kvstore::KvProfile> balanced_profile = std::nullopt;
     bool has_sessions = false;
     bool bursts = false;
+    int n_priorities = 1;
+    int n_owners = 1;
+    int timeout_one_in = 0;
     int n_requests = 0;
     std::int64_t gap_us = 0;
     int cancel_one_in = 0;
@@ -57,6 +66,7 @@ class Scenario {
 
   SimulationConfig random_config();
   LatencyModel random_latency();
+  void add_balance(SimulationConfig& config);
   void schedule_arrivals();
   void schedule_disruptions();
   void arrive();

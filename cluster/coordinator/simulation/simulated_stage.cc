@@ -77,11 +77,18 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
   for (const control::OpenSequence& order : plan.open()) {
     if (Status status = open(order); !status.ok()) return status;
   }
+  for (const control::GrowSequence& order : plan.grow()) {
+    const std::int64_t more =
+        config_.stage < order.more_pages_size() ? order.more_pages(config_.stage) : 0;
+    if (Status status = kv_.grow(order, more, *result.add_grown()); !status.ok()) return status;
+  }
   for (const control::Run& order : plan.runs()) {
     if (Status status = run(order, result, work); !status.ok()) return status;
   }
   result.set_kv_used_bytes(static_cast<std::uint64_t>(kv_.book().n_used()) *
                            config_.kv.shape.page_bytes());
+  result.set_used_pages(kv_.book().n_used());
+  result.set_reserved_pages(kv_.book().n_reserved());
   return ok_status();
 }
 
@@ -107,6 +114,10 @@ Status SimulatedStage::compress(const control::Compress& order, control::StepRes
   sequence.is_scored = false;
   sequence.compressed_at = order.n_tokens();
   work.boundary_tokens += order.n_tokens();
+  if (config_.stage < order.planned_bytes_size()) {
+    planned_bytes_ += order.planned_bytes(config_.stage);
+    kept_bytes_ += static_cast<std::uint64_t>(report.used_pages()) * config_.kv.shape.page_bytes();
+  }
   if (strikes(Fault::kLowReport)) report.set_used_pages(0);
   *result.add_compressed() = std::move(report);
   return ok_status();
@@ -150,7 +161,8 @@ Status SimulatedStage::free(std::uint64_t sequence, control::StepResult& result)
 }
 
 Status SimulatedStage::open(const control::OpenSequence& open) {
-  if (Status status = kv_.open(open.sequence(), open.max_tokens(), reserve_pages(open));
+  if (Status status =
+          kv_.open(open.sequence(), open.max_tokens(), reserve_pages(open), open.granted_tokens());
       !status.ok()) {
     return status;
   }

@@ -38,6 +38,9 @@ class SimulatedStage {
   Status carry_out(const control::StepPlan& plan, control::StepResult& result, StepWork& work);
 
   const StageKv& kv() const { return kv_; }
+  // Totals over the first boundaries of prompts, for budget reports.
+  std::uint64_t planned_bytes() const { return planned_bytes_; }
+  std::uint64_t kept_bytes() const { return kept_bytes_; }
 
  private:
   struct Sequence {
@@ -74,6 +77,8 @@ class SimulatedStage {
   StageKv kv_;
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::uint64_t step_ = 0;
+  std::uint64_t planned_bytes_ = 0;
+  std::uint64_t kept_bytes_ = 0;
 };
 
 }  // namespace spindle::coordinator::simulation

@@ -24,7 +24,10 @@ Simulation::Simulation(SimulationConfig config)
       random_(mix(config_.seed) ^ 0x51ed2701ULL),
       scheduler_(config_.scheduler, KvLedger(config_.shape, config_.stages)),
       book_(config_.scheduler, config_.tokens),
-      fair_share_(slack_tokens(config_.scheduler)) {
+      fair_share_(slack_tokens(config_.scheduler), config_.first_priority) {
+  if (config_.balance) {
+    scheduler_.set_balancer(config_.balance->balancer, config_.balance->ladder);
+  }
   int first_layer = 0;
   for (std::size_t s = 0; s < config_.stages.size(); ++s) {
     SimulatedStageConfig stage;
@@ -64,14 +67,18 @@ std::int64_t Simulation::control_delay() {
 
 Result<engine::RequestHandle> Simulation::submit(engine::EngineRequest request) {
   if (has_failed_) return unavailable("the engine has stopped");
+  const int n_waiting = scheduler_.stats().waiting;
   const auto handle = scheduler_.submit(request, clock_.now_us());
   if (!handle.ok()) {
     if (handle.status().code() == StatusCode::kInternal) require(handle.status());
     say("a request is refused: " + handle.status().to_string());
     return handle;
   }
+  if (n_waiting >= config_.scheduler.max_num_queued_reqs) {
+    violate("a request is taken where " + std::to_string(n_waiting) + " wait");
+  }
   const Life& life = book_.accept(*handle, std::move(request), clock_.now_us());
-  fair_share_.arrive(*handle, 0, book_.work(life), clock_.now_us());
+  fair_share_.arrive(*handle, life.request, book_.work(life), clock_.now_us());
   say("request " + std::to_string(*handle) + ": prompt of " +
       std::to_string(life.request.prompt_ids.size()) + ", at most " +
       std::to_string(life.max_generated) + " more, " + std::to_string(life.choices.size()) +
@@ -245,6 +252,8 @@ void Simulation::try_start(std::size_t index) {
   const PlanPointer sent = stage.inbox.front();
   const control::StepPlan& plan = sent->plan;
   if (index > 0 && !plan.runs().empty() && stage.activations_of < plan.step()) return;
+  if (plan.budget_epoch() > stage.budgets.size()) return;  // waits for it, as the stages do
+  require(check_budget(index, plan));
   stage.inbox.pop_front();
   auto result = std::make_shared<control::StepResult>();
   StepWork work;
@@ -286,12 +295,86 @@ void Simulation::finish_step(std::size_t index, const PlanPointer& sent,
       try_start(index + 1);
     });
   }
+  if (plan.report_budget() && !failed) report_budget(index, plan);
   const int n_copies = config_.faults.strikes(Fault::kResultTwice, plan.step()) ? 2 : 1;
   for (int i = 0; i < n_copies; ++i) {
     stage.result_arrives_us = std::max(stage.result_arrives_us, clock_.now_us() + control_delay());
     clock_.at(stage.result_arrives_us, [this, result] { receive_result(*result); });
   }
   try_start(index);
+}
+
+// The last rank's report completes the exchange.
+void Simulation::report_budget(std::size_t index, const control::StepPlan& plan) {
+  const SimulatedStage& stage = stages_[index].stage;
+  const PageBook& pages = stage.kv().book();
+  const std::uint64_t page_bytes = config_.shape.page_bytes();
+  BudgetReport report;
+  report.stage = static_cast<std::uint32_t>(index);
+  report.n_stages = static_cast<std::uint32_t>(stages_.size());
+  report.step = plan.step();
+  report.epoch = plan.budget_epoch();
+  report.capacity_bytes = static_cast<std::uint64_t>(pages.n_pages()) * page_bytes;
+  report.used_bytes = static_cast<std::uint64_t>(pages.n_used()) * page_bytes;
+  report.reserved_bytes = static_cast<std::uint64_t>(pages.n_reserved()) * page_bytes;
+  report.planned_bytes = stage.planned_bytes();
+  report.kept_bytes = stage.kept_bytes();
+  reports_.push_back(report);
+  if (reports_.size() < stages_.size()) return;
+  std::sort(reports_.begin(), reports_.end(),
+            [](const BudgetReport& a, const BudgetReport& b) { return a.stage < b.stage; });
+  clock_.after(control_delay(), [this] { balance(); });
+}
+
+void Simulation::balance() {
+  if (has_failed_) return;
+  const auto decision = scheduler_.balance(reports_, clock_.now_us());
+  reports_.clear();
+  if (!decision.ok()) {
+    fail(decision.status());
+    return;
+  }
+  if (decision->has_value()) send_budget((*decision)->plan);
+  pump();
+}
+
+void Simulation::send_budget(const BudgetPlan& plan) {
+  say("budget plan " + std::to_string(plan.epoch) + " from step " +
+      std::to_string(plan.effective_step));
+  if (plan.epoch != last_budget_.epoch + 1) violate("budget plans are not numbered in order");
+  if (plan.effective_step <= last_step_) violate("a budget plan for a step that has been sent");
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    const int level = plan.levels[s];
+    if (level < config_.balance->own_level ||
+        level >= static_cast<int>(config_.balance->ladder.size())) {
+      violate("level " + std::to_string(level) + " of stage " + std::to_string(s));
+    }
+  }
+  last_budget_ = plan;
+  ++metrics_.n_budget_plans;
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    std::int64_t& arrives_us = stages_[s].budget_arrives_us;
+    arrives_us = std::max(arrives_us, clock_.now_us() + control_delay());
+    clock_.at(arrives_us, [this, s, plan] {
+      stages_[s].budgets.push_back(plan);
+      try_start(s);
+    });
+  }
+}
+
+// Every stage goes over to a budget plan with the first step that is planned by it, which is the
+// same step for all of them, and not before the step that the plan names.
+Status Simulation::check_budget(std::size_t index, const control::StepPlan& plan) {
+  Stage& stage = stages_[index];
+  const std::uint64_t epoch = plan.budget_epoch();
+  if (epoch < stage.budget_epoch) return internal_error("a step goes back to an older budget plan");
+  if (epoch == stage.budget_epoch) return ok_status();
+  stage.budget_epoch = epoch;
+  if (plan.step() < stage.budgets[epoch - 1].effective_step) {
+    return internal_error("step " + std::to_string(plan.step()) +
+                          " comes before the step from which its budget plan is in effect");
+  }
+  return ok_status();
 }
 
 void Simulation::receive_result(const control::StepResult& result) {
@@ -341,9 +424,6 @@ void Simulation::check_rank0() {
             std::to_string(stats.finished) + " + failed " + std::to_string(stats.failed) +
             " + cancelled " + std::to_string(stats.cancelled) + " + running " +
             std::to_string(stats.running) + " + waiting " + std::to_string(stats.waiting));
-  }
-  if (stats.waiting > config_.scheduler.max_num_queued_reqs) {
-    violate(std::to_string(stats.waiting) + " requests wait");
   }
   if (scheduler_.in_flight() > config_.scheduler.max_in_flight) violate("too many steps in flight");
   if (scheduler_.in_flight() == 0 && n_open > 0) {

@@ -13,6 +13,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -28,6 +29,13 @@
 
 namespace spindle::coordinator::simulation {
 
+// Moves budgets between the stages as the daemon does: reports by all-gather, plans by broadcast.
+struct SimulatedBalance {
+  BudgetBalancer balancer;
+  kvstore::LevelLadder ladder;
+  int own_level = 0;  // levels are never lighter
+};
+
 struct SimulationConfig {
   SchedulerConfig scheduler;
   kvstore::KvShape shape;
@@ -36,6 +44,8 @@ struct SimulationConfig {
   LinkModel link;
   TokenModel tokens;
   std::uint64_t seed = 0;
+  std::int32_t first_priority = 0;  // the lowest that requests have
+  std::optional<SimulatedBalance> balance;
   // A step that is not done by then fails the cluster.
   std::int64_t step_timeout_us = 10'000'000;
   FaultInjector faults;
@@ -61,6 +71,7 @@ struct SimulationMetrics {
   std::uint64_t n_steps = 0;
   std::int64_t n_step_tokens = 0;  // run
   std::int64_t n_output_tokens = 0;
+  std::int64_t n_budget_plans = 0;
   // Integrals over virtual time.
   double running_us = 0;
   double waiting_us = 0;
@@ -111,11 +122,14 @@ class Simulation {
     explicit Stage(const SimulatedStageConfig& stage_config) : stage(stage_config) {}
     SimulatedStage stage;
     std::deque<PlanPointer> inbox;
+    std::vector<BudgetPlan> budgets;   // received, of epochs 1, 2, ...
+    std::uint64_t budget_epoch = 0;    // of the last step
     std::uint64_t activations_of = 0;  // the last step whose activations are here
     bool is_busy = false;
     bool is_stopped = false;
     bool fails_next = false;
     std::int64_t plan_arrives_us = 0;  // the last one sent
+    std::int64_t budget_arrives_us = 0;
     std::int64_t activations_arrive_us = 0;
     std::int64_t result_arrives_us = 0;
   };
@@ -136,6 +150,10 @@ class Simulation {
   void finish_step(std::size_t stage, const PlanPointer& plan,
                    std::shared_ptr<control::StepResult> result);
   void receive_result(const control::StepResult& result);
+  void report_budget(std::size_t stage, const control::StepPlan& plan);
+  void balance();
+  void send_budget(const BudgetPlan& plan);
+  Status check_budget(std::size_t stage, const control::StepPlan& plan);
   void take_events();
   void check_rank0();
   void check_stage(std::size_t stage, const SentPlan& sent);
@@ -157,6 +175,8 @@ class Simulation {
   SimulationMetrics metrics_;
   std::string violation_;
   std::uint64_t last_step_ = 0;
+  std::vector<BudgetReport> reports_;  // of an exchange that is not complete
+  BudgetPlan last_budget_;
   int n_running_ = 0;  // since metrics_.now_us
   int n_waiting_ = 0;
   bool is_watching_ = false;

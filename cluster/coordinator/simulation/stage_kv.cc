@@ -67,15 +67,47 @@ void StageKv::give_back(Sequence& sequence, PageNumber page) {
   if (book_.reserve(1).ok()) ++sequence.n_reserved;
 }
 
-Status StageKv::open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages) {
-  if (sequences_.contains(sequence) || max_tokens < 1 || reserve_pages < 0) {
+Status StageKv::open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages,
+                     std::int64_t granted_tokens) {
+  if (sequences_.contains(sequence) || max_tokens < 1 || reserve_pages < 0 || granted_tokens < 0 ||
+      granted_tokens > max_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " cannot be opened");
   }
   if (Status status = book_.reserve(reserve_pages); !status.ok()) return status;
   Sequence& opened = sequences_[sequence];
   opened.max_tokens = max_tokens;
+  opened.granted_tokens = granted_tokens > 0 ? granted_tokens : max_tokens;
   opened.n_reserved = reserve_pages;
   opened.heads.resize(static_cast<std::size_t>(n_tables()));
+  return ok_status();
+}
+
+Status StageKv::grow(const control::GrowSequence& order, std::int64_t more_pages,
+                     control::GrownSequence& report) {
+  const auto found = sequences_.find(order.sequence());
+  if (found == sequences_.end()) return no_sequence(order.sequence());
+  Sequence& grown = found->second;
+  if (order.granted_tokens() < grown.granted_tokens || order.granted_tokens() > grown.max_tokens ||
+      more_pages < 0) {
+    return invalid_argument("sequence " + std::to_string(order.sequence()) + " cannot grow from " +
+                            std::to_string(grown.granted_tokens) + " to " +
+                            std::to_string(order.granted_tokens()) + " tokens");
+  }
+  grown.granted_tokens = order.granted_tokens();
+  control::Compress boundary;  // of generated tokens: nothing of the prompt is left
+  boundary.set_sinks(order.sinks());
+  boundary.set_recent(order.recent());
+  const std::int64_t wanted =
+      std::min(grown.n_reserved + more_pages, future_pages(grown, boundary));
+  if (wanted > grown.n_reserved) {
+    if (Status status = book_.reserve(wanted - grown.n_reserved); !status.ok()) {
+      return status.with_context("growing sequence " + std::to_string(order.sequence()));
+    }
+    grown.n_reserved = wanted;
+  }
+  report.set_sequence(order.sequence());
+  report.set_used_pages(grown.n_pages);
+  report.set_reserved_pages(grown.n_reserved);
   return ok_status();
 }
 
@@ -116,11 +148,11 @@ Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens, std::int64
   const auto found = sequences_.find(sequence);
   if (found == sequences_.end()) return no_sequence(sequence);
   Sequence& extended = found->second;
-  if (extended.n_tokens + n_tokens > extended.max_tokens) {
+  if (extended.n_tokens + n_tokens > extended.granted_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " has " +
                             std::to_string(extended.n_tokens) + " tokens and runs " +
                             std::to_string(n_tokens) + ", at most " +
-                            std::to_string(extended.max_tokens) + " were announced");
+                            std::to_string(extended.granted_tokens) + " were granted");
   }
   extended.n_tokens += n_tokens;
   if (extended.n_tokens <= extended.covered) {
@@ -215,7 +247,7 @@ Status StageKv::pack(Sequence& sequence) {
 std::int64_t StageKv::future_tail(const Sequence& sequence, const Head& head,
                                   const control::Compress& order) const {
   const HeadPlan& plan = head.plan;
-  const std::int64_t left = sequence.max_tokens - sequence.n_tokens;
+  const std::int64_t left = sequence.granted_tokens - sequence.n_tokens;
   const std::int64_t tail = sequence.n_tokens - head.tail_origin;
   const auto n_held = static_cast<std::int64_t>(head.tail.size());
   const bool selects_again = plan.mode == KvMode::kEvict && order.boundaries_left() > 0;
@@ -252,7 +284,7 @@ std::int64_t StageKv::future_bytes(const Sequence& sequence, const Head& head,
     bytes += as_bytes(kvstore::head_body_bytes(plan, model, order.sinks(), order.sinks()));
   }
   if (is_raw(plan) && !selects_again) return bytes;  // a window: only its sinks are packed
-  const std::int64_t n_left = std::max<std::int64_t>(sequence.max_tokens - head.tail_origin, 0);
+  const std::int64_t n_left = std::max<std::int64_t>(sequence.granted_tokens - head.tail_origin, 0);
   return bytes + as_bytes(kvstore::head_block_bytes(plan, model, n_left)) +
          (order.boundaries_left() + 1) * as_bytes(kvstore::head_block_bytes(plan, model, kBlock));
 }

@@ -37,11 +37,16 @@ class StageKv {
   // INVALID_ARGUMENT for an id that is open or unknown, or lengths that make no sense;
   // RESOURCE_EXHAUSTED when pages are missing. Nothing is promised about the state after an error:
   // it ends the run.
-  Status open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages);
+  // granted_tokens: how many it may hold until it grows; 0: max_tokens.
+  Status open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages,
+              std::int64_t granted_tokens = 0);
   Status fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_tokens,
               std::int64_t max_tokens, std::int64_t reserve_pages);
   // Adds to `n_pages` what the sequence holds afterwards.
   Status extend(std::uint64_t sequence, std::int64_t n_tokens, std::int64_t& n_pages);
+  // Grants a sequence more tokens, and reserves what it will need of the pages for them.
+  Status grow(const control::GrowSequence& order, std::int64_t more_pages,
+              control::GrownSequence& report);
   // Carries out a boundary and fills in the report.
   Status compress(const control::Compress& order, control::CompressedSequence& report);
   Status free(std::uint64_t sequence, control::FreedSequence& report);
@@ -72,6 +77,7 @@ class StageKv {
   struct Sequence {
     std::int64_t n_tokens = 0;
     std::int64_t max_tokens = 0;
+    std::int64_t granted_tokens = 0;  // so far
     std::int64_t n_reserved = 0;
     std::int64_t n_pages = 0;  // in all the lists below
     std::int64_t compressed_at = 0;

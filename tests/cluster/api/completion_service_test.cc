@@ -318,7 +318,7 @@ TEST(CompletionService, WhatARequestSaysAboutItsKvReachesTheEngine) {
   request.kv_policy = {.profile = "int4", .ratio = 0.5};
   request.compress_at = {1, 2};
   request.session_id = "s";
-  request.session_owner = 77;
+  request.owner = 77;
   request.keep_session = true;
   request.prompt_scores = {.first = 1, .end = 2, .dense = true};
   Started full = start(server, request);
@@ -332,7 +332,7 @@ TEST(CompletionService, WhatARequestSaysAboutItsKvReachesTheEngine) {
   EXPECT_EQ(submitted[1].kv_policy.ratio, 0.5);
   EXPECT_THAT(submitted[1].compress_at, ElementsAre(1, 2));
   EXPECT_EQ(submitted[1].session_id, "s");
-  EXPECT_EQ(submitted[1].session_owner, 77u);
+  EXPECT_EQ(submitted[1].owner, 77u);
   EXPECT_TRUE(submitted[1].keep_session);
   EXPECT_EQ(submitted[1].prompt_scores.first, 1);
   EXPECT_EQ(submitted[1].prompt_scores.end, 2);

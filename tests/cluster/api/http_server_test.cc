@@ -419,9 +419,9 @@ TEST(HttpServer, SessionsBelongToTheirKey) {
   }
   const auto requests = server.engine().submitted();
   ASSERT_EQ(requests.size(), 3u);
-  EXPECT_NE(requests[0].session_owner, 0u);
-  EXPECT_NE(requests[0].session_owner, requests[1].session_owner);
-  EXPECT_EQ(requests[0].session_owner, requests[2].session_owner);
+  EXPECT_NE(requests[0].owner, 0u);
+  EXPECT_NE(requests[0].owner, requests[1].owner);
+  EXPECT_EQ(requests[0].owner, requests[2].owner);
 }
 
 }  // namespace

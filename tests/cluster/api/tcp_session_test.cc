@@ -378,9 +378,9 @@ TEST(TcpSession, SessionsBelongToTheKeyOfTheConnection) {
   }
   const std::vector<GenerateRequest> requests = test.service.requests();
   ASSERT_EQ(requests.size(), 3U);
-  EXPECT_NE(requests[0].session_owner, 0U);
-  EXPECT_NE(requests[0].session_owner, requests[1].session_owner);
-  EXPECT_EQ(requests[0].session_owner, requests[2].session_owner);
+  EXPECT_NE(requests[0].owner, 0U);
+  EXPECT_NE(requests[0].owner, requests[1].owner);
+  EXPECT_EQ(requests[0].owner, requests[2].owner);
 }
 
 }  // namespace

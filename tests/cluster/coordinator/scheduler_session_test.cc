@@ -134,11 +134,11 @@ TEST(SchedulerSession, InFullPrecisionAPromptMayPartAnywhere) {
 TEST(SchedulerSession, SessionsAreTheirOwnersAlone) {
   Driver driver(kv_config(2), kStages);
   engine::EngineRequest request = turn({}, 50, 5, "s");
-  request.session_owner = 1;
+  request.owner = 1;
   ASSERT_TRUE(driver.run(request).status.ok());
-  request.session_owner = 2;
+  request.owner = 2;
   EXPECT_EQ(driver.submit(request).status().code(), StatusCode::kNotFound);
-  request.session_owner = 1;
+  request.owner = 1;
   request.keep_session = false;
   EXPECT_TRUE(driver.run(request).status.ok());
   request.session_id = "other";

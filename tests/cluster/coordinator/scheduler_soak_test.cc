@@ -10,11 +10,14 @@ namespace {
 
 class RandomRun {
  public:
-  RandomRun(unsigned seed, int max_in_flight, bool with_kv)
+  // `tight`: a pool that one long request fills, requests that grow, priorities and time limits.
+  RandomRun(unsigned seed, int max_in_flight, bool with_kv, bool tight = false)
       : random_(seed),
         with_kv_(with_kv),
+        tight_(tight),
         driver_(config_of(max_in_flight, with_kv),
-                with_kv ? std::vector<StageCapacity>{{2, 260}, {1, 130}}
+                with_kv ? tight ? std::vector<StageCapacity>{{2, 96}, {1, 48}}
+                                : std::vector<StageCapacity>{{2, 260}, {1, 130}}
                         : std::vector<StageCapacity>{{2, 24}, {1, 14}}) {}
 
   void run(int n_acts) {
@@ -34,6 +37,8 @@ class RandomRun {
       }
       EXPECT_NE(life.status.code(), StatusCode::kInternal) << life.status.to_string();
     }
+    n_preemptions_ = driver_.scheduler().stats().preemptions;
+    n_expired_ = driver_.scheduler().stats().expired;
     driver_.now() += 1'000'000'000'000;  // sessions expire
     driver_.run();
     driver_.expect_nothing_left();
@@ -41,6 +46,8 @@ class RandomRun {
   int n_ok() const { return n_ok_; }
   int n_continued() const { return n_continued_; }
   int n_compressed() const { return n_compressed_; }
+  std::uint64_t n_preemptions() const { return n_preemptions_; }
+  std::uint64_t n_expired() const { return n_expired_; }
 
  private:
   static SchedulerConfig config_of(int max_in_flight, bool with_kv) {
@@ -59,6 +66,18 @@ class RandomRun {
         request_of(1 + static_cast<int>(random_() % 300), 1 + static_cast<int>(random_() % 150),
                    1 + static_cast<int>(random_() % 3));
     request.sampling.ignore_eos = random_() % 2 == 0;
+    if (tight_) {
+      request.priority = static_cast<int>(random_() % 5) - 2;
+      request.owner = random_() % 3;
+      if (random_() % 4 == 0) request.timeout_us = 1 + static_cast<std::int64_t>(random_() % 400);
+      if (random_() % 3 != 0) {
+        request = request_of(1 + static_cast<int>(random_() % 200),
+                             1 + static_cast<int>(random_() % 400));
+        request.sampling.ignore_eos = true;
+        if (random_() % 2 == 0) add_policy(request);
+        return request;
+      }
+    }
     if (random_() % 3 != 0) add_session(request);
     if (random_() % 4 != 0) add_policy(request);
     const auto n = static_cast<std::int32_t>(request.prompt_ids.size());
@@ -140,7 +159,7 @@ class RandomRun {
     const engine::EngineStats stats = scheduler.stats();
     ASSERT_EQ(stats.accepted, stats.finished + stats.failed + stats.cancelled +
                                   static_cast<std::uint64_t>(stats.running + stats.waiting));
-    ASSERT_LE(stats.waiting, 10);
+    ASSERT_LE(stats.waiting, 10 + 8);  // those that were preempted come on top
     for (auto& [handle, life] : driver_.lives()) {
       if (life.n_ended == 0 || !seen_.insert(handle).second) continue;
       check_end(life);
@@ -164,12 +183,15 @@ class RandomRun {
 
   std::mt19937 random_;
   bool with_kv_;
+  bool tight_;
   Driver driver_;
   std::set<engine::RequestHandle> seen_;
   std::map<std::size_t, std::vector<std::int32_t>> histories_;
   int n_ok_ = 0;
   int n_continued_ = 0;   // from a session
   int n_compressed_ = 0;  // boundaries whose plan was not the uncompressed one
+  std::uint64_t n_preemptions_ = 0;
+  std::uint64_t n_expired_ = 0;
 };
 
 TEST(SchedulerSoak, RandomLivesEndOnceAndFreeEverything) {
@@ -202,6 +224,27 @@ TEST(SchedulerSoak, PoliciesAndSessionsEndOnceAndFreeEverything) {
   RecordProperty("ok", n_ok);
   RecordProperty("continued", n_continued);
   RecordProperty("compressed", n_compressed);
+}
+
+TEST(SchedulerSoak, ATightPoolPreemptsAndChangesNoOutput) {
+  const unsigned seed = std::random_device{}();
+  int n_ok = 0;
+  std::uint64_t n_preemptions = 0;
+  std::uint64_t n_expired = 0;
+  for (unsigned i = 0; i < 16; ++i) {
+    SCOPED_TRACE("seed " + std::to_string(seed + i) + ", in flight " + std::to_string(1 + i % 4));
+    RandomRun run(seed + i, 1 + static_cast<int>(i % 4), true, true);
+    run.run(4000);
+    n_ok += run.n_ok();
+    n_preemptions += run.n_preemptions();
+    n_expired += run.n_expired();
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(n_ok, 200);
+  EXPECT_GT(n_preemptions, 50U);
+  EXPECT_GT(n_expired, 5U);
+  RecordProperty("ok", n_ok);
+  RecordProperty("preemptions", static_cast<int>(n_preemptions));
 }
 
 }  // namespace

@@ -53,19 +53,20 @@ TEST(Scheduler, DecodeTokensAreSpreadOverTheStages) {
 TEST(Scheduler, SequencesThatComeLateJoinTheOthersInsteadOfAStepOfTheirOwn) {
   Scheduler scheduler(small_config(3), KvLedger(kShape, {{1, 100}}));
   SimulatedStages stages({{1, 100}});
-  const auto finish = [&](const control::StepPlan& plan) {
-    for (const auto& result : stages.run(plan)) ASSERT_TRUE(scheduler.on_result(result, 3).ok());
+  const auto deliver = [&](const std::vector<control::StepResult>& results) {
+    for (const auto& result : results) ASSERT_TRUE(scheduler.on_result(result, 3).ok());
   };
   engine::EngineRequest request = request_of(5, 100);
   request.sampling.ignore_eos = true;
   ASSERT_TRUE(scheduler.submit(request, 1).ok());
-  finish(*scheduler.next_step(1));
+  deliver(stages.run(*scheduler.next_step(1)));
   const auto decode = scheduler.next_step(2);  // the first sequence alone
   ASSERT_EQ(decode->runs_size(), 1);
+  const auto decoded = stages.run(*decode);
   ASSERT_TRUE(scheduler.submit(request, 2).ok());
-  finish(*scheduler.next_step(2));                   // the second one's prompt
+  deliver(stages.run(*scheduler.next_step(2)));      // the second one's prompt
   EXPECT_FALSE(scheduler.next_step(3).has_value());  // waits for the first
-  finish(*decode);
+  deliver(decoded);
   EXPECT_EQ(scheduler.next_step(4)->runs_size(), 2);  // now both
 }
 

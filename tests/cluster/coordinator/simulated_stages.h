@@ -65,6 +65,8 @@ class SimulatedStages {
       result.set_stage(static_cast<int>(stage));
       apply_sequences(plan, stage, result);
       run_tokens(plan, stage, result);
+      result.set_used_pages(stages_[stage].kv->store().pool().n_used());
+      result.set_reserved_pages(stages_[stage].kv->store().pool().n_reserved());
     }
     return results;
   }
@@ -132,9 +134,20 @@ class SimulatedStages {
     }
     for (const auto& opened : plan.open()) {
       const Status status = stage.kv->open(opened.sequence(), opened.max_tokens(),
-                                           opened.reserve_pages(static_cast<int>(index)));
+                                           opened.reserve_pages(static_cast<int>(index)),
+                                           opened.granted_tokens());
       ASSERT_TRUE(status.ok()) << status.to_string();
       open(stage, opened);
+    }
+    for (const auto& grow : plan.grow()) {
+      const auto pages = stage.kv->store().grow(grow.sequence(), grow.granted_tokens(),
+                                                grow.more_pages(static_cast<int>(index)),
+                                                grow.sinks(), grow.recent());
+      ASSERT_TRUE(pages.ok()) << pages.status().to_string();
+      auto& report = *result.add_grown();
+      report.set_sequence(grow.sequence());
+      report.set_used_pages(pages->used);
+      report.set_reserved_pages(pages->reserved);
     }
   }
 
@@ -195,8 +208,8 @@ class SimulatedStages {
     report.set_sequence(order.sequence());
     report.set_n_tokens(order.n_tokens());
     report.set_full_bytes(done->full_bytes);
-    report.set_used_pages(done->used_pages);
-    report.set_reserved_pages(done->reserved_pages);
+    report.set_used_pages(done->pages.used);
+    report.set_reserved_pages(done->pages.reserved);
     for (const kvstore::HeadKept& head : done->heads) {
       auto& out = *report.add_heads();
       out.set_n_tokens(head.n_tokens);

@@ -28,7 +28,7 @@ TEST(ConfigLoader, ReadsEveryKindOfField) {
   EXPECT_EQ(config->model().load_format(), Model::DUMMY);
   EXPECT_FALSE(config->model().use_generation_config());
   EXPECT_THAT(config->cluster().layers_per_stage(), testing::ElementsAre(5, 7));
-  EXPECT_EQ(config->kv().memory_bytes(), 5000000000);
+  EXPECT_THAT(config->kv().memory_bytes(), testing::ElementsAre(5000000000));
   EXPECT_EQ(config->scheduler().seed(), 18446744073709551615U);
   EXPECT_THAT(config->api().api_key(), testing::ElementsAre("a", "b"));
 }

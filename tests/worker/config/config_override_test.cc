@@ -20,7 +20,7 @@ TEST(ConfigOverride, EveryKindOfValue) {
   ASSERT_TRUE(apply_assignment(config, "log.format=json").ok());
   ASSERT_TRUE(apply_assignment(config, "model.served_model_name=a=b,c").ok());
   EXPECT_EQ(config.api().http().port(), 9000);
-  EXPECT_EQ(config.kv().memory_bytes(), 5000000000);
+  EXPECT_THAT(config.kv().memory_bytes(), ElementsAre(5000000000));
   EXPECT_EQ(config.scheduler().seed(), 18446744073709551615U);
   EXPECT_FALSE(config.api().http().enabled());
   EXPECT_EQ(config.kv().dtype(), Kv::BF16);
@@ -37,6 +37,10 @@ TEST(ConfigOverride, RepeatedFieldsAreReplaced) {
   EXPECT_THAT(config.cluster().layers_per_stage(), ElementsAre(12));
   ASSERT_TRUE(apply_override(config, "cluster.layers_per_stage", "").ok());
   EXPECT_THAT(config.cluster().layers_per_stage(), ElementsAre());
+  ASSERT_TRUE(apply_override(config, "kv.memory_bytes", "8000000000,4000000000").ok());
+  EXPECT_THAT(config.kv().memory_bytes(), ElementsAre(8000000000, 4000000000));
+  ASSERT_TRUE(apply_override(config, "cluster.device_memory_bytes", "9000000000").ok());
+  EXPECT_THAT(config.cluster().device_memory_bytes(), ElementsAre(9000000000));
   ASSERT_TRUE(apply_override(config, "api.api_key", "k1,k2").ok());
   EXPECT_THAT(config.api().api_key(), ElementsAre("k1", "k2"));
 }

@@ -48,7 +48,8 @@ TEST(ConfigRules, DefaultsAreWrittenOut) {
   EXPECT_EQ(config.model().served_model_name(), "some-model");
   // Known only when the model and the ranks are.
   EXPECT_FALSE(config.model().has_max_model_len());
-  EXPECT_FALSE(config.kv().has_memory_bytes());
+  EXPECT_EQ(config.kv().memory_bytes_size(), 0);
+  EXPECT_EQ(config.cluster().device_memory_bytes_size(), 0);
   EXPECT_FALSE(config.scheduler().has_seed());
 }
 
@@ -141,7 +142,11 @@ INSTANTIATE_TEST_SUITE_P(
                     BadConfig{"kv.policy.ratio", "0", "kv.policy.ratio must be above 0"},
                     BadConfig{"api.limits.min_kv_ratio", "0", "api.limits.min_kv_ratio must be"},
                     BadConfig{"api.limits.min_kv_ratio", "nan", "api.limits.min_kv_ratio must be"},
-                    BadConfig{"cluster.layers_per_stage", "6,0", "cluster.layers_per_stage"}));
+                    BadConfig{"cluster.layers_per_stage", "6,0", "cluster.layers_per_stage"},
+                    BadConfig{"cluster.device_memory_bytes", "8000000000,0",
+                              "cluster.device_memory_bytes must be from 1048576"},
+                    BadConfig{"kv.memory_bytes", "8000000000,-1",
+                              "kv.memory_bytes must be from 1048576"}));
 
 TEST(ConfigRules, ListsOfGroupsAreFilledAndChecked) {
   Config config;

@@ -40,6 +40,7 @@ TEST(ConfigText, PrintedTextReadsBackTheSame) {
 TEST(ConfigText, NamesWhatIsDecidedLater) {
   const std::string text = effective_config_text(some_config());
   EXPECT_THAT(text, HasSubstr("# kv.memory_bytes: decided at start\n"));
+  EXPECT_THAT(text, HasSubstr("# cluster.device_memory_bytes: what the device has\n"));
   EXPECT_THAT(text, HasSubstr("# api.api_key: none"));
   EXPECT_THAT(text, HasSubstr("# kv.policy.ratio: none, the profile's own size\n"));
   EXPECT_THAT(text, HasSubstr("# kv.max_session_bytes: decided at start\n"));
@@ -79,7 +80,8 @@ TEST(ConfigText, ComparisonLinesOfTwoConfigsAreAboutTheSameFields) {
     return result;
   };
   Config other = some_config();
-  other.mutable_kv()->set_memory_bytes(7);
+  other.mutable_kv()->add_memory_bytes(7);
+  other.mutable_kv()->add_memory_bytes(8);
   const auto a = lines(some_config());
   const auto b = lines(other);
   const auto empty = lines(Config());
@@ -90,7 +92,8 @@ TEST(ConfigText, ComparisonLinesOfTwoConfigsAreAboutTheSameFields) {
     if (a[i] != b[i]) differing.push_back(a[i] + " / " + b[i]);
     EXPECT_EQ(a[i].substr(0, a[i].find(' ')), empty[i].substr(0, empty[i].find(' ')));
   }
-  EXPECT_THAT(differing, testing::ElementsAre("kv.memory_bytes = (not set) / kv.memory_bytes = 7"));
+  EXPECT_THAT(differing,
+              testing::ElementsAre("kv.memory_bytes = (not set) / kv.memory_bytes = 7,8"));
 }
 
 TEST(ConfigText, DifferentKeysAreNoticed) {

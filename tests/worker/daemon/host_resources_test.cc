@@ -9,6 +9,7 @@ TEST(HostResources, ReadsThisHost) {
   const HostResources resources = read_host_resources();
   EXPECT_GE(resources.n_cores, 1);
   EXPECT_GT(resources.available_memory_bytes, 1u << 20);
+  EXPECT_GT(resources.total_memory_bytes, resources.available_memory_bytes);
 }
 
 TEST(HostResources, ThreadsAreSharedAmongRanks) {

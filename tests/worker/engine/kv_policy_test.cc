@@ -312,7 +312,7 @@ TEST(KvPolicy, SessionsContinueWhereTheyWere) {
 
     // Another key's session is not there, nor is one that a prompt does not repeat once compressed.
     engine::EngineRequest stranger = second;
-    stranger.session_owner = 99;
+    stranger.owner = 99;
     EXPECT_EQ(cluster.submit(stranger)->wait().status.code(), StatusCode::kNotFound);
 
     // Compressing at the end of the shared part runs the observation window again.

@@ -202,7 +202,8 @@ TEST(PipelineEngine, PoolOfOneSequenceServesManyInTurn) {
   LocalClusterSettings settings;
   settings.n_stages = 2;
   settings.rank.max_model_len = 256;
-  settings.rank.kv_bytes = 8ull * 7 * 2 * 8192;  // 8 pages a head for 7 layers: 256 tokens
+  settings.rank.layers_per_stage = {7, 5};
+  settings.rank.kv_bytes = {8LL * 7 * 2 * 8192};  // 8 pages a head for 7 layers: 256 tokens
   TestCluster cluster(settings);
   std::vector<std::shared_ptr<CollectingSink>> sinks;
   for (int i = 0; i < 12; ++i) sinks.push_back(cluster.submit(endless(20 + i)));

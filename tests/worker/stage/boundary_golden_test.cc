@@ -229,7 +229,7 @@ TEST_P(BoundaryGoldenTest, LogitsAfterTheBoundary) {
   RecordProperty("worst_kl", std::to_string(d.worst_kl));
   std::printf("%-26s worst KL %.3g, worst logit %.3g, kept %.4f of the bytes\n", c.policy.c_str(),
               d.worst_kl, d.worst_logit,
-              static_cast<double>(compressed->used_pages) *
+              static_cast<double>(compressed->pages.used) *
                   static_cast<double>(model.store().pool().page_bytes()) /
                   static_cast<double>(compressed->full_bytes));
   EXPECT_LE(d.worst_kl, c.worst_kl);

@@ -8,11 +8,20 @@
 namespace spindle::coordinator::simulation {
 namespace {
 
+engine::EngineRequest asked(std::size_t n_prompt, std::int32_t priority = 0,
+                            std::uint64_t owner = 1) {
+  engine::EngineRequest request;
+  request.prompt_ids.resize(n_prompt);
+  request.priority = priority;
+  request.owner = owner;
+  return request;
+}
+
 TEST(FairShare, WhatIsAheadMayRunThreeTimes) {
   FairShare shares(10);
-  shares.arrive(1, 0, 100, 5);
+  shares.arrive(1, asked(50), 100, 5);
   shares.progress(1, 40);
-  shares.arrive(2, 0, 50, 10);
+  shares.arrive(2, asked(20), 50, 10);
   EXPECT_EQ(shares.ahead(2, 1000), 60);
   shares.serve(100, 10);  // when it arrived: no part of its wait
   shares.serve(100, 20);
@@ -23,19 +32,29 @@ TEST(FairShare, WhatIsAheadMayRunThreeTimes) {
   EXPECT_EQ(shares.check(2, 40).code(), StatusCode::kInternal) << "191 > 3 * 60 + 10";
 }
 
-TEST(FairShare, HigherPrioritiesMayOvertake) {
+TEST(FairShare, NobodyOvertakesWhatIsDue) {
   FairShare shares(0);
-  shares.arrive(1, 0, 100, 1);
-  shares.arrive(2, 1, 100, 2);
-  EXPECT_EQ(shares.ahead(2, 9), 0) << "what is running has a lower priority";
-  shares.arrive(3, 0, 10, 3);
-  shares.arrive(4, 2, 7, 4);
-  EXPECT_EQ(shares.ahead(3, 3), 200);
-  EXPECT_EQ(shares.ahead(3, 4), 207);
-  EXPECT_EQ(shares.ahead(4, 9), 0);
+  shares.arrive(1, asked(10), 30, 1);  // due after 20 tokens
+  shares.serve(19, 2);
+  shares.arrive(2, asked(5), 7, 3);
+  EXPECT_EQ(shares.ahead(1, 2), 0) << "not here yet";
+  EXPECT_EQ(shares.ahead(1, 3), 7);
+  shares.serve(1, 4);
+  shares.arrive(3, asked(5), 11, 5);
+  EXPECT_EQ(shares.ahead(1, 9), 7) << "due: the third comes after it";
+  shares.arrive(4, asked(5, 0, 2), 13, 6);
+  EXPECT_EQ(shares.ahead(1, 9), 20) << "another owner's turn may come first";
   shares.end(1);
-  shares.arrive(5, 0, 10, 5);
-  EXPECT_EQ(shares.ahead(5, 5), 117);
+  shares.arrive(5, asked(5), 1, 7);
+  EXPECT_EQ(shares.ahead(5, 7), 31);
+}
+
+TEST(FairShare, ALaterPriorityIsDueLater) {
+  FairShare shares(0);
+  shares.arrive(1, asked(10, 1), 30, 1);
+  shares.serve(100, 2);
+  shares.arrive(2, asked(5), 7, 3);
+  EXPECT_EQ(shares.ahead(1, 3), 7);
 }
 
 TEST(EventQueue, TimesThenOrder) {

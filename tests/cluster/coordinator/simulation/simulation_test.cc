@@ -72,21 +72,29 @@ TEST_P(Seeds, NothingThatMustHoldIsBroken) {
     all.n_compressed += result.n_compressed;
     all.n_forked += result.n_forked;
     all.n_other += result.cluster_failed ? 1 : 0;
+    all.n_preempted += result.n_preempted;
+    all.n_expired += result.n_expired;
+    all.n_budget_plans += result.n_budget_plans;
     all.n_steps += result.n_steps;
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf(
-      "%d seeds, %.0f a second; %d requests ended well, %d cancelled, %d continued a "
-      "session, %d boundaries, %d forks, %d clusters failed, %llu steps\n",
-      per_group, per_group / seconds, all.n_ok, all.n_cancelled, all.n_continued, all.n_compressed,
-      all.n_forked, all.n_other, static_cast<unsigned long long>(all.n_steps));
+      "%d seeds, %.0f a second; %d requests ended well, %d cancelled, %d expired, %d "
+      "preempted, %d continued a session, %d boundaries, %d budget plans, %d forks, %d "
+      "clusters failed, %llu steps\n",
+      per_group, per_group / seconds, all.n_ok, all.n_cancelled, all.n_expired, all.n_preempted,
+      all.n_continued, all.n_compressed, all.n_budget_plans, all.n_forked, all.n_other,
+      static_cast<unsigned long long>(all.n_steps));
   // Else little is tested.
   EXPECT_GT(all.n_ok, 4 * per_group);
   EXPECT_GT(all.n_cancelled, per_group / 2);
   EXPECT_GT(all.n_continued, per_group / 5);
   EXPECT_GT(all.n_compressed, per_group / 5);
   EXPECT_GT(all.n_forked, per_group / 2);
+  EXPECT_GT(all.n_preempted, per_group / 10);
+  EXPECT_GT(all.n_expired, per_group / 5);
+  EXPECT_GT(all.n_budget_plans, per_group / 10);
   EXPECT_GT(all.n_other, per_group / 50);
 }
 

@@ -1,0 +1,273 @@
+// Who runs: admission, room for those that grow, and preemption. The rest of the class is in
+// scheduler.cc.
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "cluster/coordinator/scheduler.h"
+#include "cluster/coordinator/scheduler_state.h"
+#include "kernels/core/check.h"
+
+namespace spindle::coordinator {
+namespace {
+
+// Of those that wait, how many are tried in one step: the order is by rank, and what comes after
+// many that do not fit will hardly be due.
+constexpr int kTries = 16;
+// Of a stage's pages, what may be kept free for the growth of those that run.
+constexpr std::int64_t kHeadroomPart = 8;
+
+}  // namespace
+
+void Scheduler::expire_requests(std::int64_t now_us) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now_us) {
+    const engine::RequestHandle handle = deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
+    Request& request = *requests_.at(handle);
+    stop_request(request,
+                 deadline_exceeded("the request was not done after its " +
+                                   std::to_string(request.request.timeout_us / 1000) + " ms"),
+                 now_us);
+  }
+}
+
+std::int64_t Scheduler::left_to_prefill(const Request& request) {
+  return request.n_prompt() - request.n_prefilled;
+}
+
+// While the prompts that are admitted fill the step, others would only hold KV; but a prompt that
+// is done in half of a step need not wait for a long one's end.
+bool Scheduler::may_prefill(const Request& request, const StepBudget& budget) const {
+  std::int64_t left = 0;
+  for (const engine::RequestHandle handle : prefilling_) {
+    left += left_to_prefill(*requests_.at(handle));
+  }
+  if (left < budget.tokens) return true;
+  return budget.tokens > 0 && request.n_prompt() <= config_.max_num_batched_tokens / 2 &&
+         2 * static_cast<std::int64_t>(prefilling_.size()) <= config_.max_num_seqs;
+}
+
+void Scheduler::admit(control::StepPlan& plan, const StepBudget& budget, std::int64_t now_us) {
+  int n_without_room = 0;
+  for (const engine::RequestHandle handle : waiting_.order()) {
+    const auto found = requests_.find(handle);
+    // One that ended stays until the stages have freed what it held before it was preempted.
+    if (found == requests_.end() || found->second->choices_left == 0) continue;
+    Request& request = *found->second;
+    if (!may_prefill(request, budget)) continue;
+    if (try_admit(plan, request, now_us) != Room::kNone) continue;
+    if (waiting_.is_due(handle) || ++n_without_room == kTries) return;
+  }
+}
+
+Scheduler::Room Scheduler::try_admit(control::StepPlan& plan, Request& request,
+                                     std::int64_t now_us) {
+  const int n_choices = request.request.sampling.n_choices;
+  if (running_sequences_ + n_choices > config_.max_num_seqs) return Room::kNone;
+  if (Status status = continue_session(request); !status.ok()) {
+    stop_request(request, status, now_us);
+    return Room::kEnded;
+  }
+  if (const Room room = commit(request, now_us); room != Room::kFound) return room;
+  count_waiting(request, -1);
+  request.ticket = waiting_.take(request.handle);
+  prefilling_.push_back(request.handle);
+  request.admitted = true;
+  request.admission = ++n_admissions_;
+  request.last_step = next_step_;
+  if (request.started_us == 0) request.started_us = now_us;
+  running_sequences_ += n_choices;
+  if (request.grows()) {
+    ++growing_requests_;
+    request.granted_tokens = request.first_grant();
+  }
+  ++counters_.running;
+  request.choices.front().on_stages = true;
+  if (request.session_sequence == 0) {
+    *plan.add_open() = open_message(request, request.choices.front());
+    return Room::kFound;
+  }
+  sessions_.at(request.request.session_id).used_us = now_us;
+  control::ForkSequence& fork = *plan.add_fork();
+  fork.set_parent(request.session_sequence);
+  fork.set_n_tokens(static_cast<std::int32_t>(request.n_cached));
+  const auto begin = request.request.prompt_ids.begin();
+  fork.mutable_tokens()->Add(begin, begin + request.n_cached);
+  *fork.mutable_child() = open_message(request, request.choices.front());
+  request.n_prefilled = request.n_cached;
+  return Room::kFound;
+}
+
+// Finds room for the request, at the cost of sessions and of requests of a lower priority if need
+// be. Ends it when it can have none.
+Scheduler::Room Scheduler::commit(Request& request, std::int64_t now_us) {
+  if (make_room(request) || (preempt_lower(request) && make_room(request))) {
+    CHECK(ledger_.try_commit(request.handle, request.first_demand(), request.session_sequence),
+          "there is room for the request");
+    return Room::kFound;
+  }
+  // With nothing else running only the session that it continues is in the way.
+  if (counters_.running > 0 || !to_free_.empty() || request.session_sequence == 0) {
+    return Room::kNone;
+  }
+  if (request.continues_compressed) {
+    stop_request(request,
+                 resource_exhausted("session_id: the session and what this request may add need "
+                                    "more KV memory than the cluster has"),
+                 now_us);
+    return Room::kEnded;
+  }
+  // Full precision is the same when it is computed again.
+  drop_session(request.request.session_id);
+  begin_anew(request);
+  return commit(request, now_us);
+}
+
+// Pages by stage that are left to those who run when another is admitted: each may soon need the
+// next boundary's.
+std::vector<std::int64_t> Scheduler::headroom() const {
+  std::vector<std::int64_t> pages;
+  for (const StageCapacity& stage : ledger_.stages()) {
+    const std::int64_t wanted =
+        growing_requests_ *
+        kvstore::stage_pages(ledger_.shape(), stage.n_layers, kvstore::kGeneratedBoundary);
+    pages.push_back(std::min(wanted, stage.n_pages / kHeadroomPart));
+  }
+  return pages;
+}
+
+// Those that can be preempted, the youngest of the lowest priority first. What is in flight may be
+// among them, since it is freed by a later plan.
+std::vector<Scheduler::Request*> Scheduler::victims(std::int32_t above_priority) const {
+  std::vector<Request*> found;
+  for (const auto& [handle, request] : requests_) {
+    if (request->admitted && request->grows() && request->choices_left > 0 &&
+        request->request.priority > above_priority) {
+      found.push_back(request.get());
+    }
+  }
+  std::sort(found.begin(), found.end(), [](const Request* a, const Request* b) {
+    return std::pair(a->request.priority, a->admission) >
+           std::pair(b->request.priority, b->admission);
+  });
+  return found;
+}
+
+// Requests of a lower priority than this one's give it their room, if that is enough; but not those
+// with a run in the plan that is being composed.
+bool Scheduler::preempt_lower(const Request& request) {
+  if (request.session_sequence != 0) return false;
+  const std::vector<std::int64_t> pages = ledger_.total_pages(request.first_demand());
+  std::vector<std::int64_t> given_back = headroom();
+  for (std::int64_t& n : given_back) n = -n;
+  std::vector<Request*> given_up;
+  for (Request* victim : victims(request.request.priority)) {
+    if (ledger_.fits(pages, given_back)) break;
+    if (victim->last_step == next_step_) continue;
+    given_up.push_back(victim);
+    const std::vector<std::int64_t> more = ledger_.pages_of(victim->handle);
+    for (std::size_t s = 0; s < more.size(); ++s) given_back[s] += more[s];
+  }
+  if (!ledger_.fits(pages, given_back)) return false;
+  for (Request* victim : given_up) preempt(*victim);
+  return true;
+}
+
+// What more a running request may take up to granted_tokens.
+std::vector<std::int64_t> Scheduler::pages_to_grow(const Request& request,
+                                                   std::int64_t granted_tokens) const {
+  const KvDemand demand = request.demand(granted_tokens);
+  const std::vector<std::int64_t> held = ledger_.pages_of(request.handle);
+  std::vector<std::int64_t> pages;
+  for (std::size_t s = 0; s < held.size(); ++s) {
+    const int n_layers = ledger_.stages()[s].n_layers;
+    pages.push_back(kvstore::grow_pages(ledger_.shape(), n_layers, demand, request.granted_tokens,
+                                        granted_tokens - request.granted_tokens));
+    // Once the stages have said what it really holds, never more than it would have begun with.
+    if (request.page_reports_pending == 0) {
+      const std::int64_t most = ledger_.reserve_pages(demand, s, false);
+      pages[s] = std::clamp<std::int64_t>(most - held[s], 0, pages[s]);
+    }
+  }
+  return pages;
+}
+
+// Room for n_tokens of a request that is about to run. kNone: not in this plan.
+Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
+                                      std::int64_t n_tokens, std::int64_t now_us) {
+  if (!request.grows() || n_tokens <= request.granted_tokens) return Room::kFound;
+  const std::int64_t granted =
+      std::min(request.most_tokens(), request.next_boundary_after(request.granted_tokens));
+  const std::vector<std::int64_t> pages = pages_to_grow(request, granted);
+  while (!ledger_.try_grow(request.handle, pages)) {
+    if (drop_oldest_session()) continue;
+    Request* victim = victims(engine::kMinPriority - 1).front();
+    if (victim->last_step == next_step_) return Room::kNone;
+    if (victim == &request && counters_.running == 1) {
+      if (!in_flight_.empty() || !to_free_.empty()) return Room::kNone;
+      stop_request(request,
+                   resource_exhausted("the request needs more KV memory than the cluster has"),
+                   now_us);
+      return Room::kEnded;
+    }
+    preempt(*victim);
+    if (victim == &request) return Room::kEnded;
+  }
+  std::erase_if(request.growths, [this](const Growth& growth) {
+    return in_flight_.empty() || growth.step < in_flight_.begin()->first;
+  });
+  request.growths.push_back({plan.step(), pages});
+  request.granted_tokens = granted;
+  request.page_reports_pending += static_cast<int>(pages.size());
+  control::GrowSequence& grow = *plan.add_grow();
+  grow.set_sequence(request.choices.front().sequence);
+  grow.set_granted_tokens(static_cast<std::int32_t>(granted));
+  grow.mutable_more_pages()->Add(pages.begin(), pages.end());
+  grow.set_sinks(request.plan ? request.plan->sinks : 0);
+  grow.set_recent(request.plan ? request.plan->recent : 0);
+  return Room::kFound;
+}
+
+// Gives back all that the request holds; it waits again where it was, with its output so far as
+// part of its prompt. What its old sequence still samples is sampled again.
+void Scheduler::preempt(Request& request) {
+  Choice& choice = request.choices.front();
+  const std::vector<std::int32_t> generated = std::move(choice.generated);
+  const auto n_generated = static_cast<std::int32_t>(generated.size());
+  if (choice.state != Choice::State::kPrompt) --decoding_sequences_;
+  sequences_.erase(choice.sequence);
+  preempted_.emplace(choice.sequence, std::pair(&request, ledger_.stages().size()));
+  free_choice(request, choice);
+  std::erase(prefilling_, request.handle);
+  --running_sequences_;
+  --growing_requests_;
+  --counters_.running;
+  ++counters_.preemptions;
+  counters_.recomputed_tokens += static_cast<std::uint64_t>(request.n_prefilled) +
+                                 static_cast<std::uint64_t>(std::max(n_generated - 1, 0));
+
+  const std::int32_t index = std::exchange(choice, {}).index;
+  choice.sequence = next_sequence_++;
+  choice.index = index;
+  sequences_.emplace(choice.sequence, std::pair(&request, std::size_t{0}));
+  std::vector<std::int32_t>& prompt = request.request.prompt_ids;
+  prompt.insert(prompt.end(), generated.begin(), generated.end());
+  request.request.resumed_tokens += n_generated;
+  request.max_generated -= n_generated;
+  request.admitted = false;
+  request.n_prefilled = 0;
+  request.at_boundary = false;
+  request.reported.clear();
+  request.compressions_pending = 0;
+  request.page_reports_pending = 0;
+  request.granted_tokens = 0;
+  request.growths.clear();
+  request.used_pages.clear();
+  begin_anew(request);
+  count_waiting(request, 1);
+  request.ticket.work = request.n_prompt();
+  waiting_.push_back(request.ticket);
+}
+
+}  // namespace spindle::coordinator

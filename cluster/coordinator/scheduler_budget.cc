@@ -1,0 +1,120 @@
+// Levels of KV by stage, as the balancer decides them. The rest of the class is in scheduler.cc.
+
+#include <algorithm>
+#include <utility>
+
+#include "cluster/coordinator/scheduler.h"
+#include "cluster/coordinator/scheduler_state.h"
+
+namespace spindle::coordinator {
+namespace {
+
+// A size that a request asked for is not the balancer's to change.
+bool is_balanced(const kvstore::KvPolicy& policy) {
+  return policy.profile != kvstore::KvProfile::kFull &&
+         (policy.best_effort || (policy.ratio == 0 && policy.max_bytes == 0));
+}
+
+}  // namespace
+
+void Scheduler::set_balancer(BudgetBalancer balancer, kvstore::LevelLadder ladder) {
+  balancer_.emplace(std::move(balancer));
+  ladder_ = std::move(ladder);
+  levels_.assign(ledger_.stages().size(), ladder_.own);
+}
+
+// Boundaries that are planned from here on are carried out by this plan or a later one.
+void Scheduler::plan_budget(control::StepPlan& plan) {
+  if (!balancer_) return;
+  if (budget_plan_.epoch > budget_epoch_ && plan.step() >= budget_plan_.effective_step) {
+    budget_epoch_ = budget_plan_.epoch;
+    for (std::size_t s = 0; s < levels_.size(); ++s) levels_[s] = budget_plan_.levels[s];
+  }
+  plan.set_budget_epoch(budget_epoch_);
+  if (report_outstanding_ || plan.step() < next_report_step_) return;
+  plan.set_report_budget(true);
+}
+
+BalancerInput Scheduler::balancer_input(std::int64_t now_us) const {
+  BalancerInput input;
+  input.now_us = now_us;
+  input.next_step = next_step_;
+  input.n_running = counters_.running;
+  input.n_waiting = counters_.waiting;
+  double tokens = 0;
+  for (const auto& [handle, request] : requests_) {
+    const auto n = static_cast<double>(
+        request->grows() ? std::max(request->granted_tokens, request->first_grant())
+                         : request->most_tokens());
+    tokens += n;
+    input.peak_tokens = std::max(input.peak_tokens, n);
+  }
+  if (!requests_.empty()) input.mean_tokens = tokens / static_cast<double>(requests_.size());
+  return input;
+}
+
+Result<std::optional<BudgetDecision>> Scheduler::balance(std::span<const BudgetReport> reports,
+                                                         std::int64_t now_us) {
+  report_outstanding_ = false;
+  next_report_step_ = next_step_ + static_cast<std::uint64_t>(config_.budget_report_steps);
+  if (!balancer_) return std::optional<BudgetDecision>();
+  BalancerInput input = balancer_input(now_us);
+  std::vector<LedgerUse> ledger;
+  for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
+    const std::uint64_t page = ledger_.shape().page_bytes();
+    ledger.push_back({static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
+                      static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
+  }
+  input.reports = reports;
+  input.ledger = ledger;
+  auto decision = balancer_->decide(input);
+  if (decision.ok() && decision->has_value()) budget_plan_ = (*decision)->plan;
+  return decision;
+}
+
+// At a boundary of n_tokens that is not planned yet; only ever stronger than at the one before.
+std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
+                                                      std::int32_t n_tokens) const {
+  const kvstore::KvPolicy& policy = request.request.kv_policy;
+  if (!balancer_ || !is_balanced(policy)) return {};
+  const std::size_t boundary = request.reported.size() - 1;
+  if (boundary == request.boundary_levels.size()) {
+    std::vector<std::size_t> levels = levels_;
+    if (boundary > 0) {
+      const std::vector<std::size_t>& before = request.boundary_levels.back();
+      for (std::size_t s = 0; s < levels.size(); ++s) levels[s] = std::max(levels[s], before[s]);
+    }
+    request.boundary_levels.push_back(std::move(levels));
+  }
+  const std::vector<std::size_t>& levels = request.boundary_levels[boundary];
+  const bool own = std::all_of(levels.begin(), levels.end(),
+                               [this](std::size_t level) { return level == ladder_.own; });
+  if (own) return {};
+  std::vector<kvstore::LayerRatio> ranges;
+  for (std::size_t s = 0; s < levels.size(); ++s) {
+    const auto ratio = kvstore::level_ratio(ladder_, levels[s], policy, config_.kv_model,
+                                            config_.profile_table.get(), n_tokens);
+    ranges.push_back(
+        {first_layer(s), ledger_.stages()[s].n_layers, ratio.ok() ? *ratio : 0.0});
+  }
+  return ranges;
+}
+
+void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
+                                  control::Compress& order) const {
+  if (!balancer_) return;
+  const kvstore::KvModel& model = config_.kv_model;
+  const std::int64_t tail = kvstore::tail_length(plan.recent, n_tokens);
+  std::size_t head = 0;
+  for (const StageCapacity& stage : ledger_.stages()) {
+    std::uint64_t bytes = 0;
+    for (int i = 0; i < stage.n_layers * model.n_kv_heads; ++i, ++head) {
+      const kvstore::HeadErrors* errors =
+          config_.profile_table == nullptr ? nullptr : &config_.profile_table->heads[head];
+      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors);
+    }
+    order.add_planned_bytes(bytes);
+  }
+}
+
+}  // namespace spindle::coordinator

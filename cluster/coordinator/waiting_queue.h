@@ -1,0 +1,71 @@
+#pragma once
+// The order in which waiting requests are tried, counted in tokens of work instead of time, so that
+// it depends on what was asked and done alone.
+//
+// Each request has a rank, lower goes first:
+//   work done when it arrived + kPatience * its own work + priority * kPriorityTokens
+//   + how much more its owner was served than the least served owner there is.
+// So a short request overtakes longer ones that came a little earlier; a request of another
+// priority goes first unless the other has waited for kPriorityTokens of work; and an owner who
+// asks for much waits behind one who asks for little (virtual token counters: Sheng et al., Fairness
+// in Serving Large Language Models, OSDI 2024). Nothing starves: work that is done goes up, ranks
+// of those who wait do not. A request whose rank is no more than the work done is due; nobody
+// overtakes it any more, fit or not.
+//
+// Thread-safety: none; owned by the scheduler.
+
+#include <cstdint>
+#include <map>
+#include <unordered_map>
+#include <vector>
+
+namespace spindle::coordinator {
+
+struct WaitingTicket {
+  std::uint64_t request = 0;
+  std::uint64_t owner = 0;
+  std::int32_t priority = 0;  // lower goes first
+  std::int64_t work = 0;      // tokens to prefill
+  std::int64_t arrival = 0;   // work done then; push() fills it in
+};
+
+class WaitingQueue {
+ public:
+  static constexpr std::int64_t kPatience = 2;
+  static constexpr std::int64_t kPriorityTokens = 1 << 17;
+
+  void push(WaitingTicket ticket);
+  // One that ran and has to wait again, where it was.
+  void push_back(const WaitingTicket& ticket);
+  // Takes it out; the ticket can be pushed back. It must be there.
+  WaitingTicket take(std::uint64_t request);
+  bool contains(std::uint64_t request) const { return tickets_.contains(request); }
+
+  // In the order in which they are to be tried; equal ranks by request.
+  std::vector<std::uint64_t> order() const;
+  bool is_due(std::uint64_t request) const;
+
+  // An owner's requests that wait or run; counted so that one who comes back after a pause starts
+  // level with the others.
+  void owner_came(std::uint64_t owner);
+  void owner_left(std::uint64_t owner);
+  // Tokens were run for an owner who came.
+  void served(std::uint64_t owner, std::int64_t tokens);
+
+  std::size_t size() const { return tickets_.size(); }
+  bool empty() const { return tickets_.empty(); }
+
+ private:
+  struct Owner {
+    int n_requests = 0;
+    std::int64_t served = 0;
+  };
+  std::int64_t least_served() const;
+  std::int64_t rank(const WaitingTicket& ticket, std::int64_t least) const;
+
+  std::map<std::uint64_t, WaitingTicket> tickets_;
+  std::unordered_map<std::uint64_t, Owner> owners_;
+  std::int64_t work_done_ = 0;
+};
+
+}  // namespace spindle::coordinator
