@@ -150,6 +150,11 @@ Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& se
   simulation::BalanceSettings balance;
   balance.policy = settings.policy;
   balance.typical_tokens = settings.typical_tokens;
+  // A tenth of the daemon's defaults: a run is a minute or two.
+  balance.warmup_us /= 10;
+  balance.cooldown_us /= 10;
+  balance.relief_hold_us /= 10;
+  balance.smoothing_us /= 10;
   auto made = simulation::make_balance(balance, config);
   if (!made.ok()) return made.status();
   if (!made->has_value()) return invalid_argument("the policy has no levels to balance with");

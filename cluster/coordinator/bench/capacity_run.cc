@@ -85,7 +85,7 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
   simulation.set_on_end([&](engine::RequestHandle, const simulation::Life& life) {
     ++n_ended;
     n_output += life.summary.completion_tokens;
-    if (!from && n_ended >= load.n_requests / 10) {
+    if (!from && n_ended >= load.n_requests / 5) {
       from = simulation.metrics();
       result.waits = n_submitted < load.n_requests;
     }

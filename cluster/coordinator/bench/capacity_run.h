@@ -18,7 +18,7 @@ struct StageUse {
   double reserved_share = 0;  // and promised beside them
 };
 
-// Figures of the window from when a tenth of the requests have ended until the last one is
+// Figures of the window from when a fifth of the requests have ended until the last one is
 // submitted; when that is before, until half of them have ended.
 struct CapacityResult {
   std::string violation;    // of an invariant: the run is void

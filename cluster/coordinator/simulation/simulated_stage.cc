@@ -94,9 +94,9 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
 
 Status SimulatedStage::compress(const control::Compress& order, control::StepResult& result,
                                 StepWork& work) {
-  const auto found = sequences_.find(order.sequence());
-  if (found == sequences_.end()) return not_allowed(order.sequence(), "compressed and not open");
-  Sequence& sequence = found->second;
+  auto* const found = sequences_.find(order.sequence());
+  if (found == nullptr) return not_allowed(order.sequence(), "compressed and not open");
+  Sequence& sequence = *found;
   if (order.selects() != sequence.is_scored) {
     return not_allowed(order.sequence(), "a selection without scores, or scores without it");
   }
@@ -125,9 +125,9 @@ Status SimulatedStage::compress(const control::Compress& order, control::StepRes
 
 Status SimulatedStage::fork(const control::ForkSequence& fork) {
   const control::OpenSequence& child = fork.child();
-  const auto found = sequences_.find(fork.parent());
-  if (found == sequences_.end()) return not_allowed(fork.parent(), "forked and not open");
-  const Sequence& parent = found->second;
+  auto* const found = sequences_.find(fork.parent());
+  if (found == nullptr) return not_allowed(fork.parent(), "forked and not open");
+  const Sequence& parent = *found;
   if (parent.is_scored) return not_allowed(fork.parent(), "forked before its boundary");
   if (Status status = kv_.fork(fork.parent(), child.sequence(), fork.n_tokens(), child.max_tokens(),
                                reserve_pages(child));
@@ -148,14 +148,14 @@ Status SimulatedStage::fork(const control::ForkSequence& fork) {
       return not_allowed(child.sequence(), "the tokens copied are not those of its parent");
     }
   }
-  sequences_[child.sequence()] = std::move(forked);
+  sequences_.open(child.sequence(), std::move(forked));
   return ok_status();
 }
 
 Status SimulatedStage::free(std::uint64_t sequence, control::StepResult& result) {
   control::FreedSequence report;
   if (Status status = kv_.free(sequence, report); !status.ok()) return status;
-  sequences_.erase(sequence);
+  sequences_.close(sequence);
   if (!strikes(Fault::kLostFree)) *result.add_freed() = std::move(report);
   return strikes(Fault::kLeakedPage) ? kv_.leak_page() : ok_status();
 }
@@ -166,7 +166,7 @@ Status SimulatedStage::open(const control::OpenSequence& open) {
       !status.ok()) {
     return status;
   }
-  sequences_[open.sequence()] = make_sequence(open);
+  sequences_.open(open.sequence(), make_sequence(open));
   return ok_status();
 }
 
@@ -200,9 +200,9 @@ Status SimulatedStage::check_run(const control::Run& run, const Sequence& sequen
 }
 
 Status SimulatedStage::run(const control::Run& run, control::StepResult& result, StepWork& work) {
-  const auto found = sequences_.find(run.sequence());
-  if (found == sequences_.end()) return not_allowed(run.sequence(), "it runs and is not open");
-  Sequence& sequence = found->second;
+  auto* const found = sequences_.find(run.sequence());
+  if (found == nullptr) return not_allowed(run.sequence(), "it runs and is not open");
+  Sequence& sequence = *found;
   if (Status status = check_run(run, sequence); !status.ok()) return status;
   if (sequence.first_run < 0) sequence.first_run = run.first_position();
   if (Status status = kv_.extend(run.sequence(), run.tokens_size(), work.kv_pages); !status.ok()) {

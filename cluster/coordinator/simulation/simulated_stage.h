@@ -6,12 +6,12 @@
 // Thread-safety: none.
 
 #include <cstdint>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "cluster/coordinator/simulation/fault.h"
 #include "cluster/coordinator/simulation/latency_model.h"
+#include "cluster/coordinator/simulation/sequence_table.h"
 #include "cluster/coordinator/simulation/stage_kv.h"
 #include "cluster/coordinator/simulation/token_model.h"
 #include "kernels/core/status.h"
@@ -75,7 +75,7 @@ class SimulatedStage {
 
   SimulatedStageConfig config_;
   StageKv kv_;
-  std::unordered_map<std::uint64_t, Sequence> sequences_;
+  SequenceTable<Sequence> sequences_;
   std::uint64_t step_ = 0;
   std::uint64_t planned_bytes_ = 0;
   std::uint64_t kept_bytes_ = 0;

@@ -168,7 +168,7 @@ class Simulation {
   EventQueue clock_;
   SeededRandom random_;
   Scheduler scheduler_;
-  std::vector<Stage> stages_;
+  std::deque<Stage> stages_;
   RequestBook book_;
   FairShare fair_share_;
   OnEnd on_end_;

@@ -35,20 +35,20 @@ std::int64_t as_bytes(std::uint64_t bytes) { return static_cast<std::int64_t>(by
 }  // namespace
 
 std::int64_t StageKv::n_pages(std::uint64_t sequence) const {
-  const auto found = sequences_.find(sequence);
-  return found == sequences_.end() ? 0 : found->second.n_pages;
+  const Sequence* found = sequences_.find(sequence);
+  return found == nullptr ? 0 : found->n_pages;
 }
 
 std::int64_t StageKv::length(std::uint64_t sequence) const {
-  const auto found = sequences_.find(sequence);
-  return found == sequences_.end() ? 0 : found->second.n_tokens;
+  const Sequence* found = sequences_.find(sequence);
+  return found == nullptr ? 0 : found->n_tokens;
 }
 
 std::int64_t StageKv::tail_begin(std::uint64_t sequence) const {
-  const auto found = sequences_.find(sequence);
-  if (found == sequences_.end()) return 0;
-  std::int64_t begin = found->second.n_tokens;
-  for (const Head& head : found->second.heads) begin = std::min(begin, head.tail_origin);
+  auto* const found = sequences_.find(sequence);
+  if (found == nullptr) return 0;
+  std::int64_t begin = found->n_tokens;
+  for (const Head& head : found->heads) begin = std::min(begin, head.tail_origin);
   return begin;
 }
 
@@ -69,12 +69,12 @@ void StageKv::give_back(Sequence& sequence, PageNumber page) {
 
 Status StageKv::open(std::uint64_t sequence, std::int64_t max_tokens, std::int64_t reserve_pages,
                      std::int64_t granted_tokens) {
-  if (sequences_.contains(sequence) || max_tokens < 1 || reserve_pages < 0 || granted_tokens < 0 ||
-      granted_tokens > max_tokens) {
+  if (sequences_.find(sequence) != nullptr || max_tokens < 1 || reserve_pages < 0 ||
+      granted_tokens < 0 || granted_tokens > max_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " cannot be opened");
   }
   if (Status status = book_.reserve(reserve_pages); !status.ok()) return status;
-  Sequence& opened = sequences_[sequence];
+  Sequence& opened = sequences_.open(sequence);
   opened.max_tokens = max_tokens;
   opened.granted_tokens = granted_tokens > 0 ? granted_tokens : max_tokens;
   opened.n_reserved = reserve_pages;
@@ -84,9 +84,9 @@ Status StageKv::open(std::uint64_t sequence, std::int64_t max_tokens, std::int64
 
 Status StageKv::grow(const control::GrowSequence& order, std::int64_t more_pages,
                      control::GrownSequence& report) {
-  const auto found = sequences_.find(order.sequence());
-  if (found == sequences_.end()) return no_sequence(order.sequence());
-  Sequence& grown = found->second;
+  auto* const found = sequences_.find(order.sequence());
+  if (found == nullptr) return no_sequence(order.sequence());
+  Sequence& grown = *found;
   if (order.granted_tokens() < grown.granted_tokens || order.granted_tokens() > grown.max_tokens ||
       more_pages < 0) {
     return invalid_argument("sequence " + std::to_string(order.sequence()) + " cannot grow from " +
@@ -113,16 +113,16 @@ Status StageKv::grow(const control::GrowSequence& order, std::int64_t more_pages
 
 Status StageKv::fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_tokens,
                      std::int64_t max_tokens, std::int64_t reserve_pages) {
-  const auto found = sequences_.find(parent);
-  if (found == sequences_.end()) return no_sequence(parent);
-  const Sequence& from = found->second;
+  auto* const found = sequences_.find(parent);
+  if (found == nullptr) return no_sequence(parent);
+  const Sequence& from = *found;
   if (n_tokens < from.compressed_at || n_tokens > from.n_tokens) {
     return invalid_argument("a fork at token " + std::to_string(n_tokens) + " of " +
                             std::to_string(from.n_tokens) + ", compressed up to " +
                             std::to_string(from.compressed_at));
   }
   if (Status status = open(child, max_tokens, reserve_pages); !status.ok()) return status;
-  Sequence& forked = sequences_.at(child);
+  Sequence& forked = *sequences_.find(child);
   forked.n_tokens = n_tokens;
   forked.compressed_at = from.compressed_at;
   forked.shared = from.shared;
@@ -145,9 +145,9 @@ Status StageKv::fork(std::uint64_t parent, std::uint64_t child, std::int64_t n_t
 }
 
 Status StageKv::extend(std::uint64_t sequence, std::int64_t n_tokens, std::int64_t& n_pages) {
-  const auto found = sequences_.find(sequence);
-  if (found == sequences_.end()) return no_sequence(sequence);
-  Sequence& extended = found->second;
+  auto* const found = sequences_.find(sequence);
+  if (found == nullptr) return no_sequence(sequence);
+  Sequence& extended = *found;
   if (extended.n_tokens + n_tokens > extended.granted_tokens) {
     return invalid_argument("sequence " + std::to_string(sequence) + " has " +
                             std::to_string(extended.n_tokens) + " tokens and runs " +
@@ -302,9 +302,9 @@ std::int64_t StageKv::future_pages(const Sequence& sequence, const control::Comp
 }
 
 Status StageKv::compress(const control::Compress& order, control::CompressedSequence& report) {
-  const auto found = sequences_.find(order.sequence());
-  if (found == sequences_.end()) return no_sequence(order.sequence());
-  Sequence& sequence = found->second;
+  auto* const found = sequences_.find(order.sequence());
+  if (found == nullptr) return no_sequence(order.sequence());
+  Sequence& sequence = *found;
   if (sequence.n_tokens != order.n_tokens()) {
     return invalid_argument("a boundary at " + std::to_string(order.n_tokens()) + " of sequence " +
                             std::to_string(order.sequence()) + ", which holds " +
@@ -351,9 +351,9 @@ Status StageKv::compress(const control::Compress& order, control::CompressedSequ
 }
 
 Status StageKv::free(std::uint64_t sequence, control::FreedSequence& report) {
-  const auto found = sequences_.find(sequence);
-  if (found == sequences_.end()) return no_sequence(sequence);
-  const Sequence& freed = found->second;
+  auto* const found = sequences_.find(sequence);
+  if (found == nullptr) return no_sequence(sequence);
+  const Sequence& freed = *found;
   const std::uint64_t page_bytes = config_.shape.page_bytes();
   report.set_sequence(sequence);
   report.set_full_bytes(kvstore::full_bytes(config_.shape, config_.n_layers, freed.n_tokens));
@@ -373,7 +373,7 @@ Status StageKv::free(std::uint64_t sequence, control::FreedSequence& report) {
   for (const PageNumber page : freed.shared) book_.release(page);
   for (const PageNumber page : freed.packed) book_.release(page);
   book_.unreserve(freed.n_reserved);
-  sequences_.erase(found);
+  sequences_.close(sequence);
   return ok_status();
 }
 
@@ -389,7 +389,8 @@ Status StageKv::check() const {
   const auto count = [&](const std::vector<PageNumber>& pages) {
     for (const PageNumber page : pages) ++references[page];
   };
-  for (const auto& [id, sequence] : sequences_) {
+  std::string wrong;
+  sequences_.for_each([&](std::uint64_t id, const Sequence& sequence) {
     n_reserved += sequence.n_reserved;
     count(sequence.shared);
     count(sequence.packed);
@@ -399,12 +400,17 @@ Status StageKv::check() const {
       n_pages += head.tail.size();
       if (static_cast<std::int64_t>(head.tail.size()) !=
           pages_for(sequence.n_tokens - head.tail_origin)) {
-        return internal_error("sequence " + std::to_string(id) + " has a tail of " +
-                              std::to_string(sequence.n_tokens - head.tail_origin) + " tokens in " +
-                              std::to_string(head.tail.size()) + " pages");
+        wrong = "sequence " + std::to_string(id) + " has a tail of " +
+                std::to_string(sequence.n_tokens - head.tail_origin) + " tokens in " +
+                std::to_string(head.tail.size()) + " pages";
       }
     }
-  }
+    if (static_cast<std::int64_t>(n_pages) != sequence.n_pages) {
+      wrong = "sequence " + std::to_string(id) + " counts " + std::to_string(sequence.n_pages) +
+              " pages and has " + std::to_string(n_pages);
+    }
+  });
+  if (!wrong.empty()) return internal_error(wrong);
   if (references != book_.all_references()) {
     return internal_error("the sequences' pages are not those that are taken");
   }

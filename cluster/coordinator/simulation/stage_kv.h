@@ -11,10 +11,10 @@
 // Thread-safety: none.
 
 #include <cstdint>
-#include <unordered_map>
 #include <vector>
 
 #include "cluster/coordinator/simulation/page_book.h"
+#include "cluster/coordinator/simulation/sequence_table.h"
 #include "kernels/core/status.h"
 #include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_shape.h"
@@ -56,7 +56,7 @@ class StageKv {
   std::int64_t length(std::uint64_t sequence) const;
   // Where the first token of the oldest tail lies.
   std::int64_t tail_begin(std::uint64_t sequence) const;
-  std::size_t n_sequences() const { return sequences_.size(); }
+  std::size_t n_sequences() const { return sequences_.n_open(); }
   const PageBook& book() const { return book_; }
   const StageKvConfig& config() const { return config_; }
   int n_tables() const { return config_.n_layers * config_.shape.n_kv_heads; }
@@ -111,7 +111,7 @@ class StageKv {
 
   StageKvConfig config_;
   PageBook book_;
-  std::unordered_map<std::uint64_t, Sequence> sequences_;
+  SequenceTable<Sequence> sequences_;
 };
 
 }  // namespace spindle::coordinator::simulation
