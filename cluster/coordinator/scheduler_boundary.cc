@@ -14,7 +14,9 @@ KvDemand Scheduler::Request::demand() const { return demand(most_tokens()); }
 
 KvDemand Scheduler::Request::demand(std::int64_t granted) const {
   KvDemand demand;
-  demand.prompt_tokens = n_prompt();
+  // Output that is computed anew takes what it took as output: by the bound of a longer prompt, a
+  // request that was preempted might not fit alone.
+  demand.prompt_tokens = n_before_output();
   demand.max_tokens = granted;
   demand.n_choices = request.sampling.n_choices;
   demand.n_boundaries = static_cast<int>(boundaries.size());
@@ -25,8 +27,8 @@ KvDemand Scheduler::Request::demand(std::int64_t granted) const {
   demand.cached_tokens = n_cached;
   demand.tail_begin = inherited_tail_begin;
   demand.tail_tokens =
-      last > 0 ? std::max(request.kv_policy.recent, inherited_recent) + n_prompt() - last
-               : n_prompt() - inherited_tail_begin;
+      last > 0 ? std::max(request.kv_policy.recent, inherited_recent) + n_before_output() - last
+               : n_before_output() - inherited_tail_begin;
   return demand;
 }
 

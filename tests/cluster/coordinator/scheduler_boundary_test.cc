@@ -103,6 +103,17 @@ TEST(SchedulerBoundary, ResumedOutputLeavesTheTailAlsoWhenAChunkBeganInThePrompt
   EXPECT_TRUE(driver.lives().begin()->second.status.ok());
 }
 
+// With its output counted as prompt, it could need a page more than there is, and wait for ever.
+TEST(SchedulerBoundary, WhatFitsAloneAlsoFitsWhenItIsComputedAnew) {
+  engine::EngineRequest request = policy_request(209, 24, KvProfile::kKivi4);
+  engine::EngineRequest again = policy_request(231, 2, KvProfile::kKivi4);
+  again.resumed_tokens = 22;
+  std::int64_t n_pages = 1;
+  while (!Driver(kv_config(1), {{2, n_pages}, {1, 1000}}).submit(request).ok()) ++n_pages;
+  const auto handle = Driver(kv_config(1), {{2, n_pages}, {1, 1000}}).submit(again);
+  EXPECT_TRUE(handle.ok()) << handle.status().to_string();
+}
+
 TEST(SchedulerBoundary, ShortPromptsStayInFullPrecision) {
   Driver driver(kv_config(2), kStages);
   const Life& life = driver.run(policy_request(100, 200, KvProfile::kSpindle));
