@@ -8,10 +8,13 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/kv_compact.h"
+#include "kernels/kv_score.h"
 #include "kernels/kv_select.h"
 #include "tests/kernels/golden_kv.h"
 #include "tests/worker/local_cluster.h"
@@ -362,6 +365,62 @@ TEST(BoundaryGolden, KeptSetsOfSpindleKv) {
   }
   EXPECT_GT(n_kept, 10000u);
   EXPECT_LE(n_different, 20u);
+}
+
+// The reference's "keydiff" has our scores (kernels/kv_score.h) and keeps the 435 highest of all
+// 1,755 tokens of each head, with nothing forced: the observation window competes like any other
+// token, and so the last row's KL to the full cache is 3.9. Our selectors always keep the window
+// (KL 1e-5), so what a boundary makes of KeyDiff cannot be the reference's. What can be compared is
+// the scores' ranking with nothing forced: attention is over a set of keys that RoPE has turned
+// already, so the kept rows are moved to the end of the tail and all before them is dropped.
+TEST(BoundaryGolden, KeyDiffsRankingWithNothingForced) {
+  constexpr std::int64_t kKept = 435;
+  Model model;
+  model.prefill(needs_of(KvSelector::kNone));
+  const kernels::KvPageLayout layout = model.store().page_layout();
+  const std::int64_t d = layout.head_dim;
+  std::vector<std::int32_t> all(kPrompt);
+  std::iota(all.begin(), all.end(), 0);
+  std::size_t n_of_window = 0;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    std::vector<float> k(static_cast<std::size_t>(kKept * kKvHeads * d));
+    std::vector<float> v(k.size());
+    const auto columns = [&](std::vector<float>& values, std::int64_t head) {
+      return Rows(values.data(), kKept, kKvHeads * d).columns(head * d, d);
+    };
+    for (std::int64_t head = 0; head < kKvHeads; ++head) {
+      const kernels::KvHeadPages& pages =
+          model.store().heads(1, layer)[static_cast<std::size_t>(head)];
+      std::vector<float> keys(static_cast<std::size_t>(kPrompt * d));
+      std::vector<float> values(keys.size());
+      kernels::kv_gather(model.context(), pages.pages, 0, all, layout,
+                         Rows(keys.data(), kPrompt, d), Rows(values.data(), kPrompt, d));
+      std::vector<float> scores(kPrompt);
+      kernels::keydiff_scores(model.context(), ConstRows(keys.data(), kPrompt, d), scores);
+      const std::vector<std::int32_t> kept = kernels::select_top_k(scores, kKept);
+      n_of_window += static_cast<std::size_t>(
+          kept.end() -
+          std::lower_bound(kept.begin(), kept.end(), kPrompt - kvstore::kObservationWindow));
+      kernels::kv_gather(model.context(), pages.pages, 0, kept, layout, columns(k, head),
+                         columns(v, head));
+    }
+    const kernels::KvAppendSequence to_the_end{0, kKept, kPrompt - kKept,
+                                               model.store().writable_heads(1, layer).data()};
+    kernels::kv_append(model.context(), ConstRows(k.data(), kKept, kKvHeads * d),
+                       ConstRows(v.data(), kKept, kKvHeads * d), {&to_the_end, 1}, kKvHeads,
+                       layout);
+  }
+  // It would be the same as forcing the window if everything in it were kept.
+  EXPECT_LT(n_of_window, std::size_t{kTables * kvstore::kObservationWindow * 3 / 4});
+  kvstore::StageBoundary boundary;
+  const std::vector<HeadPlan> heads(kTables, stream(kKept));
+  boundary.heads = heads;
+  ASSERT_TRUE(model.stage().compress(1, boundary, false).ok());
+  const Distance apart = distance(model, "keydiff", model.feed());
+  std::printf("keydiff, nothing forced: worst KL %.3g, worst logit %.3g, %zu window tokens kept\n",
+              apart.worst_kl, apart.worst_logit, n_of_window);
+  EXPECT_LE(apart.worst_kl, 1e-5);
+  EXPECT_TRUE(apart.same_argmax);
 }
 
 }  // namespace
