@@ -42,7 +42,7 @@ constexpr std::size_t kVocab = 4096;
 // The whole model on one stage, with f16 KV as the reference rounds it.
 class Model {
  public:
-  Model() {
+  explicit Model(bool token_table = true) {
     auto config = model::load_model_config(mini_model_dir());
     CHECK(config.ok(), config.status().to_string());
     auto context = CpuContext::create({2, CpuIsa::kAvx512});
@@ -61,6 +61,7 @@ class Model {
     stage.is_last = true;
     stage.max_batched_tokens = 512;
     stage.max_model_len = config->max_position_embeddings;
+    if (!token_table) stage.token_table_bytes = 0;
     auto checkpoint = model::Checkpoint::open(mini_model_dir());
     CHECK(checkpoint.ok(), checkpoint.status().to_string());
     auto weights = model::load_llama_stage(*checkpoint, *config, stage.layers, true, true);
@@ -365,6 +366,31 @@ TEST(BoundaryGolden, KeptSetsOfSpindleKv) {
   }
   EXPECT_GT(n_kept, 10000u);
   EXPECT_LE(n_different, 20u);
+}
+
+// Layer 0 as the request's own table of ids, and all else in full precision: the reference's
+// uncompressed logits, in fewer bytes than its K and V.
+TEST(BoundaryGolden, LayerZeroAsItsOwnTableOfIds) {
+  Model model(false);
+  model.prefill(needs_of(KvSelector::kNone));
+  ASSERT_FALSE(model.store().has_token_table());
+  std::vector<HeadPlan> heads(kTables);
+  for (std::size_t head = 0; head < kKvHeads; ++head) heads[head] = full(kToken);
+  kvstore::StageBoundary boundary;
+  boundary.heads = heads;
+  const auto compressed = model.stage().compress(1, boundary, false);
+  ASSERT_TRUE(compressed.ok()) << compressed.status().to_string();
+  model.store().check_invariants();
+  auto ids = model.golden().read<std::int32_t>("prompt_ids");
+  std::sort(ids.begin(), ids.end());
+  const std::int64_t n_ids = std::unique(ids.begin(), ids.end()) - ids.begin();
+  EXPECT_EQ(model.store().head_cache(1, 0, 0).k_book.n_filled, n_ids);
+  const Distance d = distance(model, "full", model.feed());
+  std::printf("own ids: worst KL %.3g, worst logit %.3g, %lld ids, %.4f of the head's bytes\n",
+              d.worst_kl, d.worst_logit, static_cast<long long>(n_ids),
+              static_cast<double>(compressed->heads[0].bytes) / (kPrompt * 256.0));
+  EXPECT_LE(d.worst_kl, 1e-6);
+  EXPECT_TRUE(d.same_argmax);
 }
 
 // The reference's "keydiff" has our scores (kernels/kv_score.h) and keeps the 435 highest of all
