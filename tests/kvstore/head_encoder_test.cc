@@ -233,7 +233,7 @@ void expect_exact(const TestHead& head) {
     const std::vector<float> k = head.model().k_before_rope(0, 0, id);
     for (std::size_t c = 0; c < k.size(); ++c) {
       const std::size_t other = (c + k.size() / 2) % k.size();
-      ASSERT_NEAR(token.k[c], k[c], 1.5e-3 * std::hypot(k[c], k[other]))
+      ASSERT_NEAR(token.k[c], k[c], 1e-3 * std::hypot(k[c], k[other]))
           << "key at " << token.position;
     }
   }
