@@ -176,13 +176,13 @@ class HeadEncoder {
         book.entries.insert(book.entries.end(), row, row + d);
       }
     }
-    const kernels::Codebook before = book;
+    const std::int64_t n_before = book.n_entries();
+    const std::int64_t n_rows_before = book.n_rows_seen;
     const float theta = side == KvSide::kKey ? kCodebookThetaK : kCodebookThetaV;
     kernels::CodebookMatch match = kernels::codebook_match(context_, book, x, theta, 65536);
-    if (!match.complete ||
-        !codebook_pays(task_.plan.fallback, side, layout_, x.n_rows, stored.n_entries(),
-                       before.n_entries(), book.n_entries())) {
-      book = before;
+    if (!match.complete || !codebook_pays(task_.plan.fallback, side, layout_, x.n_rows,
+                                          stored.n_entries(), n_before, book.n_entries())) {
+      book.undo_to(n_before, n_rows_before);
       return task_.plan.fallback;
     }
     refs = std::move(match.refs);
