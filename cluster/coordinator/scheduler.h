@@ -165,6 +165,9 @@ class Scheduler {
   void add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                     std::int64_t n_tokens) const;
   kvstore::BoundaryNeeds needs_of(const Request& request) const;
+  // Distinct ids of the prompt's first n_tokens that are not among its first n_seen, which a plan's
+  // bytes depend on without a token table; -1 with one.
+  std::int64_t new_ids(const Request& request, std::int64_t n_seen, std::int64_t n_tokens) const;
   int first_layer(std::size_t stage) const;
 
   Status check_session(const engine::EngineRequest& request) const;
