@@ -129,7 +129,7 @@ std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
 }
 
 void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
-                                  control::Compress& order) const {
+                                  std::int64_t n_ids, control::Compress& order) const {
   if (!balancer_) return;
   const kvstore::KvModel& model = config_.kv_model;
   const std::int64_t tail = kvstore::tail_length(plan.recent, n_tokens);
@@ -139,7 +139,8 @@ void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_
     for (int i = 0; i < stage.n_layers * model.n_kv_heads; ++i, ++head) {
       const kvstore::HeadErrors* errors =
           config_.profile_table == nullptr ? nullptr : &config_.profile_table->heads[head];
-      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors);
+      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors,
+                                   n_ids);
     }
     order.add_planned_bytes(bytes);
   }

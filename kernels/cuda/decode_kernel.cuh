@@ -376,7 +376,7 @@ __device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePl
 }
 
 // All segments of the team's share, one after the other: run(segment, entry). Those who compute have
-// the entry in shared memory; a feeding warp reads its own copy, since it is ahead of them.
+// the entry in shared memory; a feeding warp has a copy of its own, since it is ahead of them.
 template <typename C, bool kFeeds, typename F>
 __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call,
                                  const F& run) {
@@ -392,14 +392,22 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
     // What the last segment wrote into the ring comes before what is copied there next.
     if constexpr (C::kFed) fence_async_proxy();
     Team<C>::sync_all();
-    if constexpr (!kFeeds) {
-      if (Team<C>::thread() < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
-        reinterpret_cast<uint4*>(&shared.entry)[Team<C>::thread()] =
-            reinterpret_cast<const uint4*>(entries + index)[Team<C>::thread()];
-      }
+    DecodeEntry* copy = &shared.entry;
+    int thread = Team<C>::thread();
+    if constexpr (kFeeds) {
+      copy = &shared.stream.entry;
+      thread %= 32;
+    }
+    if (thread < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
+      reinterpret_cast<uint4*>(copy)[thread] =
+          reinterpret_cast<const uint4*>(entries + index)[thread];
+    }
+    if constexpr (kFeeds) {
+      __syncwarp();
+    } else {
       Team<C>::sync();
     }
-    const DecodeEntry& entry = kFeeds ? entries[index] : shared.entry;
+    const DecodeEntry& entry = *copy;
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
     run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
