@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -100,7 +101,8 @@ def one_run(build, options, balanced):
         "kv.balance.typical_tokens": 3000, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
         "scheduler.max_num_seqs": 512, "scheduler.max_num_batched_tokens": 1024,
-        "model.max_model_len": 4608, "compute.threads_per_rank": 1}
+        "model.max_model_len": 4608, "compute.threads_per_rank":
+        max(1, (os.cpu_count() or 1) // stages)}
     asked = questions(ROOT / "eval/public.jsonl.gz", 4096)
     samples = []
     with cluster(build, stages, settings) as port:
