@@ -97,13 +97,14 @@ def one_run(build, options, balanced):
         "kv.policy.profile": "spindle", "kv.policy.ratio": options.ratio,
         "kv.profile_table": ROOT / "configs/profiles/spindle-mini.pbtxt",
         "kv.balance.enabled": str(balanced).lower(), "kv.balance.lighter_levels": "true",
-        "kv.balance.level_step": 0.85, "kv.balance.n_lighter": 8, "kv.balance.n_stronger": 10,
-        "kv.balance.typical_tokens": 3000, "kv.balance.warmup_ms": 2000,
+        "kv.balance.level_step": 0.92, "kv.balance.n_lighter": 16, "kv.balance.n_stronger": 20,
+        "kv.balance.relief_margin": options.margin,
+        "kv.balance.typical_tokens": options.longest * 3 // 4, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
         "scheduler.max_num_seqs": 512, "scheduler.max_num_batched_tokens": 1024,
-        "model.max_model_len": 4608, "compute.threads_per_rank":
+        "model.max_model_len": options.longest + options.output + 64, "compute.threads_per_rank":
         max(1, (os.cpu_count() or 1) // stages)}
-    asked = questions(ROOT / "eval/public.jsonl.gz", 4096)
+    asked = questions(ROOT / "eval/public.jsonl.gz", options.longest)
     samples = []
     with cluster(build, stages, settings) as port:
         load = Load(port, asked, options)
@@ -169,6 +170,8 @@ def main():
     parser.add_argument("--ratio", type=float, default=0.25, help="of the default policy")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--output", type=int, default=192, help="tokens of each answer")
+    parser.add_argument("--longest", type=int, default=4096, help="tokens of a document")
+    parser.add_argument("--margin", type=float, default=0.05, help="kv.balance.relief_margin")
     parser.add_argument("--settle", type=float, default=60, help="seconds before the measured time")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--drain", type=float, default=20)

@@ -182,6 +182,7 @@ Result<std::optional<KvBalance>> kv_balance(const config::Config& config,
   options.typical_tokens = balance.typical_tokens();
   options.warmup_us = std::int64_t{balance.warmup_ms()} * 1000;
   options.cooldown_us = std::int64_t{balance.cooldown_ms()} * 1000;
+  options.relief_margin = balance.relief_margin();
   options.relief_hold_us = std::int64_t{balance.relief_hold_ms()} * 1000;
   return make_kv_balance(options, *policy, scheduler.kv_model, scheduler.profile_table.get(),
                          stages, scheduler.max_num_seqs, scheduler.max_in_flight);

@@ -44,6 +44,7 @@ Result<std::optional<KvBalance>> make_kv_balance(const KvBalanceOptions& options
   config.warmup_us = options.warmup_us;
   config.cooldown_us = options.cooldown_us;
   config.relief_hold_us = options.relief_hold_us;
+  config.relief_margin = options.relief_margin;
   auto balancer = coordinator::BudgetBalancer::make(std::move(config));
   if (!balancer.ok()) return balancer.status();
   return std::optional(KvBalance{std::move(*balancer), std::move(*ladder)});

@@ -19,6 +19,7 @@ struct KvBalanceOptions {
   std::int64_t warmup_us = 10'000'000;
   std::int64_t cooldown_us = 5'000'000;
   std::int64_t relief_hold_us = 15'000'000;
+  double relief_margin = 0.25;
 };
 
 struct KvBalance {
