@@ -114,7 +114,7 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
     result.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - cluster.balance->own_level);
   }
   if (from && to) fill_window(*from, *to, result);
-  result.real_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;
+  result.cpu_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;
   return result;
 }
 
