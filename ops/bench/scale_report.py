@@ -4,14 +4,15 @@
     ops/bench/scale_report.py docs/scale.md scale-8b.json scale-70b.json ...
 
 Replaces what stands between the two `figures` comments of the report, and writes
-plots/scale-*.svg beside it. Several files are put together; all must have the same load, but for
-the policy, the number of requests and the balancing, by which cells are told apart.
+plots/scale-*.svg beside it. Several files are put together; their loads may differ in the policy, the
+balancing and the number of requests only.
 """
 import json
 import math
 import pathlib
 import sys
 
+KEYS = ("model", "memories", "n_stages", "policy", "balances")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a6d00")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 72, 190, 44, 52
@@ -26,7 +27,12 @@ def read_cells(paths):
             cell["balances"] = data["load"]["balances"]
             cell["requests"] = data["load"]["requests"]
             cells.append(cell)
-    return cells
+    # Of cells that were run twice the one with more requests counts.
+    best = {}
+    for cell in sorted(cells, key=lambda c: c["requests"]):
+        best[tuple(cell[key] for key in KEYS)] = cell
+    return sorted(best.values(), key=lambda c: (c["model"] != "llama-3-8b", c["memories"],
+                                                c["n_stages"]))
 
 
 def ticks(high):
@@ -113,7 +119,7 @@ def bar_chart(title, y_label, values, x_label):
 
 
 def bubbles(cell):
-    return [100 * (1 - stage["busy_share"]) for stage in cell["stages"]]
+    return [max(0, 100 * (1 - stage["busy_share"])) for stage in cell["stages"]]
 
 
 def tightest(cell):
@@ -124,7 +130,8 @@ def cell_row(cell):
     lost = bubbles(cell)
     tight = tightest(cell)
     queue = "" if cell["waits"] else " *"
-    return (f"| {cell['n_stages']} | {cell['memories']} | {cell['concurrency']:,.0f}{queue} | "
+    return (f"| {cell['n_stages']} | {cell['memories']} | {cell['requests']:,} | "
+            f"{cell['concurrency']:,.0f}{queue} | "
             f"{cell['output_per_s']:,.0f} | {cell['batch_tokens']:,.0f} | "
             f"{cell['step_us'] / 1000:.2f} | "
             f"{min(lost):.0f} / {sum(lost) / len(lost):.0f} / {max(lost):.0f} | "
@@ -134,10 +141,10 @@ def cell_row(cell):
             f"{100 * cell['decision_share']:.1f} |")
 
 
-HEADER = ("| stages | memories | running requests | output tokens/s | tokens in a step | step ms | "
+HEADER = ("| stages | memories | of requests | running requests | output tokens/s | tokens in a step | step ms | "
           "bubble %, least / mean / most | tightest pool %, used + promised | preemptions | "
           "decision us, p50 / mean / p99 | of the step % |\n"
-          "|---|---|---|---|---|---|---|---|---|---|---|")
+          "|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
 def table(cells):
@@ -146,7 +153,7 @@ def table(cells):
 
 def balance_table(pairs):
     rows = ["| stages | balancing | running requests | output tokens/s | tightest pool %, used + "
-            "promised | budget plans | levels at the end | decision us, mean |",
+            "promised | budget plans | levels beyond the policy's own | decision us, mean |",
             "|---|---|---|---|---|---|---|---|"]
     for cell in pairs:
         tight = tightest(cell)
@@ -185,8 +192,7 @@ def figures(cells, plots):
     for model in dict.fromkeys(c["model"] for c in plain):
         of_model = [c for c in plain if c["model"] == model]
         memory = of_model[0]["memory_gb"]
-        out.append(f"### {model}, {memory:g} GB a device, full precision, "
-                   f"{of_model[0]['requests']:,} requests\n\n{table(of_model)}")
+        out.append(f"### {model}, {memory:g} GB a device, full precision\n\n{table(of_model)}")
         largest = max((c for c in of_model if c["memories"] == "equal"),
                       key=lambda c: c["n_stages"])
         name = f"bubble-{model}"

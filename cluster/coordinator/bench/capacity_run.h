@@ -38,8 +38,9 @@ struct CapacityResult {
   double decision_share = 0;  // of the step
   std::uint64_t n_preemptions = 0;
   std::int64_t n_budget_plans = 0;
-  std::vector<int> levels;  // [n_stages], steps of the ladder beyond the policy's own, at the end
-  double cpu_s = 0;         // CPU time of the simulation
+  std::vector<int>
+      levels;  // [n_stages], steps of the ladder beyond the policy's own, when the window ends
+  double cpu_s = 0;  // CPU time of the simulation
   std::uint64_t n_steps = 0;
   std::vector<StageUse> stages;
 };
