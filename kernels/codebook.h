@@ -28,10 +28,16 @@ struct Codebook {
   std::vector<std::uint16_t> entries;    // f16 unit vectors [n_entries, head_dim]
   std::vector<std::int32_t> entry_rows;  // row of all rows ever matched that became entry e
   std::int64_t n_rows_seen = 0;
+  // The entries once more, as the CPU body's products read them; it fills them up when it needs
+  // them.
+  std::vector<std::uint16_t> panels;  // [n / 32][head_dim][32]
+  std::int64_t n_in_panels = 0;
 
   std::int64_t n_entries() const {
     return head_dim == 0 ? 0 : static_cast<std::int64_t>(entries.size()) / head_dim;
   }
+  // Back to what it was when it had n entries and had seen n_rows.
+  void undo_to(std::int64_t n, std::int64_t n_rows);
 };
 
 struct CodebookRefs {

@@ -14,6 +14,9 @@ namespace {
 // The similarities are products of the `linear` kernel, one fma chain over the dimensions each, so
 // they depend neither on blocks nor on threads and cos(a, b) is cos(b, a) to the bit.
 constexpr std::int64_t kRowBlock = 64;  // rows of one product, and bits of one word of the graph
+// Rows of one product with entries, when there are rows enough for all threads: whole micro-tiles
+// of every instruction set, which share one widening of the entries.
+constexpr std::int64_t kMatchRows = 192;
 constexpr std::int64_t kColumnBlock = 512;
 constexpr std::int64_t kMaxEntries = 65536;
 // Multiply-adds worth a second thread, about 10 us.
@@ -22,47 +25,30 @@ constexpr float kMaxHalf = 65504.0F;
 
 std::int64_t blocks_of(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 
-// Vectors as columns of panels, [n / 32][dim][32]: the second operand of a product.
+// Vectors as columns of panels, [n / 32][dim][32]: the second operand of a product. Columns
+// [first, n) become rows [first, n) of `rows`.
 template <typename Element>
-class Panels {
- public:
-  explicit Panels(std::int64_t dim) : dim_(dim) {}
-
-  // Columns [size(), n) become rows [size(), n) of `rows`.
-  void extend(const Element* rows, std::int64_t n) {
-    panels_.resize(static_cast<std::size_t>(blocks_of(n, kPanelColumns) * kPanelColumns * dim_));
-    for (; n_ < n; ++n_) {
-      Element* column = panels_.data() + n_ / kPanelColumns * kPanelColumns * dim_;
-      column += n_ % kPanelColumns;
-      const Element* row = rows + n_ * dim_;
-      for (std::int64_t k = 0; k < dim_; ++k) column[k * kPanelColumns] = row[k];
-    }
+void extend_panels(const Element* rows, std::int64_t first, std::int64_t n, std::int64_t dim,
+                   std::vector<Element>& panels) {
+  panels.resize(static_cast<std::size_t>(blocks_of(n, kPanelColumns) * kPanelColumns * dim));
+  for (; first < n; ++first) {
+    Element* column = panels.data() + first / kPanelColumns * kPanelColumns * dim;
+    column += first % kPanelColumns;
+    const Element* row = rows + first * dim;
+    for (std::int64_t k = 0; k < dim; ++k) column[k * kPanelColumns] = row[k];
   }
-  void clear() {
-    panels_.clear();
-    n_ = 0;
-  }
-  std::int64_t size() const { return n_; }
-  const Element* panel(std::int64_t index) const {
-    return panels_.data() + index * kPanelColumns * dim_;
-  }
+}
 
- private:
-  std::int64_t dim_;
-  std::int64_t n_ = 0;
-  std::vector<Element> panels_;
-};
-
-// Memory of one thread: products [kRowBlock][columns], then what `linear` needs.
+// Memory of one thread: products [n_rows][n_columns], then what `linear` needs.
 struct ProductScratch {
   float* products;
   float* linear;
 };
 
-ProductScratch product_scratch(const CpuContext& context, int thread, std::int64_t n_columns,
-                               std::int64_t dim) {
-  const auto n_products = static_cast<std::size_t>(kRowBlock * n_columns);
-  const std::size_t n_floats = n_products + linear_scratch_floats(kRowBlock, dim);
+ProductScratch product_scratch(const CpuContext& context, int thread, std::int64_t n_rows,
+                               std::int64_t n_columns, std::int64_t dim) {
+  const auto n_products = static_cast<std::size_t>(n_rows * n_columns);
+  const std::size_t n_floats = n_products + linear_scratch_floats(n_rows, dim);
   auto* memory = reinterpret_cast<float*>(context.scratch(thread, n_floats * sizeof(float)));
   return {memory, memory + n_products};
 }
@@ -105,19 +91,33 @@ void for_each_bit(std::span<const std::uint64_t> words, Visit&& visit) {
   }
 }
 
+// Without an instruction for it, which not every host of the portable build has: sums of bytes.
+std::int32_t count_bits(std::span<const std::uint64_t> words) {
+  std::uint64_t count = 0;
+  for (std::uint64_t word : words) {
+    word -= (word >> 1) & 0x5555555555555555ULL;
+    word = (word & 0x3333333333333333ULL) + ((word >> 2) & 0x3333333333333333ULL);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+    count += (word * 0x0101010101010101ULL) >> 56;
+  }
+  return static_cast<std::int32_t>(count);
+}
+
 // Which rows of a tile are similar: a symmetric bit matrix, diagonal 1.
 class SimilarityGraph {
  public:
-  void build(const CpuContext& context, const Panels<float>& columns, const float* rows,
+  // `columns` are the n rows as panels.
+  void build(const CpuContext& context, const float* columns, const float* rows, std::int64_t n,
              std::int64_t dim, float theta) {
-    n_ = columns.size();
+    n_ = n;
     n_words_ = blocks_of(n_, kRowBlock);
     words_.assign(static_cast<std::size_t>(n_words_ * kRowBlock * n_words_), 0);
     // Products of block i are computed for the columns from block i on; blocks i and n - 1 - i
     // together are the same work for every i.
     const std::int64_t n_pairs = (n_words_ + 1) / 2;
     context.parallel_for(n_pairs, 1, [&](std::int64_t begin, std::int64_t end, int thread) {
-      const ProductScratch scratch = product_scratch(context, thread, n_words_ * kRowBlock, dim);
+      const ProductScratch scratch =
+          product_scratch(context, thread, kRowBlock, n_words_ * kRowBlock, dim);
       for (std::int64_t i = begin; i < end; ++i) {
         add_block(context, columns, rows, dim, theta, i, scratch);
         if (n_words_ - 1 - i != i) {
@@ -133,13 +133,13 @@ class SimilarityGraph {
   }
 
  private:
-  void add_block(const CpuContext& context, const Panels<float>& columns, const float* rows,
+  void add_block(const CpuContext& context, const float* columns, const float* rows,
                  std::int64_t dim, float theta, std::int64_t block, const ProductScratch& scratch) {
     const std::int64_t first = block * kRowBlock;
     const std::int64_t n_rows = std::min(kRowBlock, n_ - first);
     const std::int64_t n_columns = n_ - first;
     LinearJob job{};
-    job.panels = columns.panel(first / kPanelColumns);
+    job.panels = columns + first * dim;
     job.format = ElementFormat::kF32;
     job.panel_depth = dim;
     job.n_in = dim;
@@ -182,7 +182,7 @@ class GreedyCover {
     degree_.resize(n);
     uncovered_.resize((n + 63) / 64);
     for (std::size_t i = 0; i < n; ++i) {
-      for (const std::uint64_t word : graph.row(i)) degree_[i] += std::popcount(word);
+      degree_[i] = count_bits(graph.row(i));
       uncovered_[i / 64] |= std::uint64_t{1} << (i % 64);
     }
   }
@@ -242,9 +242,7 @@ class Matcher {
         book_(book),
         dim_(book.head_dim),
         theta_(theta),
-        max_entries_(max_entries),
-        entry_panels_(dim_),
-        tile_panels_(dim_) {}
+        max_entries_(max_entries) {}
 
   // False when the book is full; it may then hold entries of this tile.
   bool match_tile(ConstRows x, std::int64_t first_row, CodebookRefs& refs) {
@@ -252,9 +250,8 @@ class Matcher {
     std::uint16_t* entry = refs.entry.data() + first_row;
     match_entries(x.n_rows, entry);
     const auto n_rest = static_cast<std::int64_t>(rest_.size());
-    tile_panels_.clear();
-    tile_panels_.extend(units_.data(), n_rest);
-    graph_.build(context_, tile_panels_, units_.data(), dim_, theta_);
+    extend_panels(units_.data(), 0, n_rest, dim_, tile_panels_);
+    graph_.build(context_, tile_panels_.data(), units_.data(), n_rest, dim_, theta_);
     GreedyCover cover(graph_);
     return cover.run(
         [&](std::size_t node) {
@@ -267,32 +264,69 @@ class Matcher {
   }
 
  private:
+  static constexpr std::int64_t kRowsAtOnce = 8;
+  static constexpr std::int64_t kDividedAtOnce = 16;
+
   // units_ = rows of length 1, or 0 where a row has no direction.
   void normalise(ConstRows x, std::uint16_t* magnitude) {
     units_.resize(static_cast<std::size_t>(x.n_rows * dim_));
-    for (std::int64_t i = 0; i < x.n_rows; ++i) {
-      const float* row = x.row(i);
-      float* unit = units_.data() + i * dim_;
-      double square = 0;
-      for (std::int64_t k = 0; k < dim_; ++k) square += double{row[k]} * double{row[k]};
-      const auto norm = static_cast<float>(std::sqrt(square));
-      magnitude[i] = f32_to_f16(std::min(norm, kMaxHalf));
-      const bool directed = norm > 0.0F && std::isfinite(norm);
-      for (std::int64_t k = 0; k < dim_; ++k) unit[k] = directed ? row[k] / norm : 0.0F;
+    for (std::int64_t i = 0; i < x.n_rows; i += kRowsAtOnce) {
+      const std::int64_t n = std::min(kRowsAtOnce, x.n_rows - i);
+      double square[kRowsAtOnce];
+      squared_norms(x.rows(i, n), square);
+      for (std::int64_t r = 0; r < n; ++r) {
+        const auto norm = static_cast<float>(std::sqrt(square[r]));
+        magnitude[i + r] = f32_to_f16(std::min(norm, kMaxHalf));
+        float* unit = units_.data() + (i + r) * dim_;
+        if (norm > 0.0F && std::isfinite(norm)) {
+          divide(x.row(i + r), norm, unit);
+        } else {
+          std::fill_n(unit, dim_, 0.0F);
+        }
+      }
     }
+  }
+  // One sum over k ascending for each row; those of several rows do not wait for each other.
+  void squared_norms(ConstRows x, double* square) const {
+    std::fill_n(square, kRowsAtOnce, 0.0);
+    if (x.n_rows == kRowsAtOnce) {
+      for (std::int64_t k = 0; k < dim_; ++k) {
+        for (std::int64_t r = 0; r < kRowsAtOnce; ++r) {
+          square[r] += double{x.row(r)[k]} * double{x.row(r)[k]};
+        }
+      }
+      return;
+    }
+    for (std::int64_t r = 0; r < x.n_rows; ++r) {
+      for (std::int64_t k = 0; k < dim_; ++k) {
+        square[r] += double{x.row(r)[k]} * double{x.row(r)[k]};
+      }
+    }
+  }
+  void divide(const float* row, float norm, float* unit) const {
+    std::int64_t k = 0;
+    for (; k + kDividedAtOnce <= dim_; k += kDividedAtOnce) {
+      for (std::int64_t j = 0; j < kDividedAtOnce; ++j) unit[k + j] = row[k + j] / norm;
+    }
+    for (; k < dim_; ++k) unit[k] = row[k] / norm;
   }
 
   // Refers rows to the nearest entry of earlier tiles; the others stay in units_, listed in rest_.
   void match_entries(std::int64_t n_rows, std::uint16_t* entry) {
     const std::int64_t n_entries = book_.n_entries();
-    entry_panels_.extend(book_.entries.data(), n_entries);
+    extend_panels(book_.entries.data(), book_.n_in_panels, n_entries, dim_, book_.panels);
+    book_.n_in_panels = n_entries;
     matched_.assign(static_cast<std::size_t>(n_rows), 0);
     if (n_entries > 0) {
-      const std::int64_t grain = kMinWorkPerThread / (kRowBlock * n_entries * dim_) + 1;
-      context_.parallel_for(blocks_of(n_rows, kRowBlock), grain,
+      const std::int64_t per_thread = n_rows / context_.n_threads();
+      const std::int64_t block =
+          std::clamp(per_thread / kRowBlock * kRowBlock, kRowBlock, kMatchRows);
+      const std::int64_t grain = kMinWorkPerThread / (block * n_entries * dim_) + 1;
+      context_.parallel_for(blocks_of(n_rows, block), grain,
                             [&](std::int64_t begin, std::int64_t end, int thread) {
                               for (std::int64_t i = begin; i < end; ++i) {
-                                match_block(i * kRowBlock, n_rows, thread, entry);
+                                const std::int64_t first = i * block;
+                                match_block(first, std::min(block, n_rows - first), thread, entry);
                               }
                             });
     }
@@ -305,16 +339,16 @@ class Matcher {
     }
   }
 
-  void match_block(std::int64_t first_row, std::int64_t n_rows, int thread, std::uint16_t* entry) {
+  // The n <= kMatchRows rows from first_row on.
+  void match_block(std::int64_t first_row, std::int64_t n, int thread, std::uint16_t* entry) {
     const KernelTable& kernels = kernels_for(context_);
-    const ProductScratch scratch = product_scratch(context_, thread, kColumnBlock, dim_);
-    const std::int64_t n = std::min(kRowBlock, n_rows - first_row);
-    float best[kRowBlock];
-    std::fill_n(best, kRowBlock, theta_);
-    for (std::int64_t column = 0; column < entry_panels_.size(); column += kColumnBlock) {
-      const std::int64_t width = std::min(kColumnBlock, entry_panels_.size() - column);
+    const ProductScratch scratch = product_scratch(context_, thread, n, kColumnBlock, dim_);
+    float best[kMatchRows];
+    std::fill_n(best, n, theta_);
+    for (std::int64_t column = 0; column < book_.n_in_panels; column += kColumnBlock) {
+      const std::int64_t width = std::min(kColumnBlock, book_.n_in_panels - column);
       LinearJob job{};
-      job.panels = entry_panels_.panel(column / kPanelColumns);
+      job.panels = book_.panels.data() + column * dim_;
       job.format = ElementFormat::kF16;
       job.panel_depth = dim_;
       job.n_in = dim_;
@@ -349,8 +383,7 @@ class Matcher {
   std::int64_t dim_;
   float theta_;
   std::int64_t max_entries_;
-  Panels<std::uint16_t> entry_panels_;
-  Panels<float> tile_panels_;
+  std::vector<float> tile_panels_;
   SimilarityGraph graph_;
   std::vector<float> units_;
   std::vector<std::uint8_t> matched_;
@@ -359,13 +392,22 @@ class Matcher {
 
 }  // namespace
 
+void Codebook::undo_to(std::int64_t n, std::int64_t n_rows) {
+  CHECK(n >= 0 && n <= n_entries() && n_rows <= n_rows_seen, "what the book was earlier");
+  // Entries that came from elsewhere have no rows.
+  const auto n_undone = static_cast<std::size_t>(n_entries() - n);
+  entry_rows.resize(entry_rows.size() - std::min(n_undone, entry_rows.size()));
+  entries.resize(static_cast<std::size_t>(n * head_dim));
+  n_in_panels = std::min(n_in_panels, n);
+  n_rows_seen = n_rows;
+}
+
 CodebookMatch codebook_match(const CpuContext& context, Codebook& book, ConstRows x, float theta,
                              std::int64_t max_entries) {
   CHECK(x.width > 0 && (book.head_dim == 0 || book.head_dim == x.width), "codebook width");
   CHECK(max_entries >= 0 && max_entries <= kMaxEntries, "refs are 16 bits");
   const int old_dim = book.head_dim;
-  const std::size_t old_values = book.entries.size();
-  const std::size_t old_entries = book.entry_rows.size();
+  const std::int64_t old_entries = book.n_entries();
   book.head_dim = static_cast<int>(x.width);
 
   CodebookMatch match;
@@ -379,9 +421,8 @@ CodebookMatch codebook_match(const CpuContext& context, Codebook& book, ConstRow
   if (match.complete) {
     book.n_rows_seen += x.n_rows;
   } else {
+    book.undo_to(old_entries, book.n_rows_seen);
     book.head_dim = old_dim;
-    book.entries.resize(old_values);
-    book.entry_rows.resize(old_entries);
     match.refs = {};
   }
   return match;

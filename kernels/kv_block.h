@@ -126,7 +126,7 @@ struct KvBlock {
 struct KvHeadContext {
   const std::uint16_t* k_mean = nullptr;  // f16 [d], before RoPE (lloyd)
   const std::uint16_t* v_mean = nullptr;  // f16 [d] (lloyd)
-  // f16 unit vectors in chunks [kCodebookChunkEntries][d]; entry e is in chunk e / 16.
+  // f16 vectors in chunks [kCodebookChunkEntries][d], most of length 1; entry e is in chunk e / 16.
   const std::byte* const* k_entries = nullptr;
   const std::byte* const* v_entries = nullptr;
   // Layer 0's table of this head: f16 row of token id t at t * token_stride elements.

@@ -45,6 +45,19 @@ ScoreHistogram score_histogram(std::span<const float> scores);
 // of that bin the first heads' tokens first.
 std::vector<std::int64_t> global_counts(std::span<const ScoreHistogram> heads, std::int64_t k);
 
+// The same for many k of the same heads: their bins are summed up once, and each answer takes a few
+// steps for each head. Borrows the histograms.
+class GlobalCounts {
+ public:
+  explicit GlobalCounts(std::span<const ScoreHistogram* const> heads);
+  std::vector<std::int64_t> at(std::int64_t k) const;
+
+ private:
+  std::vector<const ScoreHistogram*> heads_;
+  std::vector<std::int64_t> from_bin_;                // [bins + 1]: all heads' tokens in b and above
+  std::vector<std::vector<std::uint32_t>> from_row_;  // [head][rows + 1]: its own, by row
+};
+
 // SpindleKV's share of the context that layer `layer` of n_layers keeps (alpha 0.525, beta 0.05).
 double spindlekv_layer_ratio(double context_ratio, int layer, int n_layers);
 

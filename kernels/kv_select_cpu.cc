@@ -126,28 +126,47 @@ ScoreHistogram score_histogram(std::span<const float> scores) {
   return histogram;
 }
 
-std::vector<std::int64_t> global_counts(std::span<const ScoreHistogram> heads, std::int64_t k) {
-  std::vector<std::int64_t> totals(kBins, 0);
-  for (const ScoreHistogram& head : heads) {
-    CHECK(head.bin.size() == head.count.size(), "a histogram has one count per bin");
-    for (std::size_t i = 0; i < head.bin.size(); ++i) totals[head.bin[i]] += head.count[i];
-  }
-  // The bin that the k-th best token is in, and how many of it stay; k of all leaves bin 0 whole.
-  std::int64_t left = std::max<std::int64_t>(k, 0);
-  std::size_t threshold = kBins - 1;
-  while (threshold > 0 && left >= totals[threshold]) left -= totals[threshold--];
-
-  std::vector<std::int64_t> kept(heads.size(), 0);
-  for (std::size_t h = 0; h < heads.size(); ++h) {
-    for (std::size_t i = 0; i < heads[h].bin.size(); ++i) {
-      const std::int64_t count = heads[h].count[i];
-      if (heads[h].bin[i] < threshold) continue;
-      const std::int64_t taken = heads[h].bin[i] > threshold ? count : std::min(count, left);
-      if (heads[h].bin[i] == threshold) left -= taken;
-      kept[h] += taken;
+GlobalCounts::GlobalCounts(std::span<const ScoreHistogram* const> heads)
+    : heads_(heads.begin(), heads.end()), from_bin_(kBins + 1) {
+  for (const ScoreHistogram* head : heads_) {
+    CHECK(head->bin.size() == head->count.size(), "a histogram has one count per bin");
+    std::vector<std::uint32_t>& from = from_row_.emplace_back(head->bin.size() + 1);
+    for (std::size_t i = head->bin.size(); i-- > 0;) {
+      from[i] = from[i + 1] + head->count[i];
+      from_bin_[head->bin[i]] += head->count[i];
     }
   }
+  for (std::size_t bin = kBins; bin-- > 0;) from_bin_[bin] += from_bin_[bin + 1];
+}
+
+std::vector<std::int64_t> GlobalCounts::at(std::int64_t k) const {
+  const std::int64_t wanted = std::max<std::int64_t>(k, 0);
+  // The bin that the k-th best token is in, and how many of it stay; k of all leaves bin 0 whole.
+  const auto above = std::partition_point(from_bin_.begin() + 1, from_bin_.end() - 1,
+                                          [&](std::int64_t tokens) { return tokens > wanted; });
+  const auto threshold = static_cast<std::size_t>(above - from_bin_.begin()) - 1;
+  std::int64_t left = wanted - from_bin_[threshold + 1];
+
+  std::vector<std::int64_t> kept;
+  kept.reserve(heads_.size());
+  for (std::size_t h = 0; h < heads_.size(); ++h) {
+    const std::vector<std::uint16_t>& bins = heads_[h]->bin;
+    const auto row = static_cast<std::size_t>(
+        std::lower_bound(bins.begin(), bins.end(), threshold) - bins.begin());
+    const bool has_threshold = row < bins.size() && bins[row] == threshold;
+    const std::int64_t whole = from_row_[h][row + (has_threshold ? 1 : 0)];
+    const std::int64_t part =
+        has_threshold ? std::min<std::int64_t>(heads_[h]->count[row], left) : 0;
+    left -= part;
+    kept.push_back(whole + part);
+  }
   return kept;
+}
+
+std::vector<std::int64_t> global_counts(std::span<const ScoreHistogram> heads, std::int64_t k) {
+  std::vector<const ScoreHistogram*> borrowed;
+  for (const ScoreHistogram& head : heads) borrowed.push_back(&head);
+  return GlobalCounts(borrowed).at(k);
 }
 
 double spindlekv_layer_ratio(double context_ratio, int layer, int n_layers) {

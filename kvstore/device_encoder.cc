@@ -158,28 +158,73 @@ void DeviceEncoder::prepare(Head& head, const std::uint32_t* pages) {
   const auto n_tiles = static_cast<std::size_t>((head.n_coded() + kTile - 1) / kTile);
   head.tile_codecs.assign(n_tiles, plan.codec);
   if (plan.codec.k == KvFormat::kToken) return;
+  if (head.task->by_id) {
+    prepare_ids(head, pages);
+    return;
+  }
   const std::int64_t d = layout_.head_dim;
-  kernels::DeviceGather gather;
-  gather.pages = pages;
-  gather.tail_origin = static_cast<std::int32_t>(head.cache->tail_origin);
-  gather.n_tokens = static_cast<std::int32_t>(n);
-  gather.positions = staging_->add(head.out.move.tokens).device;
   if (wants_rotated_keys(plan, head.n_sinks())) head.k = allocate<F16>(n * d);
   if (kernels::is_pre_rope(plan.codec.k)) {
     CHECK(config_.rope.cos != nullptr, "keys before RoPE need its table");
     head.k_pre = allocate<F16>(n * d);
   }
   head.v = allocate<F16>(n * d);
-  gather.k = head.k;
-  gather.k_pre = head.k_pre;
-  gather.v = head.v;
-  gathers_.push_back(gather);
-  max_tokens_ = std::max(max_tokens_, gather.n_tokens);
+  add_gather(head, pages, head.out.move.tokens);
   if (head.n_coded() == 0) return;
   prepare_mean(head, KvSide::kKey);
   prepare_mean(head, KvSide::kValue);
   prepare_book(head, KvSide::kKey);
   prepare_book(head, KvSide::kValue);
+}
+
+void DeviceEncoder::add_gather(Head& head, const std::uint32_t* pages,
+                               const std::vector<std::int32_t>& positions) {
+  kernels::DeviceGather gather;
+  gather.pages = pages;
+  gather.tail_origin = static_cast<std::int32_t>(head.cache->tail_origin);
+  gather.n_tokens = static_cast<std::int32_t>(positions.size());
+  gather.positions = staging_->add(positions).device;
+  gather.k = head.k;
+  gather.k_pre = head.k_pre;
+  gather.v = head.v;
+  gathers_.push_back(gather);
+  max_tokens_ = std::max(max_tokens_, gather.n_tokens);
+}
+
+// The rows of new ids are the entries; nothing else is read when the table pays.
+void DeviceEncoder::prepare_ids(Head& head, const std::uint32_t* pages) {
+  const std::int64_t d = layout_.head_dim;
+  head.ids = match_token_ids(*head.cache, *head.task, head.out.move.tokens, layout_);
+  if (!head.ids.pays) {
+    std::fill(head.tile_codecs.begin(), head.tile_codecs.end(), kernels::KvCodec{});
+    head.k = allocate<F16>(head.n_tokens() * d);
+    head.v = allocate<F16>(head.n_tokens() * d);
+    add_gather(head, pages, head.out.move.tokens);
+    return;
+  }
+  const auto n_new = static_cast<std::int64_t>(head.ids.new_ids.size());
+  if (n_new == 0) return;
+  CHECK(config_.rope.cos != nullptr, "keys before RoPE need its table");
+  head.k_pre = allocate<F16>(rounded_up(n_new, kChunk) * d);
+  head.v = allocate<F16>(rounded_up(n_new, kChunk) * d);
+  add_gather(head, pages, head.ids.new_tokens);
+  head.out.k_entries = entries_of(head.k_pre, n_new);
+  head.out.v_entries = entries_of(head.v, n_new);
+  head.out.entry_ids = head.ids.new_ids;
+}
+
+// Whole chunks, which there is memory for behind the rows.
+EncodedEntries DeviceEncoder::entries_of(F16* rows, std::int64_t n) {
+  const auto row_bytes = static_cast<std::uint64_t>(layout_.head_dim) * sizeof(F16);
+  const std::uint64_t n_bytes = static_cast<std::uint64_t>(n) * row_bytes;
+  auto* first = reinterpret_cast<std::byte*>(rows);
+  EncodedEntries entries;
+  entries.n_filled = n;
+  entries.chunks = {first, static_cast<std::uint64_t>(rounded_up(n, kChunk)) * row_bytes};
+  if (entries.chunks.size() > n_bytes) {
+    copies_.push_back({nullptr, first + n_bytes, entries.chunks.size() - n_bytes});
+  }
+  return entries;
 }
 
 // Frozen at the first boundary that encodes.
@@ -253,12 +298,14 @@ void DeviceEncoder::match_tiles() {
   std::size_t n_tiles = 0;
   for (const Head& head : heads_) {
     const kernels::KvCodec codec = head.task->plan.codec;
+    if (head.task->by_id) continue;
     if (codec.k == KvFormat::kCodebook || codec.v == KvFormat::kCodebook) {
       n_tiles = std::max(n_tiles, head.tile_codecs.size());
     }
   }
   for (std::size_t tile = 0; tile < n_tiles; ++tile) match_tile(tile);
   for (Head& head : heads_) {
+    if (head.task->by_id) continue;
     finish_book(head.k_book, head.out.k_entries);
     finish_book(head.v_book, head.out.v_entries);
   }
@@ -274,7 +321,7 @@ void DeviceEncoder::match_tile(std::size_t tile) {
   };
   std::vector<Match> matches;
   for (Head& head : heads_) {
-    if (tile >= head.tile_codecs.size()) continue;
+    if (head.task->by_id || tile >= head.tile_codecs.size()) continue;
     const std::int64_t n =
         std::min(kTile, head.n_coded() - static_cast<std::int64_t>(tile) * kTile);
     for (Book* book : {&head.k_book, &head.v_book}) {
@@ -369,11 +416,23 @@ void DeviceEncoder::add_block(Head& head, std::int64_t begin, std::int64_t end,
       ids[i] = head.task->token_ids[static_cast<std::size_t>(tokens[i] - head.cache->tail_origin)];
     }
     block.k.codes = add_list(config_.wide_ids, ids, n);
+  } else if (head.ids.pays) {
+    block.k = add_references(head, begin, n);
+    block.v = block.k;
   } else {
     block.k = add_side(head, KvSide::kKey, form.codec.k, form.capacity, begin, end);
     block.v = add_side(head, KvSide::kValue, form.codec.v, form.capacity, begin, end);
   }
   head.out.blocks.push_back(block);
+}
+
+// Both sides of a block have the same.
+EncodedSide DeviceEncoder::add_references(const Head& head, std::int64_t begin, std::int64_t n) {
+  std::int32_t refs[kBlock];
+  std::int32_t ones[kBlock];
+  std::copy_n(head.ids.refs.begin() + begin, n, refs);
+  std::fill_n(ones, n, std::int32_t{f32_to_f16(1.0F)});
+  return {add_list(false, refs, n), add_list(false, ones, n)};
 }
 
 EncodedSide DeviceEncoder::add_side(Head& head, KvSide side, KvFormat format, int capacity,

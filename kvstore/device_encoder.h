@@ -29,6 +29,7 @@
 #include "kvstore/device_tables.h"
 #include "kvstore/kv_memory.h"
 #include "kvstore/plan/kv_shape.h"
+#include "kvstore/token_book.h"
 
 namespace spindle::kvstore {
 
@@ -74,6 +75,7 @@ class DeviceEncoder {
     F16* v = nullptr;
     Book k_book;
     Book v_book;
+    TokenMatch ids;  // of a table of token ids, which is matched on the host
     std::vector<kernels::KvCodec> tile_codecs;  // of the tokens behind the sinks
 
     std::int64_t n_tokens() const { return static_cast<std::int64_t>(out.move.tokens.size()); }
@@ -89,6 +91,11 @@ class DeviceEncoder {
     return reinterpret_cast<T*>(allocate(static_cast<std::size_t>(n) * sizeof(T)));
   }
   void prepare(Head& head, const std::uint32_t* pages);
+  void prepare_ids(Head& head, const std::uint32_t* pages);
+  EncodedEntries entries_of(F16* rows, std::int64_t n);
+  // Of the rows that the head has memory for.
+  void add_gather(Head& head, const std::uint32_t* pages,
+                  const std::vector<std::int32_t>& positions);
   void prepare_mean(Head& head, kernels::KvSide side);
   void prepare_book(Head& head, kernels::KvSide side);
   void gather();
@@ -99,6 +106,7 @@ class DeviceEncoder {
   void add_blocks(Head& head);
   void add_block(Head& head, std::int64_t begin, std::int64_t end, kernels::KvCodec codec,
                  bool with_positions);
+  EncodedSide add_references(const Head& head, std::int64_t begin, std::int64_t n);
   EncodedSide add_side(Head& head, kernels::KvSide side, kernels::KvFormat format, int capacity,
                        std::int64_t begin, std::int64_t end);
   Piece add_list(bool wide, const std::int32_t* values, std::int64_t n);

@@ -44,6 +44,7 @@ struct EncodedHead {
   Piece v_mean;
   EncodedEntries k_entries;
   EncodedEntries v_entries;
+  std::vector<std::int32_t> entry_ids;  // of the new entries of both sides, when they are of ids
 };
 
 }  // namespace spindle::kvstore

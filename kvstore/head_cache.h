@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -50,6 +51,9 @@ struct HeadCache {
   kernels::KvHeadContext context;
   HeadBook k_book;
   HeadBook v_book;
+  // Entries of both books by token id, when they are of ids (token_book.h): such a book never holds
+  // anything else.
+  std::unordered_map<std::int32_t, std::uint16_t> token_entries;
   HeadPlan plan;  // of the last boundary
 
   // Running sums, so that reports need not walk the blocks.

@@ -8,6 +8,7 @@
 #include "kernels/core/check.h"
 #include "kernels/kv_compact.h"
 #include "kernels/kv_quant.h"
+#include "kvstore/token_book.h"
 
 namespace spindle::kvstore {
 namespace {
@@ -36,7 +37,12 @@ class HeadEncoder {
 
   EncodedHead run(HeadMove move) {
     out_.move = std::move(move);
-    if (!out_.move.tokens.empty()) encode(out_.move.tokens);
+    if (out_.move.tokens.empty()) return std::move(out_);
+    if (task_.by_id) {
+      encode_by_id(out_.move.tokens);
+      return std::move(out_);
+    }
+    encode(out_.move.tokens);
     out_.k_entries = new_entries(k_book_, head_.k_book);
     out_.v_entries = new_entries(v_book_, head_.v_book);
     return std::move(out_);
@@ -44,7 +50,9 @@ class HeadEncoder {
 
  private:
   void encode(const std::vector<std::int32_t>& tokens) {
-    gather(tokens);
+    if (task_.plan.codec.k != KvFormat::kToken) {
+      gather(tokens, kernels::is_pre_rope(task_.plan.codec.k));
+    }
     const std::size_t begin = out_.move.n_sinks;
     for (std::size_t b = 0; b < begin; b += kBlock) {
       add_block(tokens, b, std::min(b + kBlock, begin), {}, false);
@@ -61,16 +69,47 @@ class HeadEncoder {
     }
   }
 
-  void gather(const std::vector<std::int32_t>& tokens) {
+  // Nothing but the rows of new ids is read when the table pays.
+  void encode_by_id(const std::vector<std::int32_t>& tokens) {
+    TokenMatch match = match_token_ids(head_, task_, tokens, layout_);
+    kernels::KvCodec codec;
+    if (match.pays) {
+      codec = task_.plan.codec;
+      gather(match.new_tokens, true);
+      out_.k_entries = entries_of(rows_.pre);
+      out_.v_entries = entries_of(rows_.v);
+      out_.entry_ids = std::move(match.new_ids);
+      k_refs_.magnitude.assign(match.refs.size(), f32_to_f16(1.0F));
+      k_refs_.entry = std::move(match.refs);
+    } else {
+      gather(tokens, false);
+    }
+    for (std::size_t b = 0; b < tokens.size(); b += kBlock) {
+      add_block(tokens, b, std::min(b + kBlock, tokens.size()), codec, out_.move.with_positions);
+    }
+  }
+
+  EncodedEntries entries_of(const std::vector<float>& values) {
+    EncodedEntries entries;
+    const auto row_size = static_cast<std::size_t>(layout_.head_dim);
+    entries.n_filled = static_cast<std::int64_t>(values.size() / row_size);
+    if (entries.n_filled == 0) return entries;
+    const std::span<std::byte> chunks = allocate_chunks(entries.n_filled);
+    std::transform(values.begin(), values.end(), reinterpret_cast<std::uint16_t*>(chunks.data()),
+                   f32_to_f16);
+    entries.chunks = chunks;
+    return entries;
+  }
+
+  void gather(const std::vector<std::int32_t>& tokens, bool before_rope) {
     const auto n = static_cast<std::int64_t>(tokens.size());
     const auto size = static_cast<std::size_t>(n * layout_.head_dim);
-    if (task_.plan.codec.k == KvFormat::kToken) return;
     rows_.post.resize(size);
     rows_.v.resize(size);
     kernels::kv_gather(context_, head_.tail_data.data(), head_.tail_origin, tokens, layout_,
                        Rows(rows_.post.data(), n, layout_.head_dim),
                        Rows(rows_.v.data(), n, layout_.head_dim));
-    if (!kernels::is_pre_rope(task_.plan.codec.k)) return;
+    if (!before_rope) return;
     CHECK(rope_ != nullptr, "keys before RoPE need its table");
     rows_.pre = rows_.post;
     kernels::kv_unrotate(*rope_, tokens, Rows(rows_.pre.data(), n, layout_.head_dim));
@@ -137,13 +176,13 @@ class HeadEncoder {
         book.entries.insert(book.entries.end(), row, row + d);
       }
     }
-    const kernels::Codebook before = book;
+    const std::int64_t n_before = book.n_entries();
+    const std::int64_t n_rows_before = book.n_rows_seen;
     const float theta = side == KvSide::kKey ? kCodebookThetaK : kCodebookThetaV;
     kernels::CodebookMatch match = kernels::codebook_match(context_, book, x, theta, 65536);
-    if (!match.complete ||
-        !codebook_pays(task_.plan.fallback, side, layout_, x.n_rows, stored.n_entries(),
-                       before.n_entries(), book.n_entries())) {
-      book = before;
+    if (!match.complete || !codebook_pays(task_.plan.fallback, side, layout_, x.n_rows,
+                                          stored.n_entries(), n_before, book.n_entries())) {
+      book.undo_to(n_before, n_rows_before);
       return task_.plan.fallback;
     }
     refs = std::move(match.refs);
@@ -154,15 +193,19 @@ class HeadEncoder {
     EncodedEntries entries;
     entries.n_filled = book.n_entries() == 0 ? 0 : book.n_entries() - stored.n_entries();
     if (entries.n_filled == 0) return entries;
-    const std::int64_t n_chunks =
-        (entries.n_filled + kernels::kCodebookChunkEntries - 1) / kernels::kCodebookChunkEntries;
-    const std::span<std::byte> chunks = scratch_.allocate_zeroed(
-        static_cast<std::size_t>(n_chunks) * codebook_chunk_bytes(layout_.head_dim));
+    const std::span<std::byte> chunks = allocate_chunks(entries.n_filled);
     const auto first = static_cast<std::size_t>(stored.n_entries() * layout_.head_dim);
     std::memcpy(chunks.data(), book.entries.data() + first,
                 (book.entries.size() - first) * sizeof(std::uint16_t));
     entries.chunks = chunks;
     return entries;
+  }
+
+  std::span<std::byte> allocate_chunks(std::int64_t n_entries) {
+    const std::int64_t n_chunks =
+        (n_entries + kernels::kCodebookChunkEntries - 1) / kernels::kCodebookChunkEntries;
+    return scratch_.allocate_zeroed(static_cast<std::size_t>(n_chunks) *
+                                    codebook_chunk_bytes(layout_.head_dim));
   }
 
   void add_block(const std::vector<std::int32_t>& tokens, std::size_t begin, std::size_t end,
@@ -178,6 +221,9 @@ class HeadEncoder {
     if (with_positions) block.positions = position_list(tokens, begin, end);
     if (codec.k == KvFormat::kToken) {
       block.k.codes = id_list(tokens, begin, end);
+    } else if (task_.by_id && codec.k == KvFormat::kCodebook) {
+      block.k = references(k_refs_, begin, end);
+      block.v = block.k;
     } else {
       const auto& keys = kernels::is_pre_rope(codec.k) ? rows_.pre : rows_.post;
       block.k =
@@ -192,21 +238,24 @@ class HeadEncoder {
                    const kernels::CodebookRefs& refs) {
     const kernels::KvSideBytes bytes =
         kernels::kv_side_bytes(format, which, layout_.head_dim, layout_.dtype, capacity);
+    if (format == KvFormat::kCodebook) {
+      const std::size_t first = begin - tile_begin_;
+      return references(refs, first, first + static_cast<std::size_t>(x.n_rows));
+    }
     const std::span<std::byte> codes = scratch_.allocate(bytes.codes);
     const std::span<std::byte> scales = scratch_.allocate(bytes.scales);
     if (format == KvFormat::kRaw) {
       kernels::kv_write_raw(which, x, capacity, layout_, codes.data());
-    } else if (format == KvFormat::kCodebook) {
-      const std::size_t first = begin - tile_begin_;
-      const auto n = static_cast<std::size_t>(x.n_rows) * sizeof(std::uint16_t);
-      std::memset(codes.data(), 0, codes.size());
-      std::memset(scales.data(), 0, scales.size());
-      std::memcpy(codes.data(), refs.entry.data() + first, n);
-      std::memcpy(scales.data(), refs.magnitude.data() + first, n);
     } else {
       kernels::kv_encode(format, which, x, mean(which), codes.data(), scales.data());
     }
     return {codes, scales};
+  }
+
+  EncodedSide references(const kernels::CodebookRefs& refs, std::size_t begin, std::size_t end) {
+    return {
+        list<std::uint16_t>(end - begin, [&](std::size_t i) { return refs.entry[begin + i]; }),
+        list<std::uint16_t>(end - begin, [&](std::size_t i) { return refs.magnitude[begin + i]; })};
   }
 
   template <typename Value>

@@ -14,7 +14,7 @@ bool is_raw(const kernels::KvCodec& codec) { return codec == kernels::KvCodec{};
 
 // Token ids are exact, so nothing of them stays in full precision.
 std::int64_t tail_cut(const HeadCache& head, const HeadTask& task) {
-  const int recent = task.plan.codec.k == KvFormat::kToken ? 0 : task.recent;
+  const int recent = task.holds_ids() ? 0 : task.recent;
   return tail_begin(head.tail_origin, head.tail_first, recent, task.n_tokens);
 }
 
@@ -89,6 +89,18 @@ void stream(const HeadCache& head, const HeadTask& task, HeadMove& move) {
 
 }  // namespace
 
+bool is_by_id(const HeadCache& head, const HeadPlan& plan) {
+  return plan.codec.k == KvFormat::kToken && head.context.k_tokens == nullptr;
+}
+
+void HeadTask::set_plan(const HeadCache& head, const HeadPlan& wanted) {
+  plan = wanted;
+  by_id = is_by_id(head, wanted);
+  if (!by_id) return;
+  plan.codec = {KvFormat::kCodebook, KvFormat::kCodebook};
+  plan.fallback = KvFormat::kRaw;
+}
+
 std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
                         std::int64_t n_tokens) {
   if (recent == 0) return n_tokens;
@@ -106,7 +118,7 @@ HeadMove move_head(const HeadCache& head, const HeadTask& task) {
     leave_tail(head, task, move);
   }
   // Sinks stay in full precision; token ids are exact and raw blocks take them like any other.
-  if (task.plan.codec.k == KvFormat::kToken || is_raw(task.plan.codec)) return move;
+  if (task.holds_ids() || is_raw(task.plan.codec)) return move;
   while (move.n_sinks < move.tokens.size() && move.tokens[move.n_sinks] < task.sinks) {
     ++move.n_sinks;
   }

@@ -24,6 +24,10 @@ namespace spindle::kvstore {
 std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
                         std::int64_t n_tokens);
 
+// Whether a head under `plan` keeps a table of its own token ids, since there is none of the whole
+// vocabulary (token_book.h).
+bool is_by_id(const HeadCache& head, const HeadPlan& plan);
+
 struct HeadTask {
   HeadPlan plan;
   int sinks = 0;
@@ -33,8 +37,14 @@ struct HeadTask {
   // that leaves the tail stays (generated tokens).
   bool has_selection = false;
   std::span<const std::int32_t> kept;  // without doubles
-  // Ids of the positions from tail_origin on; needed by kToken only.
+  // A plan of token ids without a table: kCodebook in `plan`, with one entry for each id
+  // (token_book.h).
+  bool by_id = false;
+  // Ids of the positions from tail_origin on, when holds_ids().
   std::span<const std::int32_t> token_ids;
+
+  void set_plan(const HeadCache& head, const HeadPlan& wanted);
+  bool holds_ids() const { return by_id || plan.codec.k == kernels::KvFormat::kToken; }
 };
 
 struct HeadMove {

@@ -108,7 +108,8 @@ class KvStore {
 
   // Layer 0's K before RoPE and V of every token id, f16 [vocab, n_kv_heads, head_dim] each, where
   // the kernels of the store's memory can read them; they outlive the store. Sequences opened
-  // before do not see it. Without it a plan with the token codec is refused.
+  // before do not see it. Without it a plan with the token codec makes each sequence keep a table
+  // of its own ids (token_book.h).
   void set_token_table(const std::uint16_t* k, const std::uint16_t* v);
   bool has_token_table() const { return token_k_ != nullptr; }
 

@@ -47,13 +47,24 @@ Status KvStore::check_boundary(const Sequence& sequence, const HostEncoding& hos
         !memory_->has_rope(host)) {
       return invalid_argument("keys before RoPE need its table");
     }
+    const HeadCache& cache = sequence.caches[table];
     const bool k_token = plan.codec.k == KvFormat::kToken;
     if (k_token != (plan.codec.v == KvFormat::kToken)) {
       return invalid_argument("the token codec is for K and V together");
     }
-    if (k_token &&
-        (sequence.caches[table].context.k_tokens == nullptr || !config_.keeps_token_ids)) {
-      return invalid_argument("the token codec is for layer 0 with its table");
+    const auto n_kv_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+    if (k_token && (table >= n_kv_heads || !config_.keeps_token_ids)) {
+      return invalid_argument("the token codec is for layer 0");
+    }
+    if (is_by_id(cache, plan) && !memory_->has_rope(host)) {
+      return invalid_argument("keys before RoPE need its table");
+    }
+    const bool of_ids = !cache.token_entries.empty();
+    const bool wants_directions =
+        plan.codec.k == KvFormat::kCodebook || plan.codec.v == KvFormat::kCodebook;
+    const bool has_directions = !of_ids && (cache.k_book.n_filled > 0 || cache.v_book.n_filled > 0);
+    if ((of_ids && wants_directions) || (has_directions && is_by_id(cache, plan))) {
+      return invalid_argument("the entries of a head's codebook are ids or directions, not both");
     }
     if (plan.fallback == KvFormat::kCodebook || plan.fallback == KvFormat::kToken) {
       return invalid_argument("a codebook that falls back to no codec");
@@ -68,13 +79,13 @@ Status KvStore::check_boundary(const Sequence& sequence, const HostEncoding& hos
 HeadTask KvStore::head_task(const Sequence& sequence, const StageBoundary& boundary,
                             std::size_t table) const {
   HeadTask task;
-  task.plan = boundary.heads[table];
+  task.set_plan(sequence.caches[table], boundary.heads[table]);
   task.sinks = boundary.sinks;
   task.recent = boundary.recent;
   task.n_tokens = sequence.n_tokens;
   task.has_selection = !boundary.kept.empty();
   if (task.has_selection) task.kept = boundary.kept[table];
-  if (task.plan.codec.k == KvFormat::kToken) {
+  if (task.holds_ids()) {
     const std::int64_t offset = sequence.caches[table].tail_origin - sequence.token_ids_begin;
     CHECK(offset >= 0, "token ids of the tail are kept");
     task.token_ids = std::span(sequence.token_ids).subspan(static_cast<std::size_t>(offset));
@@ -168,6 +179,8 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
       add(block.v.scales, &placed.v.scales);
       add(block.positions, &placed.positions);
     }
+    auto entry = static_cast<std::uint16_t>(cache.k_book.n_entries());
+    for (const std::int32_t id : encoded[h].entry_ids) cache.token_entries.emplace(id, entry++);
     add(encoded[h].k_mean, &means[2 * h]);
     add(encoded[h].v_mean, &means[2 * h + 1]);
     add_entries(cache.k_book, encoded[h].k_entries);

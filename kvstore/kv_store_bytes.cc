@@ -190,6 +190,7 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
   if (codec.k == KvFormat::kCodebook) codec.k = plan.fallback;
   if (codec.v == KvFormat::kCodebook) codec.v = plan.fallback;
   const int recent = codec.k == KvFormat::kToken ? 0 : boundary.recent;
+  if (is_by_id(cache, plan)) codec = {};  // what its tokens may fall back to
   std::int64_t end = sequence.granted_tokens - recent;
   if (only_generates(boundary) && plan.mode != KvMode::kStream && cache.tail_first > 0) {
     const std::int64_t left = sequence.granted_tokens - sequence.n_tokens;

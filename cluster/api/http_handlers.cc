@@ -44,6 +44,9 @@ json::object stage_object(const engine::StageState& stage) {
           {"kv_capacity_bytes", stage.kv_capacity_bytes},
           {"kv_used_bytes", stage.kv_used_bytes},
           {"kv_peak_bytes", stage.kv_peak_bytes},
+          {"kv_committed_bytes", stage.kv_committed_bytes},
+          {"kv_level_ratio", stage.kv_level_ratio},
+          {"kv_price", stage.kv_price},
           {"steps", stage.steps},
           {"busy_seconds", stage.busy_seconds},
           {"layers", std::move(layers)}};

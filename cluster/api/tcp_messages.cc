@@ -299,6 +299,7 @@ v1::Stats to_message(const engine::EngineStats& stats) {
   message.set_requests_expired(stats.expired);
   message.set_preemptions(stats.preemptions);
   message.set_recomputed_tokens(stats.recomputed_tokens);
+  message.set_budget_plans(stats.budget_plans);
   message.set_steps(stats.steps);
   message.set_draining(stats.draining);
   for (const engine::StageState& state : stats.stages) {
@@ -311,6 +312,8 @@ v1::Stats to_message(const engine::EngineStats& stats) {
     stage.set_kv_capacity_bytes(state.kv_capacity_bytes);
     stage.set_kv_used_bytes(state.kv_used_bytes);
     stage.set_kv_peak_bytes(state.kv_peak_bytes);
+    stage.set_kv_committed_bytes(state.kv_committed_bytes);
+    stage.set_kv_level_ratio(state.kv_level_ratio);
     stage.set_weight_bytes(state.weight_bytes);
     stage.set_steps(state.steps);
     stage.set_busy_seconds(state.busy_seconds);

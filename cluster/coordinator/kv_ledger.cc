@@ -115,10 +115,11 @@ bool KvLedger::try_grow(std::uint64_t request, const std::vector<std::int64_t>& 
 
 std::vector<std::int64_t> KvLedger::pages_of(std::uint64_t request) const {
   const auto found = commitments_.find(request);
-  CHECK(found != commitments_.end() && found->second.own.size() == 1,
-        "a request of one choice is asked for");
-  std::vector<std::int64_t> pages = found->second.own[0];
-  for (std::size_t s = 0; s < pages.size(); ++s) pages[s] += found->second.shared[s];
+  CHECK(found != commitments_.end(), "a request that runs is asked for");
+  std::vector<std::int64_t> pages = found->second.shared;
+  for (const std::vector<std::int64_t>& own : found->second.own) {
+    for (std::size_t s = 0; s < own.size(); ++s) pages[s] += own[s];
+  }
   return pages;
 }
 

@@ -47,7 +47,7 @@ class KvLedger {
   // Adds pages [n_stages] to the only choice of a request. Answers false and changes nothing when a
   // stage has too few.
   bool try_grow(std::uint64_t request, const std::vector<std::int64_t>& pages);
-  // What the only choice of a request has, on each stage.
+  // What a request that was admitted has on each stage, a kept sequence that it continues excluded.
   std::vector<std::int64_t> pages_of(std::uint64_t request) const;
 
   // A stage reported, at a boundary, what the request's choice holds and may still take.

@@ -254,6 +254,7 @@ engine::EngineStats Scheduler::stats() const {
   engine::EngineStats stats = counters_;
   stats.steps = next_step_ - 1;
   stats.draining = draining_;
+  add_budget(stats);
   return stats;
 }
 

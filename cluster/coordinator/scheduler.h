@@ -115,7 +115,7 @@ class Scheduler {
   int in_flight() const { return static_cast<int>(in_flight_.size()); }
   // When the oldest step in flight was sent, and its number.
   std::optional<std::pair<std::int64_t, std::uint64_t>> oldest_step() const;
-  // Everything but the stages' own figures.
+  // Everything but the stages' own figures; of those what rank 0 decides.
   engine::EngineStats stats() const;
   const KvLedger& ledger() const { return ledger_; }
   const SchedulerConfig& config() const { return config_; }
@@ -165,6 +165,9 @@ class Scheduler {
   void add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                     std::int64_t n_tokens) const;
   kvstore::BoundaryNeeds needs_of(const Request& request) const;
+  // Distinct ids of the prompt's first n_tokens that are not among its first n_seen, which a plan's
+  // bytes depend on without a token table; -1 with one.
+  std::int64_t new_ids(const Request& request, std::int64_t n_seen, std::int64_t n_tokens) const;
   int first_layer(std::size_t stage) const;
 
   Status check_session(const engine::EngineRequest& request) const;
@@ -193,10 +196,11 @@ class Scheduler {
 
   // scheduler_budget.cc
   void plan_budget(control::StepPlan& plan);
-  BalancerInput balancer_input(std::int64_t now_us) const;
+  void add_budget(engine::EngineStats& stats) const;
+  BalancerInput balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const;
   std::vector<kvstore::LayerRatio> levels_of(Request& request, std::int32_t n_tokens) const;
   void add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
-                         control::Compress& order) const;
+                         std::int64_t n_ids, control::Compress& order) const;
 
   // scheduler_admission.cc
   enum class Room : std::uint8_t { kFound, kNone, kEnded };

@@ -2,6 +2,7 @@
 // scheduler.cc.
 
 #include <algorithm>
+#include <span>
 #include <string>
 
 #include "cluster/coordinator/scheduler.h"
@@ -61,7 +62,16 @@ Status Scheduler::check_kv(Request& request) const {
     request.boundaries.push_back(static_cast<std::int32_t>(request.n_before_output()));
   }
   return kvstore::validate_policy(asked.kv_policy, config_.kv_model, request.boundaries.front(),
-                                  config_.profile_table.get());
+                                  config_.profile_table.get(),
+                                  new_ids(request, 0, request.boundaries.front()));
+}
+
+std::int64_t Scheduler::new_ids(const Request& request, std::int64_t n_seen,
+                                std::int64_t n_tokens) const {
+  if (config_.kv_model.token_table) return -1;
+  return kvstore::count_new_ids(
+      std::span(request.request.prompt_ids).first(static_cast<std::size_t>(n_tokens)), n_seen,
+      config_.kv_model.vocab_size);
 }
 
 kvstore::BoundaryNeeds Scheduler::needs_of(const Request& request) const {
@@ -142,6 +152,8 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
   Boundary& boundary = request.reported.back();
   boundary.report.n_tokens = boundary.n_tokens;
   boundary.report.n_new_tokens = boundary.n_tokens - request.tail_begin;
+  const bool later = request.plan && !kvstore::is_uncompressed(*request.plan);
+  boundary.report.n_new_ids = new_ids(request, later ? request.n_compressed : 0, boundary.n_tokens);
   boundary.report.earlier = request.plan ? &*request.plan : nullptr;
   auto plan = kvstore::plan_boundary(request.request.kv_policy, config_.kv_model,
                                      config_.profile_table.get(), boundary.report,
@@ -189,7 +201,9 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
     out.set_window(head.window);
     out.set_fallback(static_cast<std::int32_t>(head.fallback));
   }
-  if (request.reported.size() == 1) add_planned_bytes(boundary.plan, boundary.n_tokens, order);
+  if (request.reported.size() == 1) {
+    add_planned_bytes(boundary.plan, boundary.n_tokens, boundary.report.n_new_ids, order);
+  }
   to_compress_.push_back(std::move(order));
   request.compressions_pending += static_cast<int>(ledger_.stages().size());
   request.page_reports_pending += static_cast<int>(ledger_.stages().size());

@@ -35,21 +35,54 @@ void Scheduler::plan_budget(control::StepPlan& plan) {
   plan.set_report_budget(true);
 }
 
-BalancerInput Scheduler::balancer_input(std::int64_t now_us) const {
+void Scheduler::add_budget(engine::EngineStats& stats) const {
+  for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
+    engine::StageState& stage = stats.stages.emplace_back();
+    stage.stage = static_cast<std::int32_t>(s);
+    stage.kv_committed_bytes =
+        static_cast<std::uint64_t>(ledger_.committed_pages(s)) * ledger_.shape().page_bytes();
+    if (!balancer_) continue;
+    stage.kv_level_ratio = ladder_.ratios[levels_[s]];
+    stage.kv_price = balancer_->prices()[s];
+  }
+  if (!balancer_) return;
+  stats.budget_plans = budget_plan_.epoch;
+  stats.wanted_requests = balancer_->wanted_requests();
+  stats.fitting_requests = balancer_->fitting_requests();
+}
+
+// Levels reach the requests whose sizes they decide; what others and sessions hold is fixed.
+BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const {
+  const std::uint64_t page = ledger_.shape().page_bytes();
+  for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
+    ledger.push_back({.committed_bytes = static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
+                      .capacity_bytes = static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
+  }
+  const auto add_fixed = [&](const std::vector<std::int64_t>& pages) {
+    for (std::size_t s = 0; s < pages.size(); ++s) {
+      ledger[s].fixed_bytes += static_cast<std::uint64_t>(pages[s]) * page;
+    }
+  };
+  for (const auto& [id, session] : sessions_) add_fixed(ledger_.kept_pages(session.sequence));
   BalancerInput input;
   input.now_us = now_us;
   input.next_step = next_step_;
-  input.n_running = counters_.running;
-  input.n_waiting = counters_.waiting;
   double tokens = 0;
   for (const auto& [handle, request] : requests_) {
+    if (request->choices_left == 0) continue;
+    if (!is_balanced(request->request.kv_policy)) {
+      if (request->admitted) add_fixed(ledger_.pages_of(handle));
+      continue;
+    }
+    ++(request->admitted ? input.n_running : input.n_waiting);
     const auto n = static_cast<double>(
         request->grows() ? std::max(request->granted_tokens, request->first_grant())
                          : request->most_tokens());
     tokens += n;
     input.peak_tokens = std::max(input.peak_tokens, n);
   }
-  if (!requests_.empty()) input.mean_tokens = tokens / static_cast<double>(requests_.size());
+  const int n_requests = input.n_running + input.n_waiting;
+  if (n_requests > 0) input.mean_tokens = tokens / n_requests;
   return input;
 }
 
@@ -58,13 +91,8 @@ Result<std::optional<BudgetDecision>> Scheduler::balance(std::span<const BudgetR
   report_outstanding_ = false;
   next_report_step_ = next_step_ + static_cast<std::uint64_t>(config_.budget_report_steps);
   if (!balancer_) return std::optional<BudgetDecision>();
-  BalancerInput input = balancer_input(now_us);
   std::vector<LedgerUse> ledger;
-  for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
-    const std::uint64_t page = ledger_.shape().page_bytes();
-    ledger.push_back({static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
-                      static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
-  }
+  BalancerInput input = balancer_input(now_us, ledger);
   input.reports = reports;
   input.ledger = ledger;
   auto decision = balancer_->decide(input);
@@ -101,7 +129,7 @@ std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
 }
 
 void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
-                                  control::Compress& order) const {
+                                  std::int64_t n_ids, control::Compress& order) const {
   if (!balancer_) return;
   const kvstore::KvModel& model = config_.kv_model;
   const std::int64_t tail = kvstore::tail_length(plan.recent, n_tokens);
@@ -111,7 +139,8 @@ void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_
     for (int i = 0; i < stage.n_layers * model.n_kv_heads; ++i, ++head) {
       const kvstore::HeadErrors* errors =
           config_.profile_table == nullptr ? nullptr : &config_.profile_table->heads[head];
-      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors);
+      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors,
+                                   n_ids);
     }
     order.add_planned_bytes(bytes);
   }

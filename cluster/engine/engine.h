@@ -174,6 +174,11 @@ struct StageState {
   std::uint64_t kv_capacity_bytes = 0;
   std::uint64_t kv_used_bytes = 0;
   std::uint64_t kv_peak_bytes = 0;
+  std::uint64_t kv_committed_bytes = 0;  // promised by the ledger
+  // Size, as a share of the uncompressed bytes, that its layers are planned for at present where a
+  // request asked for none, and the price of its bytes; 0 without a balancer.
+  double kv_level_ratio = 0;
+  double kv_price = 0;
   std::vector<std::uint64_t> layer_used_bytes;
   std::uint64_t steps = 0;
   double busy_seconds = 0;
@@ -195,6 +200,11 @@ struct EngineStats {
   std::uint64_t prompt_tokens = 0;      // prefilled
   std::uint64_t generation_tokens = 0;  // sampled
   std::uint64_t steps = 0;
+  std::uint64_t budget_plans = 0;   // the balancer's decisions
+  std::uint64_t budget_rounds = 0;  // reports that it looked at
+  double budget_seconds = 0;        // that it took for them
+  double wanted_requests = 0;      // that should run together, by the balancer
+  double fitting_requests = 0;     // of those, how many fit
   bool draining = false;
   std::vector<StageState> stages;
 };

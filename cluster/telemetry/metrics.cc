@@ -123,6 +123,15 @@ void add_request_counts(SnapshotFamilies& out, const engine::EngineStats& stats)
           static_cast<double>(stats.generation_tokens));
   out.add(counter, "spindle_engine_steps_total", "Steps of the engine.",
           static_cast<double>(stats.steps));
+  out.add(counter, "spindle_kv_budget_plans_total",
+          "Decisions that moved the KV level of a stage.",
+          static_cast<double>(stats.budget_plans));
+  out.add(counter, "spindle_kv_balancer_seconds_total", "Time the balancer took for its decisions.",
+          stats.budget_seconds);
+  out.add(gauge, "spindle_kv_balancer_wanted_requests",
+          "Requests that should run together, by the balancer.", stats.wanted_requests);
+  out.add(gauge, "spindle_kv_balancer_fitting_requests",
+          "Requests that fit together at the stages' present levels.", stats.fitting_requests);
   out.add(gauge, "spindle_draining", "1 while the engine refuses new requests to stop.",
           stats.draining ? 1 : 0);
 }
@@ -156,6 +165,16 @@ void add_stages(SnapshotFamilies& out, const engine::EngineStats& stats) {
                 [](const Stage& s) { return s.kv_used_bytes; });
   add_per_stage(out, stats, gauge, "spindle_kv_peak_bytes", "Most KV bytes the stage ever held.",
                 [](const Stage& s) { return s.kv_peak_bytes; });
+  add_per_stage(out, stats, gauge, "spindle_kv_committed_bytes",
+                "KV bytes that the ledger has promised to running requests and sessions.",
+                [](const Stage& s) { return s.kv_committed_bytes; });
+  add_per_stage(out, stats, gauge, "spindle_kv_level_ratio",
+                "Share of the uncompressed bytes that the stage's layers are planned for where a "
+                "request asked for no size; 0 without a balancer.",
+                [](const Stage& s) { return s.kv_level_ratio; });
+  add_per_stage(out, stats, gauge, "spindle_kv_price",
+                "Expected error for a byte of the stage's KV; 0 where memory does not bind.",
+                [](const Stage& s) { return s.kv_price; });
   add_per_stage(out, stats, gauge, "spindle_weight_bytes", "Weights of the stage's layers.",
                 [](const Stage& s) { return s.weight_bytes; });
   add_per_stage(out, stats, counter, "spindle_stage_busy_seconds_total",

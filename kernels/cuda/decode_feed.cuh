@@ -21,6 +21,7 @@ struct alignas(16) WarpStages {
 template <typename C>
 struct FeedShared {
   WarpStages<C> warps[C::kWarps];
+  alignas(16) DecodeEntry entry;  // of the segment that the feeding warp is at
 };
 
 // Which stage comes next. Barriers have the parity of the number of its uses.

@@ -375,8 +375,9 @@ __device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePl
   merge_parts(shared, plan, call);
 }
 
-// All segments of the team's share, one after the other; shared.entry is that of the segment.
-template <typename C, typename F>
+// All segments of the team's share, one after the other: run(segment, entry). Those who compute have
+// the entry in shared memory; a feeding warp has a copy of its own, since it is ahead of them.
+template <typename C, bool kFeeds, typename F>
 __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call,
                                  const F& run) {
   const int team = Team<C>::of_grid();
@@ -391,16 +392,27 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
     // What the last segment wrote into the ring comes before what is copied there next.
     if constexpr (C::kFed) fence_async_proxy();
     Team<C>::sync_all();
-    if (Team<C>::thread() < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
-      reinterpret_cast<uint4*>(&shared.entry)[Team<C>::thread()] =
-          reinterpret_cast<const uint4*>(entries + index)[Team<C>::thread()];
+    DecodeEntry* copy = &shared.entry;
+    int thread = Team<C>::thread();
+    if constexpr (kFeeds) {
+      copy = &shared.stream.entry;
+      thread %= 32;
     }
-    Team<C>::sync_all();
-    const DecodeEntry& entry = shared.entry;
+    if (thread < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
+      reinterpret_cast<uint4*>(copy)[thread] =
+          reinterpret_cast<const uint4*>(entries + index)[thread];
+    }
+    if constexpr (kFeeds) {
+      __syncwarp();
+    } else {
+      Team<C>::sync();
+    }
+    const DecodeEntry& entry = *copy;
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
     run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
-                entry.first_part == entry.last_part, at > begin ? 1 : 0});
+                entry.first_part == entry.last_part, at > begin ? 1 : 0},
+        entry);
     at = stop;
   }
 }
@@ -423,18 +435,19 @@ __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
   if constexpr (C::kFed) {
     if (Team<C>::thread() >= C::kThreads) {
       Feeder<C> feeder(shared.stream, shared.ring[0], call);
-      for_each_segment(shared, plan, call, [&](const Segment& segment) {
-        feeder.run(shared.entry, segment.begin, segment.end);
-      });
+      for_each_segment<C, true>(
+          shared, plan, call, [&](const Segment& segment, const DecodeEntry& entry) {
+            feeder.run(entry, segment.begin, segment.end);
+          });
     } else {
       Feed<C> feed(shared.stream, Team<C>::warp());
-      for_each_segment(shared, plan, call, [&](const Segment& segment) {
+      for_each_segment<C, false>(shared, plan, call, [&](const Segment& segment, const auto&) {
         run_segment(shared, tables, plan, call, segment, feed);
       });
     }
   } else {
     Nothing none;
-    for_each_segment(shared, plan, call, [&](const Segment& segment) {
+    for_each_segment<C, false>(shared, plan, call, [&](const Segment& segment, const auto&) {
       run_segment(shared, tables, plan, call, segment, none);
     });
   }

@@ -18,10 +18,11 @@ inline float rounded_to_bf16(float value) {
 }
 
 // x[row_begin + r][k_begin + k] to out[k * n_rows + r]: runs of k short enough that all rows' runs
-// stay in the L1 cache, written in order.
-template <bool kRound>
-void pack_rows(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows,
+// stay in the L1 cache, written in order. kRows: n_rows, or 0 when it is known at run time only.
+template <bool kRound, int kRows>
+void pack_rows(const LinearJob& job, std::int64_t row_begin, std::int64_t rows,
                std::int64_t k_begin, std::int64_t n_k, float* out) {
+  const std::int64_t n_rows = kRows > 0 ? kRows : rows;
   constexpr std::int64_t kRun = 32;
   const std::int64_t stride = job.x_stride;
   const float* x = job.x + row_begin * stride + k_begin;
@@ -29,6 +30,7 @@ void pack_rows(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows
     const std::int64_t k1 = k0 + kRun < n_k ? k0 + kRun : n_k;
     for (std::int64_t k = k0; k < k1; ++k) {
       const float* column = x + k;
+#pragma GCC unroll 16
       for (std::int64_t r = 0; r < n_rows; ++r, column += stride) {
         *out++ = kRound ? rounded_to_bf16(*column) : *column;
       }
@@ -39,9 +41,11 @@ void pack_rows(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows
 inline void pack_tile(const LinearJob& job, std::int64_t row_begin, std::int64_t n_rows,
                       std::int64_t k_begin, std::int64_t n_k, float* out) {
   if (job.round_x_to_bf16) {
-    pack_rows<true>(job, row_begin, n_rows, k_begin, n_k, out);
+    pack_rows<true, 0>(job, row_begin, n_rows, k_begin, n_k, out);
+  } else if (n_rows == kMaxTileRows) {
+    pack_rows<false, kMaxTileRows>(job, row_begin, n_rows, k_begin, n_k, out);
   } else {
-    pack_rows<false>(job, row_begin, n_rows, k_begin, n_k, out);
+    pack_rows<false, 0>(job, row_begin, n_rows, k_begin, n_k, out);
   }
 }
 

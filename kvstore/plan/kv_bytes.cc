@@ -61,6 +61,18 @@ std::uint64_t codebook_bytes(KvSide side, const KvModel& model, KvFormat fallbac
   return std::min(fallback, side_blocks_bytes(KvFormat::kCodebook, side, model, n) + entries);
 }
 
+// A request's own table of token ids, or raw blocks where that would not be smaller
+// (kvstore/token_book.h).
+std::uint64_t token_book_bytes(const KvModel& model, std::int64_t n, std::int64_t n_ids) {
+  const std::uint64_t raw = raw_blocks_bytes(model, n);
+  constexpr std::int64_t kChunk = kernels::kCodebookChunkEntries;
+  if (n_ids < 0 || n_ids > kMaxTokenEntries) return raw;
+  const std::int64_t n_entries = (std::min(n_ids, n) + kChunk - 1) / kChunk * kChunk;
+  const std::uint64_t side = side_blocks_bytes(KvFormat::kCodebook, KvSide::kKey, model, n) +
+                             unsigned_count(n_entries) * mean_bytes(model);
+  return std::min(raw, 2 * side);
+}
+
 bool is_raw(const kernels::KvCodec& codec) {
   return codec.k == KvFormat::kRaw && codec.v == KvFormat::kRaw;
 }
@@ -118,11 +130,13 @@ HeadTokens head_tokens(const HeadPlan& plan, const KvModel& model, int sinks, st
 }
 
 std::uint64_t head_block_bytes(const HeadPlan& plan, const KvModel& model, std::int64_t n,
-                               const HeadErrors* errors) {
+                               const HeadErrors* errors, std::int64_t n_ids) {
   if (n <= 0) return 0;
   std::uint64_t bytes = 0;
   if (is_raw(plan.codec)) {
     bytes = raw_blocks_bytes(model, n);
+  } else if (is_token(plan.codec) && !model.token_table) {
+    bytes = token_book_bytes(model, n, n_ids);
   } else {
     for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
       const KvFormat format = side == KvSide::kKey ? plan.codec.k : plan.codec.v;
@@ -135,11 +149,11 @@ std::uint64_t head_block_bytes(const HeadPlan& plan, const KvModel& model, std::
 }
 
 std::uint64_t head_body_bytes(const HeadPlan& plan, const KvModel& model, int sinks,
-                              std::int64_t n_kept, const HeadErrors* errors) {
+                              std::int64_t n_kept, const HeadErrors* errors, std::int64_t n_ids) {
   if (n_kept <= 0) return 0;
   // Sinks in raw blocks are blocks like the others; token ids are exact.
   if (is_raw(plan.codec) || is_token(plan.codec)) {
-    return head_block_bytes(plan, model, n_kept, errors);
+    return head_block_bytes(plan, model, n_kept, errors, n_ids);
   }
   const std::int64_t kept_sinks = std::min<std::int64_t>(sinks, n_kept);
   std::uint64_t bytes = raw_blocks_bytes(model, kept_sinks) +
@@ -151,19 +165,19 @@ std::uint64_t head_body_bytes(const HeadPlan& plan, const KvModel& model, int si
 }
 
 std::uint64_t head_bytes(const HeadPlan& plan, const KvModel& model, int sinks,
-                         std::int64_t n_tokens, std::int64_t tail_tokens,
-                         const HeadErrors* errors) {
+                         std::int64_t n_tokens, std::int64_t tail_tokens, const HeadErrors* errors,
+                         std::int64_t n_ids) {
   const HeadTokens tokens = head_tokens(plan, model, sinks, n_tokens, tail_tokens);
-  return head_body_bytes(plan, model, sinks, tokens.body, errors) +
+  return head_body_bytes(plan, model, sinks, tokens.body, errors, n_ids) +
          unsigned_count(blocks_of(tokens.tail)) * page_bytes(model);
 }
 
 std::uint64_t plan_bytes(const SequencePlan& plan, const KvModel& model, std::int64_t n_tokens,
-                         std::int64_t tail_tokens, const ProfileTable* table) {
+                         std::int64_t tail_tokens, const ProfileTable* table, std::int64_t n_ids) {
   std::uint64_t bytes = 0;
   for (std::size_t i = 0; i < plan.heads.size(); ++i) {
     bytes += head_bytes(plan.heads[i], model, plan.sinks, n_tokens, tail_tokens,
-                        table == nullptr ? nullptr : &table->heads[i]);
+                        table == nullptr ? nullptr : &table->heads[i], n_ids);
   }
   return bytes;
 }

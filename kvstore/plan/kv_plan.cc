@@ -125,6 +125,22 @@ bool is_uncompressed(const SequencePlan& plan) {
                      [](const HeadPlan& head) { return head == HeadPlan{}; });
 }
 
+std::int64_t count_new_ids(std::span<const std::int32_t> ids, std::int64_t n_seen, int vocab_size) {
+  std::vector<bool> seen(static_cast<std::size_t>(std::max(vocab_size, 0)));
+  std::int64_t n_new = 0;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const bool is_old = static_cast<std::int64_t>(i) < n_seen;
+    if (ids[i] < 0 || ids[i] >= vocab_size) {
+      n_new += is_old ? 0 : 1;
+      continue;
+    }
+    const auto id = static_cast<std::size_t>(ids[i]);
+    n_new += is_old || seen[id] ? 0 : 1;
+    seen[id] = true;
+  }
+  return n_new;
+}
+
 BoundaryNeeds boundary_needs(const KvPolicy& policy, const KvModel& model) {
   BoundaryNeeds needs;
   needs.selector = policy_selectors(policy, model).front();

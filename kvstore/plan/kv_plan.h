@@ -29,7 +29,9 @@ struct KvModel {
   DType dtype = DType::kF16;
   int vocab_size = 0;
   std::int64_t max_model_len = 0;
-  bool token_table = true;  // layer 0 can be rebuilt from token ids (KvFormat::kToken)
+  // Layer 0's K and V of every id lie in a table (KvFormat::kToken). Without it a request that
+  // holds token ids keeps a table of its own ids (kvstore/token_book.h).
+  bool token_table = true;
 
   int n_tables() const { return n_layers * n_kv_heads; }
   bool wide_positions() const { return max_model_len > 65536; }
@@ -81,6 +83,8 @@ inline constexpr int kMaxRecent = 4096;
 inline constexpr std::int64_t kDefaultLazyWindow = 1024;
 // Prompts of at most this many tokens beside the sinks are never compressed.
 inline constexpr int kUncompressedTokens = kObservationWindow + 64;
+// Ids of a request's own table: references to them are 16 bits.
+inline constexpr std::int64_t kMaxTokenEntries = 65536;
 // What packing pieces into pages may waste; left free in every budget, for any number of stages.
 inline constexpr int kAllowancePages = 2;
 
@@ -180,7 +184,13 @@ struct BoundaryReport {
   // tail and what came since). Null, or an uncompressed plan: all tokens are new.
   const SequencePlan* earlier = nullptr;
   std::int64_t n_new_tokens = 0;
+  // Token ids that no earlier boundary has seen, without doubles; -1: unknown, taken for as many as
+  // there are tokens. Without a token table layer 0's bytes depend on it.
+  std::int64_t n_new_ids = -1;
 };
+// Of ids[n_seen, n): how many are not among ids[0, n_seen), each counted once. Ids outside the
+// vocabulary count every time.
+std::int64_t count_new_ids(std::span<const std::int32_t> ids, std::int64_t n_seen, int vocab_size);
 
 // The plan, with bytes at most the budget. INVALID_ARGUMENT when the policy cannot reach its budget
 // (the message names the smallest that it can). The policy has passed validate_policy.
@@ -193,12 +203,14 @@ Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,
 
 // INVALID_ARGUMENT naming the field at fault: ranges, a ratio below the profile's floor for this
 // many prompt tokens, a window longer than the prompt, a profile that needs another head_dim.
+// `n_ids` is the number of the prompt's distinct ids, as BoundaryReport::n_new_ids.
 Status validate_policy(const KvPolicy& policy, const KvModel& model, std::int64_t n_prompt_tokens,
-                       const ProfileTable* table = nullptr);
+                       const ProfileTable* table = nullptr, std::int64_t n_ids = -1);
 
 // Bytes (kv_bytes.cc), as the store lays them out; the waste of packing is not in them. Figures of
 // heads in kCodebook are estimates from `errors` (the table), at most those of kLloyd4, to which
-// the store falls back; without errors they are those of kLloyd4.
+// the store falls back; without errors they are those of kLloyd4. Those of kToken without a token
+// table are exact when all ids are new: `n_ids` of them, as BoundaryReport::n_new_ids.
 
 std::uint64_t full_bytes(const KvModel& model, std::int64_t n_tokens);  // 16 bit, no pages
 std::uint64_t page_bytes(const KvModel& model);
@@ -218,14 +230,16 @@ HeadTokens head_tokens(const HeadPlan& plan, const KvModel& model, int sinks, st
 
 // Blocks of n tokens that are no sinks, positions included, means not.
 std::uint64_t head_block_bytes(const HeadPlan& plan, const KvModel& model, std::int64_t n,
-                               const HeadErrors* errors = nullptr);
+                               const HeadErrors* errors = nullptr, std::int64_t n_ids = -1);
 // Of n_kept tokens outside the tail, sinks included.
 std::uint64_t head_body_bytes(const HeadPlan& plan, const KvModel& model, int sinks,
-                              std::int64_t n_kept, const HeadErrors* errors = nullptr);
+                              std::int64_t n_kept, const HeadErrors* errors = nullptr,
+                              std::int64_t n_ids = -1);
 std::uint64_t head_bytes(const HeadPlan& plan, const KvModel& model, int sinks,
                          std::int64_t n_tokens, std::int64_t tail_tokens,
-                         const HeadErrors* errors = nullptr);
+                         const HeadErrors* errors = nullptr, std::int64_t n_ids = -1);
 std::uint64_t plan_bytes(const SequencePlan& plan, const KvModel& model, std::int64_t n_tokens,
-                         std::int64_t tail_tokens, const ProfileTable* table = nullptr);
+                         std::int64_t tail_tokens, const ProfileTable* table = nullptr,
+                         std::int64_t n_ids = -1);
 
 }  // namespace spindle::kvstore

@@ -98,7 +98,7 @@ Status check_override(const HeadOverride& range, std::size_t index, const KvMode
   }
   const bool partial = range.keep_ratio || range.window || range.mode == KvMode::kEvict ||
                        range.mode == KvMode::kStream;
-  if (k_token && (range.last_layer != 0 || partial || !model.token_table)) {
+  if (k_token && (range.last_layer != 0 || partial)) {
     return bad_override(index, "codec", "token is for complete heads of layer 0");
   }
   return ok_status();
@@ -156,7 +156,7 @@ KvFormat profile_format(KvProfile profile) {
 // What `format` needs of head_dim and this model does not have; empty when all is well.
 std::string head_dim_problem(KvFormat format, int head_dim) {
   const std::string got = ", and this model's is " + std::to_string(head_dim);
-  if (format == KvFormat::kRaw || format == KvFormat::kToken) return {};
+  if (format == KvFormat::kRaw) return {};
   if (head_dim <= 0 || head_dim % 32 != 0) return "needs a head_dim that is a multiple of 32" + got;
   // The Hadamard matrix; codebooks fall back to a format that uses it.
   const bool rotated = kernels::is_rotated(format) || format == KvFormat::kCodebook;
@@ -191,7 +191,7 @@ bool never_compressed(const KvPolicy& policy, std::int64_t n_tokens) {
 }
 
 std::uint64_t floor_bytes(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
-                          std::int64_t n_tokens) {
+                          std::int64_t n_tokens, std::int64_t n_ids) {
   if (never_compressed(policy, n_tokens)) {
     return plan_bytes(uncompressed_plan(policy, model), model, n_tokens, 0);
   }
@@ -199,6 +199,7 @@ std::uint64_t floor_bytes(const KvPolicy& policy, const KvModel& model, const Pr
   BoundaryReport report;
   report.n_tokens = n_tokens;
   report.n_candidates = n_tokens - kObservationWindow - policy.sinks;
+  report.n_new_ids = n_ids;
   report.lazy_mass.resize(static_cast<std::size_t>(model.n_layers));
   return plan_sized(policy, model, table, report, 0, 0.0).bytes +
          kAllowancePages * page_bytes(model);
@@ -227,7 +228,7 @@ Status below_floor(const KvPolicy& policy, const KvModel& model, std::int64_t n_
 }
 
 Status validate_policy(const KvPolicy& policy, const KvModel& model, std::int64_t n_prompt_tokens,
-                       const ProfileTable* table) {
+                       const ProfileTable* table, std::int64_t n_ids) {
   if (Status status = check_ranges(policy, n_prompt_tokens); !status.ok()) return status;
   for (std::size_t i = 0; i < policy.overrides.size(); ++i) {
     if (Status status = check_override(policy.overrides[i], i, model); !status.ok()) return status;
@@ -238,7 +239,7 @@ Status validate_policy(const KvPolicy& policy, const KvModel& model, std::int64_
   if (!size.limited || size.soft) return ok_status();
   // A share of what is never compressed is no bound; bytes are.
   if (policy.max_bytes == 0 && never_compressed(policy, n_prompt_tokens)) return ok_status();
-  const std::uint64_t floor = floor_bytes(policy, model, table, n_prompt_tokens);
+  const std::uint64_t floor = floor_bytes(policy, model, table, n_prompt_tokens, n_ids);
   if (size.bytes >= floor) return ok_status();
   if (policy.max_bytes == 0 && policy.profile == KvProfile::kFull) {
     return out_of_range("ratio", "1 or unset for profile full", policy.ratio);

@@ -119,7 +119,7 @@ Result<double> own_ratio(const KvPolicy& policy, const KvModel& model, const Pro
 // The ratio whose level has the policy's least size.
 double least_ratio(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
                    std::int64_t n_tokens, double own) {
-  const auto floor = static_cast<double>(floor_bytes(policy, model, table, n_tokens));
+  const auto floor = static_cast<double>(floor_bytes(policy, model, table, n_tokens, -1));
   // Sizes up to the own one are in proportion to the ratio.
   const auto own_bytes = static_cast<double>(level_size(policy, model, table, n_tokens, own).bytes);
   return own * std::min(1.0, floor / own_bytes);

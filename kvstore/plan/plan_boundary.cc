@@ -204,7 +204,7 @@ Result<SequencePlan> plan_with_size(const KvPolicy& policy, const KvModel& model
     return uncompressed;
   }
   return below_floor(policy, model, report.n_tokens,
-                     floor_bytes(policy, model, table, report.n_tokens));
+                     floor_bytes(policy, model, table, report.n_tokens, report.n_new_ids));
 }
 
 Result<SequencePlan> plan_boundary(const KvPolicy& policy, const KvModel& model,

@@ -152,13 +152,14 @@ std::int64_t PlanFrame::window_in_body() const {
 
 std::uint64_t PlanFrame::cost(std::size_t head, const HeadPlan& plan) const {
   const HeadErrors* calibrated = errors(head);
-  if (!later) return head_bytes(plan, model, policy.sinks, n_tokens(), tail(), calibrated);
+  const std::int64_t n_ids = report.n_new_ids;
+  if (!later) return head_bytes(plan, model, policy.sinks, n_tokens(), tail(), calibrated, n_ids);
   // The tail is as long as it was, and so are windows, which roll.
   const std::int64_t entering = std::max<std::int64_t>(report.n_new_tokens - tail(), 0);
   if (plan.mode == KvMode::kStream || (plan.mode == KvMode::kFull && plan.codec == kRawCodec)) {
     return 0;
   }
-  if (plan.mode == KvMode::kFull) return head_block_bytes(plan, model, entering, calibrated);
+  if (plan.mode == KvMode::kFull) return head_block_bytes(plan, model, entering, calibrated, n_ids);
   const std::int64_t group =
       plan.selector == KvSelector::kSpindleKv ? model.n_heads / model.n_kv_heads : 1;
   const std::int64_t window = std::min(window_in_body(), entering);

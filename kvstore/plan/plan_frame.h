@@ -116,8 +116,9 @@ Result<SequencePlan> plan_with_size(const KvPolicy& policy, const KvModel& model
                                     std::span<const double> layer_ratios = {});
 
 // The least bytes that a policy can be given for a prompt, packing waste included.
+// n_ids as BoundaryReport::n_new_ids.
 std::uint64_t floor_bytes(const KvPolicy& policy, const KvModel& model, const ProfileTable* table,
-                          std::int64_t n_tokens);
+                          std::int64_t n_tokens, std::int64_t n_ids);
 // The error of a policy that asks for less.
 Status below_floor(const KvPolicy& policy, const KvModel& model, std::int64_t n_tokens,
                    std::uint64_t floor);

@@ -18,7 +18,7 @@ class GlobalFill {
     for (const std::size_t head : heads) {
       codecs_.push_back(plan[head].codec);
       if (!frame.report.histograms.empty()) {
-        histograms_.push_back(frame.report.histograms[head]);
+        histograms_.push_back(&frame.report.histograms[head]);
       }
     }
   }
@@ -26,6 +26,12 @@ class GlobalFill {
   void run(std::uint64_t budget) {
     std::vector<std::int64_t> keep(heads_.size(), 0);
     if (!histograms_.empty() && cost(keep) <= budget) {
+      const kernels::GlobalCounts ranks(histograms_);
+      const auto counts = [&](std::int64_t k) {
+        std::vector<std::int64_t> kept = ranks.at(k);
+        for (std::int64_t& n : kept) n = std::min(n, frame_.n_candidates());
+        return kept;
+      };
       const std::int64_t most = static_cast<std::int64_t>(heads_.size()) * frame_.n_candidates();
       // The most tokens whose full blocks fit; 0 does.
       std::int64_t fits = 0;
@@ -52,11 +58,6 @@ class GlobalFill {
     std::uint64_t bytes = 0;
     for (std::size_t i = 0; i < keep.size(); ++i) bytes += head_cost(i, keep[i]);
     return bytes;
-  }
-  std::vector<std::int64_t> counts(std::int64_t k) const {
-    std::vector<std::int64_t> kept = kernels::global_counts(histograms_, k);
-    for (std::int64_t& n : kept) n = std::min(n, frame_.n_candidates());
-    return kept;
   }
   // Kept tokens share their blocks with the part of the window that is encoded.
   std::int64_t in_blocks(std::int64_t n_blocks) const {
@@ -96,7 +97,7 @@ class GlobalFill {
   std::vector<HeadPlan>& plan_;
   std::int64_t window_;
   std::vector<kernels::KvCodec> codecs_;
-  std::vector<kernels::ScoreHistogram> histograms_;
+  std::vector<const kernels::ScoreHistogram*> histograms_;  // of `heads`
 };
 
 }  // namespace

@@ -45,10 +45,12 @@ std::vector<KvCodec> codecs_of(std::span<const KvFormat> k, std::span<const KvFo
 
 class SpindlePlan {
  public:
-  SpindlePlan(const PlanFrame& frame, std::uint64_t budget) : frame_(frame), budget_(budget) {
+  // `tokens`: the heads of layer 0 that hold token ids.
+  SpindlePlan(const PlanFrame& frame, std::uint64_t budget, const std::vector<std::size_t>& tokens)
+      : frame_(frame), budget_(budget) {
     plan_.resize(static_cast<std::size_t>(frame.model.n_tables()));
     for (std::size_t i = 0; i < plan_.size(); ++i) {
-      if (frame.layer(i) == 0 && frame.model.token_table) {
+      if (std::find(tokens.begin(), tokens.end(), i) != tokens.end()) {
         plan_[i].codec = kTokenCodec;
         spent_ += frame.cost(i, plan_[i]);
       } else {
@@ -225,8 +227,19 @@ class SpindlePlan {
 
 }  // namespace
 
+// With the table of the whole vocabulary, layer 0 as token ids is next to nothing. A request's own
+// table costs an entry for each of its ids: a head of layer 0 gets it where that takes no more
+// bytes than what the head would get otherwise, which cannot lose less, since the table is exact.
+// What it saves goes to the other heads.
 std::vector<HeadPlan> plan_spindle(const PlanFrame& frame, std::uint64_t budget) {
-  return SpindlePlan(frame, budget).run();
+  std::vector<std::size_t> tokens(static_cast<std::size_t>(frame.model.n_kv_heads));
+  std::iota(tokens.begin(), tokens.end(), std::size_t{0});
+  if (frame.model.token_table) return SpindlePlan(frame, budget, tokens).run();
+  std::vector<HeadPlan> plan = SpindlePlan(frame, budget, {}).run();
+  std::erase_if(tokens, [&](std::size_t i) {
+    return frame.cost(i, {.codec = kTokenCodec}) > frame.cost(i, plan[i]);
+  });
+  return tokens.empty() ? plan : SpindlePlan(frame, budget, tokens).run();
 }
 
 }  // namespace spindle::kvstore

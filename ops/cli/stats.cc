@@ -63,6 +63,8 @@ boost::json::object to_json(const api::v1::StageStats& stage) {
           {"kv_capacity_bytes", stage.kv_capacity_bytes()},
           {"kv_used_bytes", stage.kv_used_bytes()},
           {"kv_peak_bytes", stage.kv_peak_bytes()},
+          {"kv_committed_bytes", stage.kv_committed_bytes()},
+          {"kv_level_ratio", stage.kv_level_ratio()},
           {"steps", stage.steps()},
           {"busy_seconds", stage.busy_seconds()},
           {"layers", std::move(layers)}};
@@ -90,6 +92,7 @@ boost::json::object to_json(const api::v1::Stats& stats) {
           {"requests_refused", stats.requests_refused()},
           {"requests_expired", stats.requests_expired()},
           {"preemptions", stats.preemptions()},
+          {"budget_plans", stats.budget_plans()},
           {"recomputed_tokens", stats.recomputed_tokens()},
           {"stages", std::move(stages)}};
 }

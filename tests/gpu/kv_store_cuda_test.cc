@@ -140,6 +140,47 @@ TEST_F(KvStoreCudaTest, CodebooksGrowOverTilesAndBoundaries) {
   }
 }
 
+// Layer 0 holds token ids without a table: entries are added at boundaries and by forks, and ids
+// that are all different stay raw.
+TEST_F(KvStoreCudaTest, OwnTablesOfTokenIdsHoldWhatTheyHoldOnTheHost) {
+  for (const int head_dim : {64, 128}) {
+    for (const int vocab : {20, 300, 30000}) {
+      for (const bool wide : {false, true}) {
+        Twins twins(gpu(), {.head_dim = head_dim,
+                            .vocab = vocab,
+                            .wide = wide,
+                            .token_table = false,
+                            .n_pages = 700,
+                            .seed = seed()});
+        SCOPED_TRACE("vocabulary of " + std::to_string(vocab));
+        TestBoundary boundary =
+            all_heads(twins, {.codec = {KvFormat::kLloyd4, KvFormat::kCodebook}}, 32);
+        boundary.heads[0] = {.codec = {KvFormat::kToken, KvFormat::kToken}};
+        // One of directions beside it, or another one of ids.
+        boundary.heads[1] = wide ? boundary.heads[0] : boundary.heads[2];
+        ASSERT_TRUE(twins.open(1, 2500, 400).ok());
+        ASSERT_TRUE(twins.extend(1, 1377).ok());
+        ASSERT_TRUE(twins.compress(1, boundary).ok());
+        twins.expect_same_sequence(1);
+        ASSERT_EQ(twins.device().head_cache(1, 0, 0).token_entries.empty(), vocab == 30000);
+        ASSERT_TRUE(twins.fork(1, 2, 1377, 2500, 200).ok());
+        for (int i = 0; i < 3; ++i) {
+          for (const SequenceId id : {1, 2}) {
+            ASSERT_TRUE(twins.extend(id, 64).ok());
+            ASSERT_TRUE(twins.compress(id, boundary).ok());
+          }
+        }
+        twins.expect_same_sequences();
+        if (HasFatalFailure()) return;
+        twins.free(1);
+        twins.free(2);
+        EXPECT_EQ(twins.device().pool().n_used(), 0);
+        EXPECT_EQ(twins.device().pool().n_reserved(), 0);
+      }
+    }
+  }
+}
+
 TEST_F(KvStoreCudaTest, StreamsExpireBlocks) {
   for (const KvCodec codec : {KvCodec{}, KvCodec{KvFormat::kKivi4, KvFormat::kKivi2},
                               KvCodec{KvFormat::kLloyd1, KvFormat::kInt4}}) {
@@ -166,6 +207,7 @@ class RandomTwins {
       : twins_(gpu, {.head_dim = seed % 2 == 0 ? 64 : 128,
                      .vocab = 40,
                      .wide = seed % 3 == 0,
+                     .token_table = seed % 4 < 2,
                      .n_pages = 500,
                      .seed = seed}),
         random_(seed) {}

@@ -41,6 +41,7 @@ class Twins {
     int head_dim = 64;
     int vocab = 60;
     bool wide = false;
+    bool token_table = true;
     std::int64_t n_pages = 400;
     unsigned seed = 1;
   };
@@ -66,6 +67,7 @@ class Twins {
     config.rope = rope();
     host_ = *KvStore::create(config.store);
     device_ = *KvStore::create(config.store, *DeviceMemory::create(gpu, config));
+    if (!options.token_table) return;
     host_->set_token_table(model_.k_tokens(), model_.v_tokens());
     device_->set_token_table(k_tokens_.data(), v_tokens_.data());
   }
@@ -234,6 +236,7 @@ class Twins {
     }
     ASSERT_TRUE(same(expected.context.k_mean, actual.context.k_mean));
     ASSERT_TRUE(same(expected.context.v_mean, actual.context.v_mean));
+    ASSERT_EQ(expected.token_entries, actual.token_entries);
     ASSERT_EQ(expected.k_book.n_filled, actual.k_book.n_filled);
     ASSERT_EQ(expected.v_book.n_filled, actual.v_book.n_filled);
     ASSERT_EQ(expected.k_book.chunks.size(), actual.k_book.chunks.size());

@@ -293,6 +293,44 @@ TEST_P(CodebookMatching, AFullBookIsLeftAsItWas) {
   EXPECT_EQ(exact.entries, unlimited.entries);
 }
 
+// A tile that its caller takes back matters to nothing that comes later, and neither does where the
+// first entries came from.
+TEST_P(CodebookMatching, UndoneTilesLeaveNoTrace) {
+  Random random(34);
+  const std::vector<float> first = fans(random, 300, 64, 0.0);
+  const std::vector<float> undone = fans(random, 700, 64, 0.2);
+  const std::vector<float> last = fans(random, 500, 64, 0.4);
+  Codebook expected;
+  codebook_match(context(), expected, rows_of(first, 64), kStepTheta, kNoLimit);
+  Codebook copied;
+  copied.head_dim = 64;
+  copied.entries = expected.entries;
+  Codebook book = expected;
+  for (Codebook* one : {&book, &copied}) {
+    const std::int64_t n = one->n_entries();
+    const std::int64_t n_rows = one->n_rows_seen;
+    for (int i = 0; i < 2; ++i) {  // the second one's products see the first one's entries
+      codebook_match(context(), *one, rows_of(undone, 64), kStepTheta, kNoLimit);
+    }
+    ASSERT_GT(one->n_entries(), n + 10);
+    one->undo_to(n, n_rows);
+    EXPECT_EQ(one->entries, expected.entries);
+  }
+  EXPECT_EQ(book.entry_rows, expected.entry_rows);
+  EXPECT_THAT(copied.entry_rows, IsEmpty());
+  const CodebookMatch match =
+      codebook_match(context(), expected, rows_of(last, 64), kStepTheta, kNoLimit);
+  for (Codebook* one : {&book, &copied}) {
+    const CodebookMatch again =
+        codebook_match(context(), *one, rows_of(last, 64), kStepTheta, kNoLimit);
+    EXPECT_EQ(again.refs.entry, match.refs.entry);
+    EXPECT_EQ(again.refs.magnitude, match.refs.magnitude);
+    EXPECT_EQ(one->entries, expected.entries);
+  }
+  EXPECT_EQ(book.entry_rows, expected.entry_rows);
+  EXPECT_EQ(book.n_rows_seen, expected.n_rows_seen);
+}
+
 // Real similarities, near the threshold too: no thread count may change them.
 TEST_P(CodebookMatching, DoesNotDependOnThreads) {
   Random random(33);

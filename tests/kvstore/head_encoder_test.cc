@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
+#include "kvstore/token_book.h"
 #include "tests/kvstore/test_head.h"
 
 namespace spindle::kvstore {
@@ -220,6 +222,92 @@ TEST(HeadEncoder, TokenIdsLeaveNoTailAndAreExact) {
   }
 }
 
+// Every value is the one that was put in, and every key is off by no more than undoing RoPE rounds.
+void expect_exact(const TestHead& head) {
+  for (const testing::StoredToken& token : head.read()) {
+    const std::int32_t id = head.tokens()[static_cast<std::size_t>(token.position)];
+    ASSERT_EQ(token.v, head.model().v(0, 0, id)) << "value at " << token.position;
+    if (token.codec.k != KvFormat::kCodebook) continue;  // the raw ones are compared elsewhere
+    // f16 rounds by 2^-11 of a component, once in the tail and once before RoPE; a rotation mixes
+    // two of them.
+    const std::vector<float> k = head.model().k_before_rope(0, 0, id);
+    for (std::size_t c = 0; c < k.size(); ++c) {
+      const std::size_t other = (c + k.size() / 2) % k.size();
+      ASSERT_NEAR(token.k[c], k[c], 1e-3 * std::hypot(k[c], k[other]))
+          << "key at " << token.position;
+    }
+  }
+}
+
+TEST(HeadEncoder, WithoutATableTokenIdsHaveOneOfTheirOwn) {
+  // Twelve ids, and many more than the positions that see them.
+  for (const int vocab : {12, 100}) {
+    TestHead head({.vocab = vocab, .token_table = false});
+    head.append(400);
+    const EncodedHead first = head.boundary(full(kToken), 4, 64);
+    EXPECT_EQ(head.head().tail_first, 400) << "nothing stays in the tail";
+    EXPECT_EQ(shapes(head.head()).front(), (BlockShape{kBook, 0, 32, 32})) << "sinks are exact too";
+    const std::set<std::int32_t> ids(head.tokens().begin(), head.tokens().end());
+    EXPECT_EQ(first.entry_ids.size(), ids.size());
+    EXPECT_EQ(head.head().k_book.n_filled, static_cast<std::int64_t>(ids.size()));
+    EXPECT_EQ(head.head().v_book.n_filled, static_cast<std::int64_t>(ids.size()));
+    EXPECT_EQ(head.placed_bytes(), 13u * 4 * 64 + 2 * ((ids.size() + 15) / 16) * 16 * 64);
+    EXPECT_EQ(positions_of(head.read()), range(0, 400));
+    expect_exact(head);
+    // Ids that are known take references alone.
+    for (int i = 0; i < 4; ++i) {
+      head.append(64);
+      const EncodedHead next = head.boundary(full(kToken), 4, 64);
+      const std::set<std::int32_t> all(head.tokens().begin(), head.tokens().end());
+      EXPECT_EQ(head.head().k_book.n_filled, static_cast<std::int64_t>(all.size()));
+      EXPECT_EQ(next.k_entries.empty(), next.entry_ids.empty());
+      EXPECT_EQ(positions_of(head.read()), range(0, head.n_tokens()));
+      expect_exact(head);
+    }
+  }
+}
+
+TEST(HeadEncoder, ATableOfIdsThatAreAllDifferentWouldCostMoreThanRawBlocks) {
+  TestHead head({.vocab = 100000, .token_table = false});
+  head.append(100);
+  const EncodedHead first = head.boundary(full(kToken), 4, 64);
+  EXPECT_TRUE(first.entry_ids.empty());
+  EXPECT_EQ(shapes(head.head()).front(), (BlockShape{kRaw, 0, 32, 32}));
+  EXPECT_EQ(shapes(head.head()).back(), (BlockShape{kRaw, 96, 4, 4}));
+  EXPECT_EQ(positions_of(head.read()), range(0, 100));
+  head.expect_everything_right();
+  expect_exact(head);
+}
+
+TEST(TokenBook, IsFullAtTheLastSixteenBitReference) {
+  HeadCache head;
+  head.k_book.chunks.resize(65536 / 16 - 1);  // 16 entries are left
+  HeadTask task;
+  task.by_id = true;
+  std::vector<std::int32_t> ids(500);
+  std::vector<std::int32_t> tokens(500);
+  for (std::int32_t i = 0; i < 500; ++i) {
+    ids[static_cast<std::size_t>(i)] = 70000 + i % 16;
+    tokens[static_cast<std::size_t>(i)] = i;
+  }
+  task.token_ids = ids;
+  const kernels::KvPageLayout layout{.head_dim = 32};
+  const TokenMatch last = match_token_ids(head, task, tokens, layout);
+  ASSERT_TRUE(last.pays);
+  EXPECT_EQ(last.new_ids.size(), 16u);
+  EXPECT_EQ(last.refs[0], 65520);
+  EXPECT_EQ(last.refs[15], 65535);
+  EXPECT_EQ(last.refs[16], 65520);
+  EXPECT_EQ(last.new_tokens[15], 15);
+  ids[499] = 1;
+  EXPECT_FALSE(match_token_ids(head, task, tokens, layout).pays);
+  // Known ids need no room.
+  head.token_entries.emplace(1, 7);
+  const TokenMatch known = match_token_ids(head, task, tokens, layout);
+  ASSERT_TRUE(known.pays);
+  EXPECT_EQ(known.refs[499], 7);
+}
+
 TEST(HeadEncoder, CodebooksAreSharedBetweenBoundariesAndFallBackWhereTheyDoNotPay) {
   // Twelve different tokens: a few entries serve all.
   TestHead few({.vocab = 12});
@@ -372,7 +460,11 @@ void run_random_case(unsigned seed) {
   const RandomCase c = random_case(random);
   SCOPED_TRACE(plan_name(c.plan) + ", sinks " + std::to_string(c.sinks) + ", recent " +
                std::to_string(c.recent));
-  TestHead head({.vocab = random() % 2 == 0 ? 30 : 900, .wide = random() % 2 == 0, .seed = seed});
+  TestHead head({.vocab = random() % 2 == 0 ? 30 : 900,
+                 .wide = random() % 2 == 0,
+                 .token_table = random() % 2 == 0,
+                 .seed = seed});
+  const bool by_id = is_by_id(head.head(), c.plan);
   NaiveHead naive(c);
   for (int i = 0; i < 6; ++i) {
     const bool is_prompt = i < 3;
@@ -389,7 +481,7 @@ void run_random_case(unsigned seed) {
     }
     head.expect_everything_right();
     ASSERT_LE(head.placed_bytes(), head.foretold_bytes());
-    if (c.plan.codec.k != KvFormat::kCodebook && c.plan.codec.v != KvFormat::kCodebook) {
+    if (c.plan.codec.k != KvFormat::kCodebook && c.plan.codec.v != KvFormat::kCodebook && !by_id) {
       ASSERT_EQ(head.placed_bytes(), head.foretold_bytes());
     }
     if (::testing::Test::HasFatalFailure()) return;

@@ -83,6 +83,66 @@ TEST(KvStoreBoundary, TokenIdsAloneServeLayerZero) {
   EXPECT_FALSE(test.fork(1, 3, 200, 300, 40).ok()) << "before the end of what is compressed";
 }
 
+// The same without a table: the ids' own entries lie in the arena and are counted to the byte.
+TEST(KvStoreBoundary, WithoutATableLayerZeroKeepsItsOwnIds) {
+  TestStore test({.vocab = 40, .token_table = false});
+  ASSERT_TRUE(test.open(1, 400, 60).ok());
+  ASSERT_TRUE(test.extend(1, 200).ok());
+  TestBoundary boundary = all_heads(test, {.codec = kLloyd44}, 32);
+  boundary.heads[0].codec = boundary.heads[1].codec = kToken;
+  boundary.forks = true;
+  const auto kept = test.compress(1, boundary);
+  ASSERT_TRUE(kept.ok()) << kept.status().to_string();
+  const auto ids_of = [&](SequenceId id) {
+    const auto& tokens = test.sequences().at(id);
+    return static_cast<std::int64_t>(std::set(tokens.begin(), tokens.end()).size());
+  };
+  // Seven blocks of references and magnitudes, K and V; chunks of 16 entries of 32 channels.
+  const std::int64_t n_chunks = (ids_of(1) + 15) / 16;
+  EXPECT_EQ(kept->heads[0].bytes, 7u * 4 * 64 + 2 * static_cast<std::uint64_t>(n_chunks) * 1024);
+  EXPECT_DOUBLE_EQ(kept->heads[0].k_entries_per_token, static_cast<double>(ids_of(1)) / 200);
+  EXPECT_EQ(test.store().head_cache(1, 0, 0).tail_first, 200);
+  EXPECT_EQ(test.store().head_cache(1, 1, 0).tail_first, 160);
+  test.expect_content_of(1);
+  // A fork has the parent's entries, and each of the two adds its own.
+  ASSERT_TRUE(test.fork(1, 2, 200, 400, 60).ok());
+  std::vector<std::int32_t> of_child(64, 3);
+  of_child[10] = 39;
+  ASSERT_TRUE(test.extend(1, 64).ok());
+  ASSERT_TRUE(test.extend(2, of_child).ok());
+  boundary.forks = false;
+  ASSERT_TRUE(test.compress(2, boundary).ok());
+  ASSERT_TRUE(test.compress(1, boundary).ok());
+  for (const SequenceId id : {1, 2}) {
+    test.expect_content_of(id);
+    for (int head = 0; head < 2; ++head) {
+      const HeadCache& cache = test.store().head_cache(id, 0, head);
+      EXPECT_EQ(cache.k_book.n_filled, ids_of(id));
+      for (const StoredToken& token : test.read(id, 0, head)) {
+        const std::int32_t token_id =
+            test.sequences().at(id)[static_cast<std::size_t>(token.position)];
+        ASSERT_EQ(token.v, test.model().v(0, head, token_id));
+      }
+    }
+  }
+  // Such a book takes no directions, and one of directions takes no ids.
+  TestBoundary mixed = boundary;
+  mixed.heads[0] = {.codec = {KvFormat::kCodebook, KvFormat::kLloyd4}};
+  EXPECT_EQ(test.compress(1, mixed).status().code(), StatusCode::kInvalidArgument);
+  ASSERT_TRUE(test.free(1).ok());
+  test.expect_content_of(2);
+  ASSERT_TRUE(test.open(3, 300, 60).ok());
+  ASSERT_TRUE(test.extend(3, 200).ok());
+  const HeadPlan directions{.codec = {KvFormat::kCodebook, KvFormat::kLloyd4},
+                            .fallback = KvFormat::kRaw};
+  ASSERT_TRUE(test.compress(3, all_heads(test, directions, 32)).ok());
+  ASSERT_GT(test.store().head_cache(3, 0, 0).k_book.n_filled, 0);
+  EXPECT_EQ(test.compress(3, boundary).status().code(), StatusCode::kInvalidArgument);
+  ASSERT_TRUE(test.free(2).ok());
+  ASSERT_TRUE(test.free(3).ok());
+  EXPECT_EQ(test.held_pages(), 0);
+}
+
 TEST(KvStoreBoundary, PlansThatDoNotFitAreErrors) {
   TestStore test({});
   ASSERT_TRUE(test.open(1, 300, 50).ok());
@@ -169,11 +229,12 @@ TEST(KvStoreBoundary, AForkHoldsWhatATwinHoldsThatNeverForked) {
   const unsigned seed = std::random_device{}();
   for (unsigned i = 0; i < 25; ++i) {
     SCOPED_TRACE("seed " + std::to_string(seed + i));
-    TestStore test({.n_pages = 2000, .seed = seed + i});
+    TestStore test({.token_table = i % 2 == 0, .n_pages = 2000, .seed = seed + i});
     std::mt19937& random = test.random();
     TestBoundary boundary;
     boundary.recent = static_cast<int>(random() % 3) * 32;
     boundary.heads = random_plans(random, test.n_tables(), 2);
+    if (i % 4 == 1) boundary.heads[0] = boundary.heads[1] = {.codec = kToken};
     SCOPED_TRACE(describe(boundary.heads));
     // 1 is forked, 2 is not; they see the same tokens.
     const auto both = [&](std::int64_t n) {
@@ -234,9 +295,15 @@ class TightLife {
     options_.vocab = random_() % 2 == 0 ? 20 : 1500;
     options_.wide = random_() % 2 == 0;
     options_.seed = seed;
+    options_.token_table = random_() % 2 == 0;
     boundary_.heads =
         random_plans(random_, static_cast<std::size_t>(options_.n_layers * options_.n_kv_heads),
                      static_cast<std::size_t>(options_.n_kv_heads));
+    if (random_() % 3 == 0) {
+      for (int h = 0; h < options_.n_kv_heads; ++h) {
+        boundary_.heads[static_cast<std::size_t>(h)] = {.codec = kToken};
+      }
+    }
     demand_.compresses = true;
     std::int64_t at = 100 + static_cast<std::int64_t>(random_() % 300);
     for (unsigned i = 0; i <= random_() % 4; ++i) {

@@ -18,6 +18,7 @@ class TestHead {
   struct Options {
     int vocab = 2000;
     bool wide = false;  // positions and ids of 32 bits
+    bool token_table = true;
     unsigned seed = 1;
   };
   explicit TestHead(const Options& options)
@@ -25,6 +26,7 @@ class TestHead {
     layout_.head_dim = kTestDim;
     head_.context.wide_positions = options.wide;
     head_.context.wide_ids = options.wide;
+    if (!options.token_table) return;
     head_.context.k_tokens = model_.k_tokens();
     head_.context.v_tokens = model_.v_tokens();
     head_.context.token_stride = kTestDim;
@@ -46,7 +48,7 @@ class TestHead {
   EncodedHead boundary(const HeadPlan& plan, int sinks, int recent,
                        const std::vector<std::int32_t>* kept = nullptr) {
     HeadTask task;
-    task.plan = plan;
+    task.set_plan(head_, plan);
     task.sinks = sinks;
     task.recent = recent;
     task.n_tokens = n_tokens();
@@ -119,6 +121,8 @@ class TestHead {
     if (!encoded.v_mean.empty()) {
       head_.context.v_mean = reinterpret_cast<const std::uint16_t*>(place(encoded.v_mean));
     }
+    auto entry = static_cast<std::uint16_t>(head_.k_book.n_entries());
+    for (const std::int32_t id : encoded.entry_ids) head_.token_entries.emplace(id, entry++);
     add_entries(head_.k_book, encoded.k_entries);
     add_entries(head_.v_book, encoded.v_entries);
     head_.context.k_entries = head_.k_book.chunks.data();

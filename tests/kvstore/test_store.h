@@ -31,6 +31,7 @@ class TestStore {
     int head_dim = 32;
     int vocab = 60;
     bool wide = false;
+    bool token_table = true;
     std::int64_t n_pages = 400;
     unsigned seed = 1;
   };
@@ -47,7 +48,7 @@ class TestStore {
     config.wide_ids = options.wide;
     config.keeps_token_ids = true;
     store_ = *KvStore::create(config);
-    store_->set_token_table(model_.k_tokens(), model_.v_tokens());
+    if (options.token_table) store_->set_token_table(model_.k_tokens(), model_.v_tokens());
   }
 
   KvShape shape() const { return {options_.n_kv_heads, options_.head_dim, DType::kF16, 32}; }
@@ -55,6 +56,7 @@ class TestStore {
     return static_cast<std::size_t>(options_.n_layers * options_.n_kv_heads);
   }
   KvStore& store() { return *store_; }
+  const FakeKv& model() const { return model_; }
   const kernels::RopeTable& rope() const { return model_.rope(); }
   std::mt19937& random() { return random_; }
   const std::map<SequenceId, std::vector<std::int32_t>>& sequences() const { return tokens_; }

@@ -25,6 +25,7 @@
 
 #include "cluster/comm/mpi_world.h"
 #include "kernels/bench/yardsticks.h"
+#include "worker/bench/bench_rank.h"
 #include "worker/bench/device_rates.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/rank_runtime.h"
@@ -358,25 +359,16 @@ int run(int argc, char** argv) {
   settings.max_model_len = options.max_model_len;
   settings.layers_per_stage = options.layers_per_stage;
   if (options.kv_bytes > 0) settings.kv_bytes = {static_cast<std::int64_t>(options.kv_bytes)};
-  settings.host_name = (*world)->host_name();
-  settings.local_rank = (*world)->local_rank();
   settings.device = options.on_gpu ? ComputeDevice::kCuda : ComputeDevice::kCpu;
-  const Deadline deadline = Deadline::after_ms(300000);
-  const auto topology = agree_on_topology(settings, host, deadline);
-  if (!topology.ok()) {
-    std::fprintf(stderr, "pipeline_bench: %s\n", topology.status().to_string().c_str());
+  auto started = start_bench_rank(**world, settings);
+  if (!started.ok()) {
+    std::fprintf(stderr, "pipeline_bench: %s\n", started.status().to_string().c_str());
     return 1;
   }
-  auto rank = RankRuntime::create(settings, *topology, host, (*world)->device());
-  const Status agreed = agree_on_outcome(host, rank.status(), deadline);
-  if (!agreed.ok()) {
-    std::fprintf(stderr, "pipeline_bench: %s\n", agreed.to_string().c_str());
-    return 1;
-  }
-  const auto stages = gather_stages(host, (*rank)->info(), deadline);
-  CHECK(stages.ok(), stages.status().to_string());
+  RankRuntime& rank = *started->runtime;
+  const std::vector<control::StageInfo>& stages = started->stages;
   if (!options.on_gpu) {
-    const auto yardsticks = measure_yardsticks(host, (*rank)->info().weight_bytes());
+    const auto yardsticks = measure_yardsticks(host, rank.info().weight_bytes());
     CHECK(yardsticks.ok(), yardsticks.status().to_string());
     limits = {yardsticks->gemm_flops, yardsticks->read_gb_per_s * 1e9};
     if (host.rank() == 0) {
@@ -388,7 +380,7 @@ int run(int argc, char** argv) {
     }
   }
   std::thread stage_thread([&] {
-    const Status ended = (*rank)->worker().run();
+    const Status ended = rank.worker().run();
     if (!ended.ok()) host.abort(1, ended.to_string());
   });
   if ((*world)->rank() == 0) {
@@ -396,14 +388,14 @@ int run(int argc, char** argv) {
     config.max_num_seqs = options.max_num_seqs;
     config.max_num_batched_tokens = options.max_num_batched_tokens;
     config.max_in_flight = (*world)->size() + 1;
-    config.limits.vocab_size = (*rank)->model().vocab_size;
-    config.limits.max_model_len = static_cast<std::int32_t>((*rank)->max_model_len());
-    config.kv_model = make_kv_model((*rank)->model(), (*rank)->store().shape().dtype,
-                                    (*rank)->max_model_len(), *stages);
-    PipelineEngine engine(host, config, make_ledger((*rank)->store().shape(), *stages), *stages, {},
+    config.limits.vocab_size = rank.model().vocab_size;
+    config.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
+    config.kv_model = make_kv_model(rank.model(), rank.store().shape().dtype,
+                                    rank.max_model_len(), stages);
+    PipelineEngine engine(host, config, make_ledger(rank.store().shape(), stages), stages, {},
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();
-    const boost::json::object report = measure(engine, **rank, *stages, limits, options);
+    const boost::json::object report = measure(engine, rank, stages, limits, options);
     engine.stop();
     if (!options.json_file.empty()) {
       std::ofstream(options.json_file) << boost::json::serialize(report) << "\n";

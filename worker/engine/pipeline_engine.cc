@@ -81,7 +81,16 @@ void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t ch
 engine::EngineStats PipelineEngine::stats() const {
   const std::lock_guard lock(mutex_);
   engine::EngineStats stats = scheduler_.stats();
-  std::swap(stats.stages, stats.stages);
+  std::vector<engine::StageState> stages = stages_;
+  for (std::size_t s = 0; s < stages.size(); ++s) {
+    const engine::StageState& decided = stats.stages[s];
+    stages[s].kv_committed_bytes = decided.kv_committed_bytes;
+    stages[s].kv_level_ratio = decided.kv_level_ratio;
+    stages[s].kv_price = decided.kv_price;
+  }
+  stats.stages = std::move(stages);
+  stats.budget_rounds = budget_rounds_;
+  stats.budget_seconds = static_cast<double>(budget_us_) * 1e-6;
   return stats;
 }
 
@@ -94,7 +103,10 @@ void PipelineEngine::set_balancer(coordinator::BudgetBalancer balancer,
 Result<coordinator::BudgetPlan> PipelineEngine::balance(
     std::span<const coordinator::BudgetReport> reports) {
   const std::lock_guard lock(mutex_);
-  const auto decision = scheduler_.balance(reports, now_us());
+  const std::int64_t began = now_us();
+  const auto decision = scheduler_.balance(reports, began);
+  ++budget_rounds_;
+  budget_us_ += now_us() - began;
   if (!decision.ok()) return decision.status();
   coordinator::BudgetPlan plan = scheduler_.budget_plan();
   plan.n_stages = static_cast<std::uint32_t>(stages_.size());

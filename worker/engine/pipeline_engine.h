@@ -91,6 +91,8 @@ class PipelineEngine final : public engine::Engine {
   std::deque<control::StepResult> results_;
   std::vector<engine::StageState> stages_;
   std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported
+  std::uint64_t budget_rounds_ = 0;
+  std::int64_t budget_us_ = 0;  // of decisions
   Status failure_;
   bool stopping_ = false;
   bool woken_ = false;

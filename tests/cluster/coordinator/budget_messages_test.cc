@@ -112,7 +112,6 @@ TEST(BudgetMessages, FiguresThatCannotBeAreRefused) {
     change(plan);
     return decode_budget_plan(encode(plan)).status().code() == StatusCode::kInvalidArgument;
   };
-  EXPECT_TRUE(plan_refused([](BudgetPlan& p) { p.epoch = 0; }));
   EXPECT_TRUE(plan_refused([](BudgetPlan& p) { p.n_stages = 0; }));
   EXPECT_TRUE(plan_refused([](BudgetPlan& p) { p.n_stages = 257; }));
   EXPECT_TRUE(plan_refused([](BudgetPlan& p) { p.reason = static_cast<BudgetReason>(2); }));

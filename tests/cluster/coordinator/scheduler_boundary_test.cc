@@ -138,6 +138,30 @@ TEST(SchedulerBoundary, EveryProfileRunsToItsEnd) {
   }
 }
 
+// Without a token table plans count the ids of the prompt, those of a later segment once.
+TEST(SchedulerBoundary, PlansKnowTheBytesOfOwnTokenIds) {
+  SchedulerConfig config = kv_config(2);
+  config.kv_model.token_table = false;
+  Driver driver(config, kStages);
+  // 50 ids in the first segment, all known in the second.
+  engine::EngineRequest request = policy_request(600, 70, KvProfile::kSpindle);
+  request.compress_at = {300, 600};
+  request.kv_policy.ratio = 0.4;
+  const Life& life = driver.run(request);
+  ASSERT_TRUE(life.status.ok()) << life.status.to_string();
+  ASSERT_EQ(life.summary.boundaries.size(), 2u);
+  const auto bytes = [&](std::int64_t n, std::int64_t n_ids) {
+    return kvstore::head_block_bytes(
+        {.codec = {kernels::KvFormat::kToken, kernels::KvFormat::kToken}}, config.kv_model, n,
+        nullptr, n_ids);
+  };
+  const engine::HeadKvUse& first = life.summary.boundaries[0].heads[0];
+  EXPECT_EQ(first.plan, "FULL token");
+  EXPECT_EQ(first.bytes, bytes(300, kVocab));
+  EXPECT_EQ(life.summary.boundaries[1].heads[0].bytes, bytes(300, kVocab) + bytes(300, 0));
+  driver.expect_nothing_left();
+}
+
 TEST(SchedulerBoundary, SegmentsAreCompressedOneAfterTheOther) {
   Driver driver(kv_config(2), kStages);
   engine::EngineRequest request = policy_request(700, 80, KvProfile::kSnapKv, 2);

@@ -15,7 +15,7 @@ class RandomRun {
       : random_(seed),
         with_kv_(with_kv),
         tight_(tight),
-        driver_(config_of(max_in_flight, with_kv),
+        driver_(config_of(max_in_flight, with_kv, seed % 2 == 0),
                 with_kv ? tight ? std::vector<StageCapacity>{{2, 96}, {1, 48}}
                                 : std::vector<StageCapacity>{{2, 260}, {1, 130}}
                         : std::vector<StageCapacity>{{2, 24}, {1, 14}}) {}
@@ -50,8 +50,9 @@ class RandomRun {
   std::uint64_t n_expired() const { return n_expired_; }
 
  private:
-  static SchedulerConfig config_of(int max_in_flight, bool with_kv) {
+  static SchedulerConfig config_of(int max_in_flight, bool with_kv, bool token_table) {
     SchedulerConfig config = with_kv ? kv_config(max_in_flight) : small_config(max_in_flight);
+    config.kv_model.token_table = token_table;
     config.max_sessions = 4;
     config.max_session_bytes = 1 << 20;
     return config;
@@ -100,6 +101,10 @@ class RandomRun {
     request.kv_policy.recent = recents[random_() % 4];
     request.kv_policy.best_effort = true;
     if (random_() % 3 == 0) request.kv_policy.window = 40;
+    if (random_() % 4 == 0) {
+      request.kv_policy.overrides.push_back(
+          {.codec = kernels::KvCodec{kernels::KvFormat::kToken, kernels::KvFormat::kToken}});
+    }
     std::int32_t at = 0;
     while (random_() % 3 != 0) {
       at += 1 + static_cast<std::int32_t>(random_() % 150);

@@ -43,7 +43,7 @@ inline std::vector<std::int32_t> expected_output(std::vector<std::int32_t> token
 
 class SimulatedStages {
  public:
-  explicit SimulatedStages(const std::vector<StageCapacity>& stages) {
+  explicit SimulatedStages(const std::vector<StageCapacity>& stages, bool token_table = true) {
     int first_layer = 0;
     for (const StageCapacity& stage : stages) {
       kvstore::testing::TestStore::Options options;
@@ -51,6 +51,7 @@ class SimulatedStages {
       options.n_kv_heads = kShape.n_kv_heads;
       options.head_dim = kShape.head_dim;
       options.vocab = kVocab;
+      options.token_table = token_table;
       options.n_pages = stage.n_pages;
       stages_.push_back({std::make_unique<kvstore::testing::TestStore>(options), first_layer, {}});
       first_layer += stage.n_layers;
@@ -397,10 +398,10 @@ struct Life {
 // A scheduler with its stages, in steps that the test takes.
 class Driver {
  public:
-  Driver(SchedulerConfig config, const std::vector<StageCapacity>& capacities)
+  Driver(const SchedulerConfig& config, const std::vector<StageCapacity>& capacities)
       : capacities_(capacities),
-        scheduler_(std::move(config), KvLedger(kShape, capacities)),
-        stages_(capacities) {}
+        scheduler_(config, KvLedger(kShape, capacities)),
+        stages_(capacities, config.kv_model.token_table) {}
 
   Result<engine::RequestHandle> submit(engine::EngineRequest request) {
     auto handle = scheduler_.submit(request, ++now_);

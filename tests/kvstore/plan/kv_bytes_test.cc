@@ -63,6 +63,31 @@ TEST(KvBytes, WideIdsAndPositions) {
   EXPECT_EQ(head_body_bytes(evict({}), model, 4, 37), 40 * 256 + 2 * 128);
 }
 
+TEST(KvBytes, OwnTablesOfTokenIdsCountTheirEntries) {
+  KvModel model = mini_model();
+  const HeadPlan plan{.codec = {KvFormat::kToken, KvFormat::kToken}};
+  EXPECT_EQ(head_body_bytes(plan, model, 4, 2000, nullptr, 300), 63 * 64) << "with the whole table";
+  model.token_table = false;
+  // 63 blocks of references and magnitudes and 19 chunks of 16 entries, for each side.
+  EXPECT_EQ(head_body_bytes(plan, model, 4, 2000, nullptr, 300), 2 * (63 * 128 + 19 * 2048));
+  EXPECT_EQ(head_bytes(plan, model, 4, 2000, 80, nullptr, 300), 2 * (63 * 128 + 19 * 2048));
+  // Raw blocks where that is no more, and where nobody counted.
+  EXPECT_EQ(head_body_bytes(plan, model, 4, 2000, nullptr, 1999), 2000 * 256);
+  EXPECT_EQ(head_body_bytes(plan, model, 4, 2000), 2000 * 256);
+  EXPECT_EQ(head_body_bytes(plan, model, 4, 200'000, nullptr, 65'537), 200'000 * 256);
+  EXPECT_LT(head_body_bytes(plan, model, 4, 200'000, nullptr, 65'536), 200'000 * 256);
+}
+
+TEST(KvBytes, NewIdsAreCountedOnce) {
+  const std::vector<std::int32_t> ids = {5, 5, 7, 9, 7, 9, 5, 3};
+  EXPECT_EQ(count_new_ids(ids, 0, 10), 4);
+  EXPECT_EQ(count_new_ids(ids, 3, 10), 2);
+  EXPECT_EQ(count_new_ids(ids, 8, 10), 0);
+  EXPECT_EQ(count_new_ids({}, 0, 10), 0);
+  // Nobody knows what an id outside the vocabulary is.
+  EXPECT_EQ(count_new_ids(ids, 0, 6), 6);
+}
+
 TEST(KvBytes, CodebooksNeverCostMoreThanTheirFallback) {
   const KvModel model = mini_model();
   const HeadPlan plan{.codec = {KvFormat::kCodebook, KvFormat::kCodebook}};

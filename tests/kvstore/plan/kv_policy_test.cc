@@ -96,6 +96,11 @@ TEST(KvPolicy, OverridesNameTheirField) {
   EXPECT_NE(with({.codec = KvCodec{KvFormat::kToken, KvFormat::kRaw}}), "");
   EXPECT_NE(with({.last_layer = 1, .codec = KvCodec{KvFormat::kToken, KvFormat::kToken}}), "");
   EXPECT_EQ(with({.codec = KvCodec{KvFormat::kToken, KvFormat::kToken}}), "");
+  KvModel without_table = mini_model();
+  without_table.token_table = false;
+  KvPolicy tokens{.profile = KvProfile::kSnapKv};
+  tokens.overrides.push_back({.codec = KvCodec{KvFormat::kToken, KvFormat::kToken}});
+  EXPECT_EQ(error_of(tokens, 2000, without_table), "");
   EXPECT_EQ(with({.keep_ratio = 0.5}, KvProfile::kInt4),
             "kv_policy.overrides[0].selector must be set: profile int4 scores no tokens");
   // One selector: for all heads or for none.

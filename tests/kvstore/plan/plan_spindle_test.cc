@@ -98,6 +98,86 @@ TEST(PlanSpindle, WithoutATableTokensAndLloyd4) {
   EXPECT_EQ(plan_name(all->heads[0]), "EVICT lloyd4/lloyd4");
 }
 
+// A request's own table of ids takes the place of what layer 0 would get where it is no larger.
+TEST(PlanSpindle, WithoutATokenTableLayerZeroHoldsIdsWhereThatIsNoLarger) {
+  const ProfileTable table = mini_table();
+  KvModel model = mini_model();
+  model.token_table = false;
+  auto report = make_report(model, 4, 7800, 1);
+  const auto planned = [&](double ratio, std::int64_t n_ids, const ProfileTable* calibrated) {
+    report.n_new_ids = n_ids;
+    const auto plan =
+        plan_boundary({.profile = KvProfile::kSpindle, .ratio = ratio}, model, calibrated, report);
+    EXPECT_TRUE(plan.ok()) << plan.status().to_string();
+    return plan.ok() ? *plan : SequencePlan{};
+  };
+  const auto bytes = [&](const SequencePlan& plan, std::int64_t n_ids) {
+    return plan_bytes(plan, model, 7800, tail_length(plan.recent, 7800), nullptr, n_ids);
+  };
+  const std::string token = "FULL token";
+  for (const ProfileTable* calibrated : {&table, static_cast<const ProfileTable*>(nullptr)}) {
+    for (const double ratio : {0.5, 0.25, 0.1}) {
+      const SequencePlan never = planned(ratio, -1, calibrated);
+      std::uint64_t other = 0;  // what layer 0 takes without ids
+      for (std::size_t i = 0; i < 2; ++i) {
+        EXPECT_NE(plan_name(never.heads[i]), token);
+        other += head_bytes(never.heads[i], model, 4, 7800, tail_length(never.recent, 7800));
+      }
+      bool before = true;
+      int n_changes = 0;
+      for (std::int64_t n_ids = 50; n_ids < 7800; n_ids += 250) {
+        SCOPED_TRACE(std::to_string(ratio) + ", ids " + std::to_string(n_ids));
+        const SequencePlan plan = planned(ratio, n_ids, calibrated);
+        EXPECT_LE(bytes(plan, n_ids),
+                  static_cast<std::uint64_t>(ratio * static_cast<double>(full_bytes(model, 7800))));
+        const bool holds = plan_name(plan.heads[0]) == token || plan_name(plan.heads[1]) == token;
+        n_changes += holds == before ? 0 : 1;
+        before = holds;
+        const std::uint64_t own = 2 * head_bytes({.codec = {KvFormat::kToken, KvFormat::kToken}},
+                                                 model, 4, 7800, 0, nullptr, n_ids);
+        if (plan_name(plan.heads[0]) == token && plan_name(plan.heads[1]) == token) {
+          EXPECT_LE(own, other);
+        } else if (!holds) {
+          EXPECT_GT(own, other);
+        }
+      }
+      // Few ids pay, many do not.
+      EXPECT_EQ(n_changes, 1);
+      EXPECT_FALSE(before);
+    }
+  }
+  // What the ids save goes to the other heads.
+  const auto kept = [](const SequencePlan& plan) {
+    return std::accumulate(
+        plan.heads.begin() + 2, plan.heads.end(), std::int64_t{0},
+        [](std::int64_t sum, const HeadPlan& head) { return sum + head.n_keep; });
+  };
+  EXPECT_GT(kept(planned(0.1, 50, &table)), kept(planned(0.1, -1, &table)));
+  // The whole vocabulary's table costs less still.
+  EXPECT_GT(kept(spindle(0.1, report, &table)), kept(planned(0.1, 50, &table)));
+}
+
+TEST(PlanSpindle, AnOverrideHoldsIdsWhateverTheyCost) {
+  KvModel model = mini_model();
+  model.token_table = false;
+  auto report = make_report(model, 4, 4000, 1);
+  report.n_new_ids = 700;
+  KvPolicy policy{.profile = KvProfile::kSnapKv, .ratio = 0.15};
+  policy.overrides.push_back({.codec = kernels::KvCodec{KvFormat::kToken, KvFormat::kToken}});
+  ASSERT_TRUE(validate_policy(policy, model, 4000, nullptr, 700).ok());
+  const auto plan = plan_boundary(policy, model, nullptr, report);
+  ASSERT_TRUE(plan.ok()) << plan.status().to_string();
+  EXPECT_EQ(plan_name(plan->heads[0]), "FULL token");
+  EXPECT_EQ(plan_name(plan->heads[2]), "EVICT raw/raw");
+  EXPECT_LE(plan_bytes(*plan, model, 4000, tail_length(plan->recent, 4000), nullptr, 700),
+            static_cast<std::uint64_t>(0.15 * static_cast<double>(full_bytes(model, 4000))));
+  // As many ids as tokens would take the whole of layer 0, more than half of a budget of 15 %.
+  policy.ratio = 0.08;
+  EXPECT_TRUE(validate_policy(policy, model, 4000, nullptr, 700).ok());
+  EXPECT_FALSE(validate_policy(policy, model, 4000, nullptr, 4000).ok());
+  EXPECT_FALSE(validate_policy(policy, model, 4000).ok());
+}
+
 TEST(PlanSpindle, HeadsThatLoseNothingByAWindowStream) {
   ProfileTable table = mini_table();
   table.heads[6].window64 = 1e-5;   // not more than lloyd4/lloyd4

@@ -54,6 +54,14 @@ double ratio_of(KvProfile profile) {
   }
 }
 
+// Layer 0 as token ids, everything else by snapkv.
+engine::EngineRequest token_request(std::size_t n_prompt, int max_tokens) {
+  engine::EngineRequest request = request_for(KvProfile::kSnapKv, 0.4, n_prompt, max_tokens);
+  request.kv_policy.overrides.push_back(
+      {.codec = kernels::KvCodec{kernels::KvFormat::kToken, kernels::KvFormat::kToken}});
+  return request;
+}
+
 struct Outcome {
   std::vector<std::int32_t> tokens;
   std::vector<engine::BoundaryUse> boundaries;
@@ -149,6 +157,113 @@ INSTANTIATE_TEST_SUITE_P(Profiles, KvPolicyTest, testing::ValuesIn(kvstore::all_
                                '_');
                            return name;
                          });
+
+// Without the table of the whole vocabulary, requests keep their own ids, whatever the stages.
+TEST(KvPolicy, OwnTablesOfTokenIdsAreTheSameOnAnyNumberOfStages) {
+  constexpr std::size_t kPrompt = 700;
+  const auto requests = [] {
+    std::vector<engine::EngineRequest> out;
+    out.push_back(token_request(kPrompt, 140));
+    out.push_back(token_request(kPrompt, 140));
+    out.back().compress_at = {300, 520, 700};  // ids are added in three segments
+    // Four times the same: few ids, which the profile takes by itself.
+    out.push_back(request_for(KvProfile::kSpindle, 0.5, 150, 140));
+    const std::vector<std::int32_t> once = out.back().prompt_ids;
+    for (int i = 1; i < 4; ++i) {
+      out.back().prompt_ids.insert(out.back().prompt_ids.end(), once.begin(), once.end());
+    }
+    return out;
+  };
+  const std::vector<std::int32_t> prompt = document(kPrompt);
+  const std::int64_t n_ids = kvstore::count_new_ids(prompt, 0, 4096);
+  std::vector<Outcome> reference;
+  for (const int n_stages : {1, 2, 3, 4}) {
+    SCOPED_TRACE(std::to_string(n_stages) + " stages");
+    LocalClusterSettings settings;
+    settings.n_stages = n_stages;
+    settings.rank.token_table_bytes = 0;
+    settings.rank.max_num_batched_tokens = n_stages == 3 ? 64 : 512;
+    TestCluster cluster(settings);
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (engine::EngineRequest& request : requests()) {
+      sinks.push_back(cluster.submit(std::move(request)));
+    }
+    for (std::size_t i = 0; i < sinks.size(); ++i) {
+      SCOPED_TRACE("request " + std::to_string(i));
+      const Generated generated = sinks[i]->wait();
+      ASSERT_TRUE(generated.status.ok()) << generated.status.to_string();
+      const Outcome outcome{generated.tokens[0], generated.summary.boundaries};
+      if (n_stages == 1) {
+        reference.push_back(outcome);
+      } else {
+        expect_same(outcome, reference[i]);
+      }
+    }
+    expect_empty(cluster, n_stages);
+  }
+  // The plan says what the store lays out, to the byte.
+  const kvstore::KvModel model{.n_layers = 12,
+                               .n_heads = 4,
+                               .n_kv_heads = 2,
+                               .head_dim = 64,
+                               .vocab_size = 4096,
+                               .max_model_len = 8192,
+                               .token_table = false};
+  const engine::HeadKvUse& head = reference[0].boundaries.at(0).heads[0];
+  EXPECT_EQ(head.plan, "FULL token");
+  EXPECT_EQ(head.kept_tokens, static_cast<std::int64_t>(kPrompt));
+  EXPECT_EQ(head.bytes,
+            kvstore::head_bytes({.codec = {kernels::KvFormat::kToken, kernels::KvFormat::kToken}},
+                                model, 4, kPrompt, 0, nullptr, n_ids));
+  EXPECT_LT(head.bytes, kPrompt * 256 * 7 / 10);
+  EXPECT_EQ(reference[2].boundaries.at(0).heads[0].plan, "FULL token");
+}
+
+// Layer 0 loses nothing by it: the rest in full precision gives the uncompressed tokens.
+TEST(KvPolicy, OwnTablesOfTokenIdsChangeNoToken) {
+  LocalClusterSettings settings;
+  settings.rank.token_table_bytes = 0;
+  TestCluster cluster(settings);
+  engine::EngineRequest request = request_for(KvProfile::kFull, 0, 700, 140);
+  request.kv_policy.overrides = token_request(700, 140).kv_policy.overrides;
+  const Outcome own = run_one(cluster, std::move(request));
+  EXPECT_EQ(own.boundaries.at(0).heads[1].plan, "FULL token");
+  EXPECT_GT(own.boundaries.at(0).heads[1].k_entries_per_token, 0);
+  EXPECT_EQ(own.tokens, run_one(cluster, request_for(KvProfile::kFull, 0, 700, 140)).tokens);
+  expect_empty(cluster, 1);
+}
+
+// Choices fork from the prompt's entries, and a session goes on with them.
+TEST(KvPolicy, OwnTablesOfTokenIdsAreSharedByChoicesAndSessions) {
+  LocalClusterSettings settings;
+  settings.n_stages = 2;
+  settings.rank.token_table_bytes = 0;
+  TestCluster cluster(settings);
+  engine::EngineRequest choices = token_request(500, 140);
+  choices.sampling.n_choices = 3;
+  const Generated generated = cluster.generate(std::move(choices));
+  ASSERT_TRUE(generated.status.ok()) << generated.status.to_string();
+  const Outcome single = run_one(cluster, token_request(500, 140));
+  for (const auto& tokens : generated.tokens) EXPECT_EQ(tokens, single.tokens);
+  engine::EngineRequest first = token_request(500, 100);
+  first.session_id = "s";
+  first.keep_session = true;
+  std::vector<std::int32_t> prompt = first.prompt_ids;
+  const Outcome begun = run_one(cluster, std::move(first));
+  prompt.insert(prompt.end(), begun.tokens.begin(), begun.tokens.end());
+  const std::vector<std::int32_t> question = document(80);
+  prompt.insert(prompt.end(), question.begin(), question.end());
+  engine::EngineRequest next = token_request(500, 70);
+  next.prompt_ids = prompt;
+  next.session_id = "s";
+  const Generated continued = cluster.generate(std::move(next));
+  ASSERT_TRUE(continued.status.ok()) << continued.status.to_string();
+  EXPECT_GE(continued.summary.cached_tokens, 500);
+  EXPECT_EQ(continued.tokens[0].size(), 70u);
+  EXPECT_EQ(continued.summary.boundaries.at(0).heads[0].kept_tokens,
+            static_cast<std::int64_t>(prompt.size()));
+  cluster.stop();
+}
 
 // Recomputing a sequence from its prompt and the tokens it generated gives the same cache: the same
 // next tokens as if it had never been dropped.

@@ -8,10 +8,13 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/kv_compact.h"
+#include "kernels/kv_score.h"
 #include "kernels/kv_select.h"
 #include "tests/kernels/golden_kv.h"
 #include "tests/worker/local_cluster.h"
@@ -39,7 +42,7 @@ constexpr std::size_t kVocab = 4096;
 // The whole model on one stage, with f16 KV as the reference rounds it.
 class Model {
  public:
-  Model() {
+  explicit Model(bool token_table = true) {
     auto config = model::load_model_config(mini_model_dir());
     CHECK(config.ok(), config.status().to_string());
     auto context = CpuContext::create({2, CpuIsa::kAvx512});
@@ -58,6 +61,7 @@ class Model {
     stage.is_last = true;
     stage.max_batched_tokens = 512;
     stage.max_model_len = config->max_position_embeddings;
+    if (!token_table) stage.token_table_bytes = 0;
     auto checkpoint = model::Checkpoint::open(mini_model_dir());
     CHECK(checkpoint.ok(), checkpoint.status().to_string());
     auto weights = model::load_llama_stage(*checkpoint, *config, stage.layers, true, true);
@@ -362,6 +366,87 @@ TEST(BoundaryGolden, KeptSetsOfSpindleKv) {
   }
   EXPECT_GT(n_kept, 10000u);
   EXPECT_LE(n_different, 20u);
+}
+
+// Layer 0 as the request's own table of ids, and all else in full precision: the reference's
+// uncompressed logits, in fewer bytes than its K and V.
+TEST(BoundaryGolden, LayerZeroAsItsOwnTableOfIds) {
+  Model model(false);
+  model.prefill(needs_of(KvSelector::kNone));
+  ASSERT_FALSE(model.store().has_token_table());
+  std::vector<HeadPlan> heads(kTables);
+  for (std::size_t head = 0; head < kKvHeads; ++head) heads[head] = full(kToken);
+  kvstore::StageBoundary boundary;
+  boundary.heads = heads;
+  const auto compressed = model.stage().compress(1, boundary, false);
+  ASSERT_TRUE(compressed.ok()) << compressed.status().to_string();
+  model.store().check_invariants();
+  auto ids = model.golden().read<std::int32_t>("prompt_ids");
+  std::sort(ids.begin(), ids.end());
+  const std::int64_t n_ids = std::unique(ids.begin(), ids.end()) - ids.begin();
+  EXPECT_EQ(model.store().head_cache(1, 0, 0).k_book.n_filled, n_ids);
+  const Distance d = distance(model, "full", model.feed());
+  std::printf("own ids: worst KL %.3g, worst logit %.3g, %lld ids, %.4f of the head's bytes\n",
+              d.worst_kl, d.worst_logit, static_cast<long long>(n_ids),
+              static_cast<double>(compressed->heads[0].bytes) / (kPrompt * 256.0));
+  EXPECT_LE(d.worst_kl, 1e-6);
+  EXPECT_TRUE(d.same_argmax);
+}
+
+// The reference's "keydiff" has our scores (kernels/kv_score.h) and keeps the 435 highest of all
+// 1,755 tokens of each head, with nothing forced: the observation window competes like any other
+// token, and so the last row's KL to the full cache is 3.9. Our selectors always keep the window
+// (KL 1e-5), so what a boundary makes of KeyDiff cannot be the reference's. What can be compared is
+// the scores' ranking with nothing forced: attention is over a set of keys that RoPE has turned
+// already, so the kept rows are moved to the end of the tail and all before them is dropped.
+TEST(BoundaryGolden, KeyDiffsRankingWithNothingForced) {
+  constexpr std::int64_t kKept = 435;
+  Model model;
+  model.prefill(needs_of(KvSelector::kNone));
+  const kernels::KvPageLayout layout = model.store().page_layout();
+  const std::int64_t d = layout.head_dim;
+  std::vector<std::int32_t> all(kPrompt);
+  std::iota(all.begin(), all.end(), 0);
+  std::size_t n_of_window = 0;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    std::vector<float> k(static_cast<std::size_t>(kKept * kKvHeads * d));
+    std::vector<float> v(k.size());
+    const auto columns = [&](std::vector<float>& values, std::int64_t head) {
+      return Rows(values.data(), kKept, kKvHeads * d).columns(head * d, d);
+    };
+    for (std::int64_t head = 0; head < kKvHeads; ++head) {
+      const kernels::KvHeadPages& pages =
+          model.store().heads(1, layer)[static_cast<std::size_t>(head)];
+      std::vector<float> keys(static_cast<std::size_t>(kPrompt * d));
+      std::vector<float> values(keys.size());
+      kernels::kv_gather(model.context(), pages.pages, 0, all, layout,
+                         Rows(keys.data(), kPrompt, d), Rows(values.data(), kPrompt, d));
+      std::vector<float> scores(kPrompt);
+      kernels::keydiff_scores(model.context(), ConstRows(keys.data(), kPrompt, d), scores);
+      const std::vector<std::int32_t> kept = kernels::select_top_k(scores, kKept);
+      n_of_window += static_cast<std::size_t>(
+          kept.end() -
+          std::lower_bound(kept.begin(), kept.end(), kPrompt - kvstore::kObservationWindow));
+      kernels::kv_gather(model.context(), pages.pages, 0, kept, layout, columns(k, head),
+                         columns(v, head));
+    }
+    const kernels::KvAppendSequence to_the_end{0, kKept, kPrompt - kKept,
+                                               model.store().writable_heads(1, layer).data()};
+    kernels::kv_append(model.context(), ConstRows(k.data(), kKept, kKvHeads * d),
+                       ConstRows(v.data(), kKept, kKvHeads * d), {&to_the_end, 1}, kKvHeads,
+                       layout);
+  }
+  // It would be the same as forcing the window if everything in it were kept.
+  EXPECT_LT(n_of_window, std::size_t{kTables * kvstore::kObservationWindow * 3 / 4});
+  kvstore::StageBoundary boundary;
+  const std::vector<HeadPlan> heads(kTables, stream(kKept));
+  boundary.heads = heads;
+  ASSERT_TRUE(model.stage().compress(1, boundary, false).ok());
+  const Distance apart = distance(model, "keydiff", model.feed());
+  std::printf("keydiff, nothing forced: worst KL %.3g, worst logit %.3g, %zu window tokens kept\n",
+              apart.worst_kl, apart.worst_logit, n_of_window);
+  EXPECT_LE(apart.worst_kl, 1e-5);
+  EXPECT_TRUE(apart.same_argmax);
 }
 
 }  // namespace
