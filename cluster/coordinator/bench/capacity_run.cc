@@ -53,6 +53,14 @@ void fill_window(const SimulationMetrics& from, const SimulationMetrics& to, Cap
   out.decision_share = out.decision_mean_us / out.step_us;
 }
 
+void fill_levels(const simulation::SimulationConfig& cluster, const BudgetPlan& plan,
+                 CapacityResult& out) {
+  if (!cluster.balance) return;
+  for (std::size_t s = 0; s < out.stages.size(); ++s) {
+    out.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - cluster.balance->own_level);
+  }
+}
+
 }  // namespace
 
 CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const LoadSettings& load,
@@ -91,7 +99,10 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
     }
     const bool is_over =
         result.waits ? n_submitted == load.n_requests : n_ended >= load.n_requests / 2;
-    if (from && !to && is_over) to = simulation.metrics();
+    if (from && !to && is_over) {
+      to = simulation.metrics();
+      fill_levels(cluster, simulation.scheduler().budget_plan(), result);
+    }
     if (n_ended == load.n_requests) {
       result.makespan_s = static_cast<double>(simulation.clock().now_us()) * 1e-6;
     }
@@ -109,12 +120,8 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
   result.n_steps = simulation.metrics().n_steps;
   result.n_preemptions = simulation.scheduler().stats().preemptions;
   result.n_budget_plans = simulation.metrics().n_budget_plans;
-  for (std::size_t s = 0; s < result.stages.size() && cluster.balance; ++s) {
-    const BudgetPlan& plan = simulation.scheduler().budget_plan();
-    result.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - cluster.balance->own_level);
-  }
   if (from && to) fill_window(*from, *to, result);
-  result.real_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;
+  result.cpu_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;
   return result;
 }
 

@@ -32,14 +32,15 @@ struct CapacityResult {
   double step_us = 0;       // window by steps
   double mean_prompt = 0;
   double mean_output = 0;
-  double decision_mean_us = 0;  // real time of next_step and on_result, by step
+  double decision_mean_us = 0;  // CPU time of next_step and on_result, by step
   double decision_p50_us = 0;
   double decision_p99_us = 0;
   double decision_share = 0;  // of the step
   std::uint64_t n_preemptions = 0;
   std::int64_t n_budget_plans = 0;
-  std::vector<int> levels;  // [n_stages], steps of the ladder beyond the policy's own, at the end
-  double real_s = 0;        // of the simulation
+  std::vector<int>
+      levels;  // [n_stages], steps of the ladder beyond the policy's own, when the window ends
+  double cpu_s = 0;  // CPU time of the simulation
   std::uint64_t n_steps = 0;
   std::vector<StageUse> stages;
 };

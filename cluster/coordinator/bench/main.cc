@@ -3,12 +3,12 @@
 //
 //   build/bin/spindle_scale --json scale.json [--models 8b,70b] [--stages 2,4,8] [--requests 10000]
 //
-// Every figure is of a virtual clock but the decisions' cost, which is this machine's.
+// Every figure is of a virtual clock but the decisions' cost, which is this machine's CPU time.
 
 #include <CLI/CLI.hpp>
 #include <boost/json.hpp>
-#include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -35,10 +35,11 @@ struct Options {
   std::uint64_t seed = 1;
 };
 
-std::int64_t steady_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
+// This thread's own time: other processes do not count.
+std::int64_t cpu_ns() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
 json::object stage_json(const StageUse& use) {
@@ -70,7 +71,7 @@ json::object result_json(const CapacityResult& result) {
           {"preemptions", result.n_preemptions},
           {"budget_plans", result.n_budget_plans},
           {"levels", json::array(result.levels.begin(), result.levels.end())},
-          {"real_s", result.real_s},
+          {"cpu_s", result.cpu_s},
           {"stages", std::move(stages)}};
 }
 
@@ -127,14 +128,14 @@ Result<json::object> run_cell(const Options& options, const std::string& model, 
   load.vocab_size = settings.shape.vocab_size;
   const auto cluster = capacity_cluster(settings);
   if (!cluster.ok()) return cluster.status();
-  const CapacityResult result = run_capacity(*cluster, load, steady_ns);
+  const CapacityResult result = run_capacity(*cluster, load, cpu_ns);
   if (!result.violation.empty()) return internal_error(result.violation);
   std::printf(
       "%-4s %2d stages, %-9s %7.0f running, %8.0f output tokens/s, step %7.0f us, decision "
       "%6.1f us (%.2f %%)%s, %.0f s\n",
       model.c_str(), n_stages, memories.c_str(), result.concurrency, result.output_per_s,
       result.step_us, result.decision_mean_us, 100 * result.decision_share,
-      result.waits ? "" : ", nobody waits", result.real_s);
+      result.waits ? "" : ", nobody waits", result.cpu_s);
   std::fflush(stdout);
   json::object cell = result_json(result);
   cell["model"] = settings.shape.name;

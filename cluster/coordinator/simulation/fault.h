@@ -20,6 +20,7 @@ enum class Fault : std::uint8_t {
   kPlansSwapped,      // two plans change places on their way to a stage
   kLongerRun,         // a run has one token more than it should when it reaches the stages
   kRepeatedEnd,       // a request ends twice
+  kEarlyBudget,       // a step is planned by budgets that are not in effect yet
 };
 
 struct FaultName {
@@ -38,6 +39,7 @@ inline constexpr std::array kFaults{
     FaultName{Fault::kPlansSwapped, "plans-swapped"},
     FaultName{Fault::kLongerRun, "longer-run"},
     FaultName{Fault::kRepeatedEnd, "repeated-end"},
+    FaultName{Fault::kEarlyBudget, "early-budget"},
 };
 
 // A fault that happens once, at the first chance from a step on.

@@ -224,6 +224,11 @@ void Simulation::send(control::StepPlan plan) {
   if (!sent->plan.runs().empty() && config_.faults.strikes(Fault::kLongerRun, sent->plan.step())) {
     sent->plan.mutable_runs(0)->add_tokens(0);
   }
+  if (last_budget_.epoch > sent->plan.budget_epoch() &&
+      sent->plan.step() < last_budget_.effective_step &&
+      config_.faults.strikes(Fault::kEarlyBudget, sent->plan.step())) {
+    sent->plan.set_budget_epoch(last_budget_.epoch);
+  }
   for (std::size_t s = 0; s < stages_.size(); ++s) {
     sent->committed.push_back(scheduler_.ledger().committed_pages(s));
   }

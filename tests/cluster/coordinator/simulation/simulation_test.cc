@@ -129,6 +129,7 @@ double least_found(Fault fault) {
     case Fault::kLowReport:
       return 0.5;
     case Fault::kLostFree:
+    case Fault::kLostScores:
       return 0.7;
     case Fault::kLargeReservation:
       return 0.75;
@@ -148,7 +149,7 @@ TEST_P(Faults, AreFound) {
   const Fault fault = GetParam().fault;
   int n_struck = 0;
   int n_found = 0;
-  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+  for (std::uint64_t seed = 0; seed < 1500 && n_struck < 50; ++seed) {
     const ScenarioResult result = run_seed(seed, fault);
     if (!result.fault_struck) {
       ASSERT_EQ(result.violation, "") << "seed " << seed;
