@@ -103,6 +103,7 @@ BudgetBalancer::BudgetBalancer(BalancerConfig config)
       levels_(config_.curves.size(), config_.own_level),
       measured_(config_.curves.size()),
       prices_(config_.curves.size()),
+      extra_(config_.curves.size()),
       reliefs_(config_.curves.size(), {.hold_us = config_.relief_hold_us}) {
   for (Measured& measured : measured_) measured.factor.resize(config_.curves.front().size());
 }
@@ -179,6 +180,9 @@ void BudgetBalancer::smooth_demand(const BalancerInput& input) {
     weight = 1.0 - std::exp(-passed / static_cast<double>(config_.smoothing_us));
   }
   smoothed_us_ = input.now_us;
+  for (std::size_t s = 0; s < extra_.size() && input.n_running > 0; ++s) {
+    extra_[s] += weight * (of_bytes(input.ledger[s].extra_bytes) - extra_[s]);
+  }
   demand_ += weight * (demand - demand_);
   if (input.mean_tokens <= 0) return;  // nobody says how long requests are
   const double length_weight = mean_tokens_ > 0 ? weight : 1.0;
@@ -196,7 +200,7 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     for (int level = 0; level < n_levels_; ++level) {
       const kvstore::LevelPoint& point = config_.curves[s][static_cast<std::size_t>(level)];
       load.bytes.push_back(
-          std::clamp(of_bytes(point.bytes) * scale * factor(s, level), 1.0, kMostBytes));
+          std::clamp(of_bytes(point.bytes) * scale * factor(s, level) + extra_[s], 1.0, kMostBytes));
       load.error.push_back(point.error);
     }
     // A stronger level never takes more, whatever was measured.

@@ -9,8 +9,8 @@
 //    most max_num_seqs, at most what fits with every stage at its strongest level. Every stage
 //    keeps room for one prompt that is not compressed yet.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
-//    Projections are the planned curves for requests as long as those at hand, corrected by what
-//    stages really kept of what was planned, level by level. All stages that memory binds then
+//    Projections are the planned curves for prompts as long as those at hand, corrected by what
+//    stages really kept of what was planned, level by level, and what requests hold beside them. All stages that memory binds then
 //    have about the same time to exhaustion: each was given the bytes that as many requests need.
 // 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or when
 //    the stage would be full exhaustion_factor times sooner than the stages that are well. Lighter:
@@ -62,6 +62,9 @@ struct LedgerUse {
   std::uint64_t capacity_bytes = 0;
   // What levels do not reach of the committed: requests that are not compressed, kept sessions.
   std::uint64_t fixed_bytes = 0;
+  // Of a running request that is compressed, on average: what it has beyond its compressed prompt.
+  // Output is encoded and never dropped, so levels hardly reach it.
+  std::uint64_t extra_bytes = 0;
 };
 
 struct BalancerInput {
@@ -71,8 +74,8 @@ struct BalancerInput {
   std::span<const LedgerUse> ledger;      // [n_stages]
   int n_running = 0;  // of the requests that levels reach, as is all that follows
   int n_waiting = 0;
-  double mean_tokens = 0;  // prompt and answer of the running and waiting; 0 when there are none
-  double peak_tokens = 0;  // of the longest of them; at least mean_tokens
+  double mean_tokens = 0;  // of the prompts of the running and waiting; 0 when there are none
+  double peak_tokens = 0;  // that the longest of them takes uncompressed; at least mean_tokens
 };
 
 struct BudgetDecision {
@@ -144,6 +147,7 @@ class BudgetBalancer {
   std::vector<int> levels_;         // [n_stages]
   std::vector<Measured> measured_;  // [n_stages]
   std::vector<double> prices_;      // [n_stages]
+  std::vector<double> extra_;       // [n_stages], LedgerUse::extra_bytes smoothed
   std::vector<Relief> reliefs_;     // [n_stages]
   std::uint64_t epoch_ = 0;
   std::optional<std::int64_t> first_us_;

@@ -264,6 +264,7 @@ void Scheduler::preempt(Request& request) {
   request.granted_tokens = 0;
   request.growths.clear();
   request.used_pages.clear();
+  request.prompt_pages.clear();
   begin_anew(request);
   count_waiting(request, 1);
   request.ticket.work = request.n_prompt();

@@ -262,7 +262,13 @@ void Scheduler::on_compressed(const control::CompressedSequence& compressed, std
   }
   ledger_.update_choice(request.handle, choice.index, stage, pages, of_prompt);
   request.used_pages.resize(ledger_.stages().size());
-  if (choice.index == 0) request.used_pages[stage] = compressed.used_pages();
+  request.prompt_pages.resize(ledger_.stages().size());
+  if (choice.index == 0) {
+    request.used_pages[stage] = compressed.used_pages();
+    if (compressed.n_tokens() <= request.n_before_output()) {
+      request.prompt_pages[stage] = compressed.used_pages();
+    }
+  }
   if (!of_prompt) return;
   add_boundary_use(request, compressed, stage);
   --request.compressions_pending;

@@ -68,6 +68,8 @@ BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerU
   input.now_us = now_us;
   input.next_step = next_step_;
   double tokens = 0;
+  std::vector<std::int64_t> extra(ledger.size());
+  std::int64_t n_compressed = 0;
   for (const auto& [handle, request] : requests_) {
     if (request->choices_left == 0) continue;
     if (!is_balanced(request->request.kv_policy)) {
@@ -75,14 +77,21 @@ BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerU
       continue;
     }
     ++(request->admitted ? input.n_running : input.n_waiting);
-    const auto n = static_cast<double>(
-        request->grows() ? std::max(request->granted_tokens, request->first_grant())
-                         : request->most_tokens());
-    tokens += n;
-    input.peak_tokens = std::max(input.peak_tokens, n);
+    const auto n_prompt = static_cast<double>(request->n_before_output());
+    tokens += n_prompt;
+    input.peak_tokens =
+        std::max(input.peak_tokens, static_cast<double>(request->first_demand().max_tokens));
+    if (request->prompt_pages.empty() || request->page_reports_pending > 0) continue;
+    const std::vector<std::int64_t> pages = ledger_.pages_of(handle);
+    for (std::size_t s = 0; s < extra.size(); ++s) extra[s] += pages[s] - request->prompt_pages[s];
+    ++n_compressed;
   }
   const int n_requests = input.n_running + input.n_waiting;
   if (n_requests > 0) input.mean_tokens = tokens / n_requests;
+  for (std::size_t s = 0; s < extra.size() && n_compressed > 0; ++s) {
+    ledger[s].extra_bytes =
+        static_cast<std::uint64_t>(std::max<std::int64_t>(extra[s], 0) / n_compressed) * page;
+  }
   return input;
 }
 

@@ -89,7 +89,8 @@ struct Scheduler::Request {
   bool continues_compressed = false;
   std::int64_t inherited_tail_begin = 0;
   int inherited_recent = 0;
-  std::vector<std::int64_t> used_pages;  // of the first choice at its last boundary, by stage
+  std::vector<std::int64_t> used_pages;    // of the first choice at its last boundary, by stage
+  std::vector<std::int64_t> prompt_pages;  // of those, at the prompt's last boundary
   std::uint64_t session_sequence = 0;    // the kept sequence it began from, or 0
   std::int64_t n_cached = 0;
   std::int32_t max_generated = 0;  // max_tokens, or what the context leaves

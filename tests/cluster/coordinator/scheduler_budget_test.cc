@@ -6,7 +6,7 @@
 namespace spindle::coordinator {
 namespace {
 
-const std::vector<StageCapacity> kStages = {{2, 400}, {1, 40}};
+const std::vector<StageCapacity> kStages = {{2, 400}, {1, 30}};
 
 BudgetBalancer balancer_of(std::uint64_t steps_ahead = 1) {
   BalancerConfig config = testing::config_of(2);
@@ -97,7 +97,7 @@ TEST_F(SchedulerBudgetTest, ReportsAreAskedForOneAtATime) {
 }
 
 TEST_F(SchedulerBudgetTest, PressureMakesTheTightStageKeepLessFromANumberedStepOn) {
-  for (int i = 0; i < 8; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
   std::optional<BudgetDecision> decision;
   for (int i = 0; i < 4 && !decision; ++i) {
     driver_.step();
@@ -130,7 +130,7 @@ TEST_F(SchedulerBudgetTest, PressureMakesTheTightStageKeepLessFromANumberedStepO
 
 TEST_F(SchedulerBudgetTest, ASizeThatARequestAskedForIsItsOwn) {
   driver_.scheduler().set_balancer(balancer_of(), ladder());
-  for (int i = 0; i < 8; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
   std::optional<BudgetDecision> decision;
   for (int i = 0; i < 4 && !decision; ++i) {
     driver_.step();

@@ -58,7 +58,7 @@ TEST(LevelLadder, StaysBetweenTheFloorAndEverything) {
       const double most =
           static_cast<double>(plan_bytes(uncompressed_plan(policy, model), model, n_tokens, 0)) /
           full;
-      const std::uint64_t floor = floor_bytes(policy, model, &table, n_tokens);
+      const std::uint64_t floor = floor_bytes(policy, model, &table, n_tokens, -1);
       const auto bytes = [&](std::size_t level) {
         return level_size(policy, model, &table, n_tokens, ladder.ratios[level]).bytes;
       };
