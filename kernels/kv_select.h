@@ -54,7 +54,7 @@ class GlobalCounts {
 
  private:
   std::vector<const ScoreHistogram*> heads_;
-  std::vector<std::int64_t> from_bin_;                // [bins + 1]: all heads' tokens in b and above
+  std::vector<std::int64_t> from_bin_;  // [bins + 1]: all heads' tokens in b and above
   std::vector<std::vector<std::uint32_t>> from_row_;  // [head][rows + 1]: its own, by row
 };
 

@@ -105,9 +105,9 @@ Result<KvStore::BoundaryWork> KvStore::check_room(const Sequence& sequence,
   return work;
 }
 
-// Pages that the sequence may still take until it holds its granted tokens, when generated tokens leave the
-// tail every kGeneratedBoundary tokens. Pages that others share do not come back when this sequence
-// lets go of them. With what it holds, never more than before.
+// Pages that the sequence may still take until it holds its granted tokens, when generated tokens
+// leave the tail every kGeneratedBoundary tokens. Pages that others share do not come back when
+// this sequence lets go of them. With what it holds, never more than before.
 SequencePages KvStore::pages_of(const Sequence& sequence) const {
   SequencePages pages{sequence.arena.n_pages(), sequence.reserved_pages};
   for (const HeadCache& cache : sequence.caches) {

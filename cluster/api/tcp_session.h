@@ -142,8 +142,8 @@ class TcpSession : public std::enable_shared_from_this<TcpSession> {
   std::deque<std::uint64_t> score_order_;  // requests whose scores wait, the next one first
   bool authenticated_ = false;
   std::uint64_t owner_ = 0;  // ApiKeys::owner_of the client's key
-  bool closing_ = false;             // goodbye was said: nothing is accepted or queued any more
-  bool closed_ = false;              // the socket is closed
+  bool closing_ = false;     // goodbye was said: nothing is accepted or queued any more
+  bool closed_ = false;      // the socket is closed
   bool reader_ended_ = false;
   bool writer_ended_ = false;
   std::uint64_t n_requests_ = 0;  // ever, for the ids of requests that bring none

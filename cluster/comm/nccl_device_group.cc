@@ -316,9 +316,9 @@ Status NcclDeviceGroup::collect(std::span<const std::byte> in, std::span<std::by
              "cudaMemcpyAsync");
   const ncclResult_t result = enqueue(collected_.data(), device_out);
   if (Status s = settle(world_.comm, result, what, deadline); !s.ok()) return s;
-  cuda_check(cudaMemcpyAsync(host_out, device_out, out.size(), cudaMemcpyDeviceToHost,
-                             world_.stream),
-             "cudaMemcpyAsync");
+  cuda_check(
+      cudaMemcpyAsync(host_out, device_out, out.size(), cudaMemcpyDeviceToHost, world_.stream),
+      "cudaMemcpyAsync");
   cuda_check(cudaEventRecord(collective_done_, world_.stream), "cudaEventRecord");
   while (true) {
     const cudaError_t state = cudaEventQuery(collective_done_);
@@ -330,8 +330,8 @@ Status NcclDeviceGroup::collect(std::span<const std::byte> in, std::span<std::by
     const ncclResult_t asked = nccl_->comm_get_async_error(world_.comm, &error);
     const ncclResult_t worst = asked != ncclSuccess ? asked : error;
     if (worst != ncclSuccess && worst != ncclInProgress) {
-      return fail(unavailable("NCCL, " + std::string(what) + ": " +
-                              nccl_->get_error_string(worst)));
+      return fail(
+          unavailable("NCCL, " + std::string(what) + ": " + nccl_->get_error_string(worst)));
     }
     if (deadline.passed()) {
       return fail(deadline_exceeded(std::string(what) + " did not finish in time"));

@@ -8,10 +8,11 @@
 // memory at once, and a receive starts before the compute stream has reached it. Collectives use a
 // communicator of all ranks and a stream of their own, and wait for nothing that computes.
 //
-// Deadlines: a tensor's call returns when its work is enqueued. Work that is not done when its deadline has
-// passed, and asynchronous errors of NCCL, are found by the next call on the group, by flush() and
-// by the caller's own wait for the device; all communicators are then aborted, so that no kernel of
-// NCCL keeps the device busy. A peer that died is found by its heartbeat (PeerMonitor).
+// Deadlines: a tensor's call returns when its work is enqueued. Work that is not done when its
+// deadline has passed, and asynchronous errors of NCCL, are found by the next call on the group, by
+// flush() and by the caller's own wait for the device; all communicators are then aborted, so that
+// no kernel of NCCL keeps the device busy. A peer that died is found by its heartbeat
+// (PeerMonitor).
 
 #include <nccl.h>
 

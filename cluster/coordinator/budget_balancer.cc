@@ -199,8 +199,8 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     StageLoad& load = loads[s];
     for (int level = 0; level < n_levels_; ++level) {
       const kvstore::LevelPoint& point = config_.curves[s][static_cast<std::size_t>(level)];
-      load.bytes.push_back(
-          std::clamp(of_bytes(point.bytes) * scale * factor(s, level) + extra_[s], 1.0, kMostBytes));
+      load.bytes.push_back(std::clamp(of_bytes(point.bytes) * scale * factor(s, level) + extra_[s],
+                                      1.0, kMostBytes));
       load.error.push_back(point.error);
     }
     // A stronger level never takes more, whatever was measured.

@@ -10,8 +10,9 @@
 //    keeps room for one prompt that is not compressed yet.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
 //    Projections are the planned curves for prompts as long as those at hand, corrected by what
-//    stages really kept of what was planned, level by level, and what requests hold beside them. All stages that memory binds then
-//    have about the same time to exhaustion: each was given the bytes that as many requests need.
+//    stages really kept of what was planned, level by level, and what requests hold beside them.
+//    All stages that memory binds then have about the same time to exhaustion: each was given the
+//    bytes that as many requests need.
 // 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or when
 //    the stage would be full exhaustion_factor times sooner than the stages that are well. Lighter:
 //    when relief_margin more requests than wanted would still fit, for relief_hold_us without a

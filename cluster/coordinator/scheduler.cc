@@ -203,7 +203,7 @@ void Scheduler::end_if_complete(Request& request, std::int64_t now_us) {
   events.ended = true;
   events.status = request.status;
   request.summary.queue_ms =
-      elapsed_ms(request.submitted_us, request.admitted ? request.started_us : now_us);
+      elapsed_ms(request.submitted_us, request.started_us > 0 ? request.started_us : now_us);
   request.summary.time_to_first_token_ms =
       elapsed_ms(request.first_token_us == 0 ? 0 : request.submitted_us, request.first_token_us);
   request.summary.total_ms = elapsed_ms(request.submitted_us, now_us);

@@ -261,9 +261,9 @@ class Scheduler {
   std::optional<BudgetBalancer> balancer_;
   kvstore::LevelLadder ladder_;
   BudgetPlan budget_plan_;
-  std::uint64_t budget_epoch_ = 0;    // in effect
-  std::vector<std::size_t> levels_;   // [n_stages] in effect
-  bool report_outstanding_ = false;   // reports were asked for and are not here
+  std::uint64_t budget_epoch_ = 0;   // in effect
+  std::vector<std::size_t> levels_;  // [n_stages] in effect
+  bool report_outstanding_ = false;  // reports were asked for and are not here
   std::uint64_t next_report_step_ = 0;
   engine::EngineStats counters_;
 };

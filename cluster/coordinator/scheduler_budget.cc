@@ -55,8 +55,9 @@ void Scheduler::add_budget(engine::EngineStats& stats) const {
 BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const {
   const std::uint64_t page = ledger_.shape().page_bytes();
   for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
-    ledger.push_back({.committed_bytes = static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
-                      .capacity_bytes = static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
+    ledger.push_back(
+        {.committed_bytes = static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
+         .capacity_bytes = static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
   }
   const auto add_fixed = [&](const std::vector<std::int64_t>& pages) {
     for (std::size_t s = 0; s < pages.size(); ++s) {
@@ -131,8 +132,7 @@ std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
   for (std::size_t s = 0; s < levels.size(); ++s) {
     const auto ratio = kvstore::level_ratio(ladder_, levels[s], policy, config_.kv_model,
                                             config_.profile_table.get(), n_tokens);
-    ranges.push_back(
-        {first_layer(s), ledger_.stages()[s].n_layers, ratio.ok() ? *ratio : 0.0});
+    ranges.push_back({first_layer(s), ledger_.stages()[s].n_layers, ratio.ok() ? *ratio : 0.0});
   }
   return ranges;
 }
@@ -148,8 +148,8 @@ void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_
     for (int i = 0; i < stage.n_layers * model.n_kv_heads; ++i, ++head) {
       const kvstore::HeadErrors* errors =
           config_.profile_table == nullptr ? nullptr : &config_.profile_table->heads[head];
-      bytes += kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors,
-                                   n_ids);
+      bytes +=
+          kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors, n_ids);
     }
     order.add_planned_bytes(bytes);
   }

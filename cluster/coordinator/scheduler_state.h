@@ -76,7 +76,7 @@ struct Scheduler::Request {
   // The stages were sent up to boundaries[next_boundary], whose plan is not made yet: nothing of
   // the request may run.
   bool at_boundary = false;
-  std::vector<Boundary> reported;             // one for each boundary reached
+  std::vector<Boundary> reported;  // one for each boundary reached
   // Levels by stage of each boundary that was planned: the same ones when it is computed anew.
   std::vector<std::vector<std::size_t>> boundary_levels;
   int compressions_pending = 0;               // stages' reports of boundaries that are planned
@@ -91,7 +91,7 @@ struct Scheduler::Request {
   int inherited_recent = 0;
   std::vector<std::int64_t> used_pages;    // of the first choice at its last boundary, by stage
   std::vector<std::int64_t> prompt_pages;  // of those, at the prompt's last boundary
-  std::uint64_t session_sequence = 0;    // the kept sequence it began from, or 0
+  std::uint64_t session_sequence = 0;      // the kept sequence it began from, or 0
   std::int64_t n_cached = 0;
   std::int32_t max_generated = 0;  // max_tokens, or what the context leaves
   int choices_left = 0;
@@ -121,10 +121,13 @@ struct Scheduler::Request {
   }
   // Tokens of the longest form, and those up to the boundary after the prompt.
   std::int64_t most_tokens() const { return n_prompt() + max_generated - 1; }
-  std::int64_t first_grant() const { return std::min(most_tokens(), next_boundary_after(n_prompt())); }
+  std::int64_t first_grant() const {
+    return std::min(most_tokens(), next_boundary_after(n_prompt()));
+  }
   std::int64_t next_boundary_after(std::int64_t n_in_cache) const {
     const std::int64_t done = std::max<std::int64_t>(n_in_cache - n_before_output(), 0);
-    return n_before_output() + (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
+    return n_before_output() +
+           (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
   }
   KvDemand demand() const;                             // all it may take
   KvDemand demand(std::int64_t granted_tokens) const;  // up to that many tokens

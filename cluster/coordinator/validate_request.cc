@@ -47,8 +47,8 @@ Status check_reals(const engine::SamplingParams& p) {
 }
 
 Status check_times(const engine::EngineRequest& request) {
-  if (Status status = check_count("priority", request.priority, engine::kMinPriority,
-                                  engine::kMaxPriority);
+  if (Status status =
+          check_count("priority", request.priority, engine::kMinPriority, engine::kMaxPriority);
       !status.ok()) {
     return status;
   }

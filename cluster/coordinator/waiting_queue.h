@@ -7,10 +7,10 @@
 //   + how much more its owner was served than the least served owner there is.
 // So a short request overtakes longer ones that came a little earlier; a request of another
 // priority goes first unless the other has waited for kPriorityTokens of work; and an owner who
-// asks for much waits behind one who asks for little (virtual token counters: Sheng et al., Fairness
-// in Serving Large Language Models, OSDI 2024). Nothing starves: work that is done goes up, ranks
-// of those who wait do not. A request whose rank is no more than the work done is due; nobody
-// overtakes it any more, fit or not.
+// asks for much waits behind one who asks for little (virtual token counters: Sheng et al.,
+// Fairness in Serving Large Language Models, OSDI 2024). Nothing starves: work that is done goes
+// up, ranks of those who wait do not. A request whose rank is no more than the work done is due;
+// nobody overtakes it any more, fit or not.
 //
 // Thread-safety: none; owned by the scheduler.
 

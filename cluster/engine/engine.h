@@ -203,8 +203,8 @@ struct EngineStats {
   std::uint64_t budget_plans = 0;   // the balancer's decisions
   std::uint64_t budget_rounds = 0;  // reports that it looked at
   double budget_seconds = 0;        // that it took for them
-  double wanted_requests = 0;      // that should run together, by the balancer
-  double fitting_requests = 0;     // of those, how many fit
+  double wanted_requests = 0;       // that should run together, by the balancer
+  double fitting_requests = 0;      // of those, how many fit
   bool draining = false;
   std::vector<StageState> stages;
 };

@@ -123,8 +123,7 @@ void add_request_counts(SnapshotFamilies& out, const engine::EngineStats& stats)
           static_cast<double>(stats.generation_tokens));
   out.add(counter, "spindle_engine_steps_total", "Steps of the engine.",
           static_cast<double>(stats.steps));
-  out.add(counter, "spindle_kv_budget_plans_total",
-          "Decisions that moved the KV level of a stage.",
+  out.add(counter, "spindle_kv_budget_plans_total", "Decisions that moved the KV level of a stage.",
           static_cast<double>(stats.budget_plans));
   out.add(counter, "spindle_kv_balancer_seconds_total", "Time the balancer took for its decisions.",
           stats.budget_seconds);

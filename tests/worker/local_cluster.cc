@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "worker/daemon/cluster_start.h"
+#include "worker/daemon/kv_balance.h"
 
 namespace spindle::worker {
 
@@ -68,6 +69,15 @@ int CollectingSink::n_ends() const {
   return n_ends_;
 }
 
+kvstore::KvPolicy balanced_policy() {
+  kvstore::KvPolicy policy;
+  policy.profile = kvstore::KvProfile::kSnapKv;
+  policy.ratio = 0.3;
+  policy.best_effort = true;
+  policy.recent = 32;
+  return policy;
+}
+
 TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_stages) {
   if (settings.rank.model_dir.empty()) settings.rank.model_dir = mini_model_dir();
   settings.rank.max_num_seqs = settings.max_num_seqs;
@@ -116,6 +126,21 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
         ADD_FAILURE() << "the engine failed: " << status.to_string();
         groups_.host(0).abort(1, status.message());
       });
+  if (settings.balances) {
+    KvBalanceOptions options;
+    options.typical_tokens = 600;
+    options.warmup_us = 0;
+    options.cooldown_us = 0;
+    options.relief_hold_us = 0;
+    auto balance = make_kv_balance(options, balanced_policy(), config.kv_model, nullptr, stages,
+                                   config.max_num_seqs, config.max_in_flight);
+    EXPECT_TRUE(balance.ok() && balance->has_value()) << balance.status().to_string();
+    engine_->set_balancer(std::move((*balance)->balancer), std::move((*balance)->ladder));
+    ranks_.front()->worker().set_decide_budget(
+        [this](std::span<const coordinator::BudgetReport> reports) {
+          return engine_->balance(reports);
+        });
+  }
   for (auto& rank : ranks_) {
     threads_.emplace_back([&rank] {
       const Status status = rank->worker().run();

@@ -59,7 +59,11 @@ struct LocalClusterSettings {
   std::uint64_t seed = 1234;
   std::shared_ptr<const kvstore::ProfileTable> profile_table = {};
   std::int64_t session_ttl_us = 600'000'000;
+  bool balances = false;  // KV budgets, at once and without rest, for balanced_policy()
 };
+
+// A default policy whose sizes the balancer decides: 30 % by SnapKV.
+kvstore::KvPolicy balanced_policy();
 
 class TestCluster {
  public:

@@ -1,5 +1,5 @@
-// What the KV balancer buys a pipeline of stages with unequal memory: requests that run together and
-// tokens per second, with requests waiting all the time.
+// What the KV balancer buys a pipeline of stages with unequal memory: requests that run together
+// and tokens per second, with requests waiting all the time.
 //
 //   mpirun -n 2 build/bin/balance_bench --device cuda --dummy --model models/shapes/llama-3-8b
 //       --kv-bytes 12000000000,4000000000 --balance --json FILE
@@ -243,9 +243,8 @@ Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
   config.max_num_queued_tokens = std::int64_t{1} << 40;
   config.limits.vocab_size = rank.runtime->model().vocab_size;
   config.limits.max_model_len = static_cast<std::int32_t>(rank.runtime->max_model_len());
-  config.kv_model =
-      make_kv_model(rank.runtime->model(), rank.runtime->store().shape().dtype,
-                    rank.runtime->max_model_len(), rank.stages);
+  config.kv_model = make_kv_model(rank.runtime->model(), rank.runtime->store().shape().dtype,
+                                  rank.runtime->max_model_len(), rank.stages);
   PipelineEngine engine(
       world.host(), config, make_ledger(rank.runtime->store().shape(), rank.stages), rank.stages,
       {}, [&world](const Status& status) { world.host().abort(1, status.to_string()); });

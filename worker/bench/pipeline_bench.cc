@@ -390,8 +390,8 @@ int run(int argc, char** argv) {
     config.max_in_flight = (*world)->size() + 1;
     config.limits.vocab_size = rank.model().vocab_size;
     config.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
-    config.kv_model = make_kv_model(rank.model(), rank.store().shape().dtype,
-                                    rank.max_model_len(), stages);
+    config.kv_model =
+        make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(), stages);
     PipelineEngine engine(host, config, make_ledger(rank.store().shape(), stages), stages, {},
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();

@@ -12,12 +12,13 @@ Result<std::optional<KvBalance>> make_kv_balance(const KvBalanceOptions& options
                                                  const std::vector<control::StageInfo>& stages,
                                                  int max_num_seqs, int max_in_flight) {
   const std::optional<KvBalance> nothing;
-  if (policy.profile == kvstore::KvProfile::kFull || stages.size() > coordinator::kMaxBudgetStages) {
+  if (policy.profile == kvstore::KvProfile::kFull ||
+      stages.size() > coordinator::kMaxBudgetStages) {
     return nothing;
   }
-  const std::int64_t n_tokens =
-      options.typical_tokens > 0 ? options.typical_tokens : std::max<std::int64_t>(
-                                                                model.max_model_len / 2, 1);
+  const std::int64_t n_tokens = options.typical_tokens > 0
+                                    ? options.typical_tokens
+                                    : std::max<std::int64_t>(model.max_model_len / 2, 1);
   if (Status status = kvstore::validate_policy(policy, model, n_tokens, table); !status.ok()) {
     return status.with_context("kv.balance.typical_tokens, " + std::to_string(n_tokens));
   }

@@ -32,6 +32,11 @@ void BudgetExchange::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+bool BudgetExchange::is_busy() {
+  const std::lock_guard lock(mutex_);
+  return exchanging_ || !reports_.empty();
+}
+
 Status BudgetExchange::report(const BudgetReport& report) {
   const std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
@@ -64,9 +69,11 @@ void BudgetExchange::run() {
     if (reports_.empty()) return;
     const BudgetReport mine = reports_.front();
     reports_.pop_front();
+    exchanging_ = true;
     lock.unlock();
     const Status status = exchange(mine);
     lock.lock();
+    exchanging_ = false;
     if (status.ok()) continue;
     failure_ = status.with_context("exchanging KV budgets");
     changed_.notify_all();

@@ -4,7 +4,7 @@
 // waits for another to come as far as it is.
 //
 // Thread-safety: start(), stop() and set_decide() from one thread; report() and await() from the
-// stage's.
+// stage's; is_busy() from any.
 
 #include <chrono>
 #include <condition_variable>
@@ -35,8 +35,10 @@ class BudgetExchange {
 
   void set_decide(Decide decide) { decide_ = std::move(decide); }
   void start();
-  // Waits for an exchange under way.
+  // Waits for exchanges that this rank has reported for.
   void stop();
+  // Whether there are any.
+  bool is_busy();
 
   // This rank's part of the next exchange; every rank makes as many. An earlier exchange's failure
   // is its answer.
@@ -59,6 +61,7 @@ class BudgetExchange {
   std::deque<coordinator::BudgetReport> reports_;
   coordinator::BudgetPlan plan_;
   Status failure_;
+  bool exchanging_ = false;
   bool stopping_ = false;
 };
 

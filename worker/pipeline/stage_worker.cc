@@ -32,8 +32,8 @@ Status StageWorker::run() {
   stage_.bind_thread();
   budgets_.start();
   const Status status = work();
-  // An exchange that a failure left half done ends by its deadline, or with the group.
-  if (!status.ok()) device_.abort(status.message());
+  // After a failure the others may never come to an exchange under way.
+  if (!status.ok() && budgets_.is_busy()) device_.abort(status.message());
   budgets_.stop();
   return status;
 }
@@ -134,9 +134,8 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
     if (is_last) sampler_.free(sequence);
   }
   for (const control::OpenSequence& open : plan.open()) {
-    const Status status =
-        store_.open(open.sequence(), open.max_tokens(), reserve_pages(open.reserve_pages()),
-                    open.granted_tokens());
+    const Status status = store_.open(open.sequence(), open.max_tokens(),
+                                      reserve_pages(open.reserve_pages()), open.granted_tokens());
     if (!status.ok()) return status;
     open_boundaries(open);
     if (is_last) sampler_.open(open);

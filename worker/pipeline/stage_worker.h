@@ -44,9 +44,7 @@ class StageWorker {
   // alive is the peer monitor's business.
   Status run();
   // On rank 0, before run(); a plan that asks for reports needs it.
-  void set_decide_budget(BudgetExchange::Decide decide) {
-    budgets_.set_decide(std::move(decide));
-  }
+  void set_decide_budget(BudgetExchange::Decide decide) { budgets_.set_decide(std::move(decide)); }
 
  private:
   Status work();

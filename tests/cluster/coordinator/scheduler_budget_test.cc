@@ -16,13 +16,12 @@ BudgetBalancer balancer_of(std::uint64_t steps_ahead = 1) {
   config.cooldown_us = 0;
   config.smoothing_us = 1;
   config.token_bytes = {64 * 2 * 2, 64 * 2};
-  config.curves = {testing::geometric_curve(64'000, 0.75, 6), testing::geometric_curve(32'000, 0.75, 6)};
+  config.curves = {testing::geometric_curve(64'000, 0.75, 6),
+                   testing::geometric_curve(32'000, 0.75, 6)};
   return testing::make(config);
 }
 
-kvstore::LevelLadder ladder() {
-  return {.ratios = {0.5, 0.375, 0.28, 0.21, 0.16, 0.12}, .own = 0};
-}
+kvstore::LevelLadder ladder() { return {.ratios = {0.5, 0.375, 0.28, 0.21, 0.16, 0.12}, .own = 0}; }
 
 engine::EngineRequest evicting(int n_prompt, int max_tokens) {
   engine::EngineRequest request = request_of(n_prompt, max_tokens);
@@ -56,8 +55,7 @@ class SchedulerBudgetTest : public ::testing::Test {
       report.capacity_bytes = static_cast<std::uint64_t>(kStages[s].n_pages) * page;
       reports.push_back(report);
     }
-    auto decision =
-        driver_.scheduler().balance(reports, driver_.now() += testing::kSecond);
+    auto decision = driver_.scheduler().balance(reports, driver_.now() += testing::kSecond);
     EXPECT_TRUE(decision.ok()) << decision.status().to_string();
     return decision.ok() ? *decision : std::nullopt;
   }

@@ -134,9 +134,9 @@ class SimulatedStages {
                                              freed->layer_kept_bytes.end());
     }
     for (const auto& opened : plan.open()) {
-      const Status status = stage.kv->open(opened.sequence(), opened.max_tokens(),
-                                           opened.reserve_pages(static_cast<int>(index)),
-                                           opened.granted_tokens());
+      const Status status =
+          stage.kv->open(opened.sequence(), opened.max_tokens(),
+                         opened.reserve_pages(static_cast<int>(index)), opened.granted_tokens());
       ASSERT_TRUE(status.ok()) << status.to_string();
       open(stage, opened);
     }

@@ -2,7 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/worker/local_cluster.h"
 
@@ -212,6 +217,93 @@ TEST(PipelineEngine, PoolOfOneSequenceServesManyInTurn) {
     EXPECT_TRUE(generated.status.ok()) << generated.status.to_string();
     EXPECT_EQ(generated.tokens[0].size(), 20u + static_cast<std::size_t>(i));
   }
+}
+
+// Requests of mixed lengths and policies, all at once: what each of them says.
+std::vector<std::vector<std::int32_t>> outputs_of_all(TestCluster& cluster, unsigned seed) {
+  constexpr int kRequests = 96;
+  std::mt19937 random(seed);
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int i = 0; i < kRequests; ++i) {
+    std::vector<std::int32_t> prompt(16 + random() % 240);
+    for (std::int32_t& id : prompt) id = 300 + static_cast<std::int32_t>(random() % 3000);
+    engine::EngineRequest request =
+        greedy_request(prompt, 20 + static_cast<std::int32_t>(random() % 160));
+    request.sampling.ignore_eos = true;
+    request.sampling.temperature = random() % 2 == 0 ? 0.0F : 0.9F;
+    request.sampling.has_seed = true;
+    request.sampling.seed = random();
+    if (random() % 2 == 0) request.kv_policy.profile = kvstore::KvProfile::kInt4;
+    request.priority = static_cast<std::int32_t>(random() % 3) - 1;
+    sinks.push_back(cluster.submit(std::move(request)));
+  }
+  std::vector<std::vector<std::int32_t>> outputs;
+  for (const auto& sink : sinks) {
+    const Generated generated = sink->wait();
+    EXPECT_TRUE(generated.status.ok()) << generated.status.to_string();
+    outputs.push_back(generated.tokens[0]);
+  }
+  return outputs;
+}
+
+TEST(PipelineEngine, APoolForAFifthOfWhatIsAskedChangesNoOutput) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  LocalClusterSettings settings;
+  settings.n_stages = 2;
+  settings.max_num_seqs = 96;
+  settings.rank.max_num_batched_tokens = 256;
+  settings.rank.max_model_len = 512;
+  TestCluster roomy(settings);
+  const auto expected = outputs_of_all(roomy, seed);
+  EXPECT_EQ(roomy.engine().stats().preemptions, 0u);
+  std::int64_t peak = 0;
+  for (const engine::StageState& stage : roomy.engine().stats().stages) {
+    peak = std::max(peak, static_cast<std::int64_t>(stage.kv_peak_bytes));
+  }
+  roomy.stop();
+  settings.rank.kv_bytes = {peak / 5};
+  TestCluster tight(settings);
+  EXPECT_EQ(outputs_of_all(tight, seed), expected);
+  const engine::EngineStats stats = tight.engine().stats();
+  EXPECT_GT(stats.preemptions, 0u);
+  EXPECT_EQ(stats.failed, 0u);
+  expect_books_balance(stats);
+  for (const engine::StageState& stage : stats.stages) EXPECT_EQ(stage.kv_used_bytes, 0u);
+}
+
+// Stages of unequal memory under load: levels move, and every request is answered.
+TEST(PipelineEngine, BudgetsMoveWhileRequestsRun) {
+  LocalClusterSettings settings;
+  settings.n_stages = 3;
+  settings.max_num_seqs = 64;
+  settings.rank.max_num_batched_tokens = 256;
+  settings.rank.max_model_len = 1024;
+  settings.rank.layers_per_stage = {4, 4, 4};
+  settings.rank.kv_bytes = {12 << 20, 4 << 20, 12 << 20};
+  settings.balances = true;
+  TestCluster cluster(settings);
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int i = 0; i < 40; ++i) {
+    std::vector<std::int32_t> prompt(600);
+    for (std::size_t t = 0; t < prompt.size(); ++t) {
+      prompt[t] =
+          300 + static_cast<std::int32_t>((t * 131 + static_cast<std::size_t>(i) * 17) % 3000);
+    }
+    engine::EngineRequest request = greedy_request(prompt, 100);
+    request.sampling.ignore_eos = true;
+    request.kv_policy = balanced_policy();
+    sinks.push_back(cluster.submit(std::move(request)));
+  }
+  for (const auto& sink : sinks) {
+    const Generated generated = sink->wait();
+    EXPECT_TRUE(generated.status.ok()) << generated.status.to_string();
+    EXPECT_EQ(generated.tokens[0].size(), 100u);
+  }
+  const engine::EngineStats stats = cluster.engine().stats();
+  EXPECT_GT(stats.budget_rounds, 2u);
+  EXPECT_GT(stats.budget_plans, 0u);
+  EXPECT_LT(stats.stages[1].kv_level_ratio, 0.3);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "cluster/comm/local_group.h"
 #include "tests/worker/local_cluster.h"
+#include "worker/daemon/topology.h"
 
 namespace spindle::worker {
 namespace {
@@ -21,7 +22,9 @@ class StageWorkerTest : public testing::Test {
     settings.max_num_batched_tokens = 32;
     settings.worker.check_invariants = true;
     settings.worker.on_step = [this](std::uint64_t step) { last_step_ = step; };
-    auto rank = RankRuntime::create(settings, groups_.host(0), groups_.device(0));
+    const auto topology = agree_on_topology(settings, groups_.host(0), Deadline::after_ms(60000));
+    ASSERT_TRUE(topology.ok()) << topology.status().to_string();
+    auto rank = RankRuntime::create(settings, *topology, groups_.host(0), groups_.device(0));
     ASSERT_TRUE(rank.ok()) << rank.status().to_string();
     rank_ = std::move(*rank);
     thread_ = std::thread([this] { ended_ = rank_->worker().run(); });
