@@ -91,9 +91,6 @@ void refuse_beam_length_penalty(FieldReader& fields) {
     fields.unsupported("length_penalty",
                        "length_penalty needs beam search, which is not supported");
   }
-  if (fields.integer("priority").value_or(0) != 0) {
-    fields.unsupported("priority", "priority is not supported");
-  }
 }
 
 void read_stop(FieldReader& fields, std::vector<std::string>& stop) {

@@ -7,9 +7,11 @@
 #include <boost/asio/strand.hpp>
 #include <condition_variable>
 #include <future>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tests/cluster/api/api_test_server.h"
@@ -320,6 +322,8 @@ TEST(CompletionService, WhatARequestSaysAboutItsKvReachesTheEngine) {
   request.session_id = "s";
   request.owner = 77;
   request.keep_session = true;
+  request.priority = -3;
+  request.timeout_ms = 2500;
   request.prompt_scores = {.first = 1, .end = 2, .dense = true};
   Started full = start(server, request);
   ASSERT_TRUE(full.sink->wait_for_end());
@@ -333,10 +337,32 @@ TEST(CompletionService, WhatARequestSaysAboutItsKvReachesTheEngine) {
   EXPECT_THAT(submitted[1].compress_at, ElementsAre(1, 2));
   EXPECT_EQ(submitted[1].session_id, "s");
   EXPECT_EQ(submitted[1].owner, 77u);
+  EXPECT_EQ(submitted[1].priority, -3);
+  EXPECT_EQ(submitted[1].timeout_us, 2'500'000);
+  EXPECT_EQ(submitted[0].timeout_us, 0);
   EXPECT_TRUE(submitted[1].keep_session);
   EXPECT_EQ(submitted[1].prompt_scores.first, 1);
   EXPECT_EQ(submitted[1].prompt_scores.end, 2);
   EXPECT_TRUE(submitted[1].prompt_scores.dense);
+}
+
+TEST(CompletionService, RefusesUrgencyOutOfRangeBeforeTheEngineSeesIt) {
+  ApiTestServer server;
+  for (const auto& [priority, timeout_ms, field] :
+       std::vector<std::tuple<std::int64_t, std::int64_t, std::string>>{
+           {101, 0, "priority"},
+           {-101, 0, "priority"},
+           {0, -1, "timeout_ms"},
+           {0, std::numeric_limits<std::int64_t>::max(), "timeout_ms"}}) {
+    GenerateRequest request = text_request("one");
+    request.priority = priority;
+    request.timeout_ms = timeout_ms;
+    Started started = start(server, request);
+    ASSERT_TRUE(started.sink->wait_for_end());
+    EXPECT_EQ(started.sink->error().param, field);
+    EXPECT_EQ(started.sink->error().status.code(), StatusCode::kInvalidArgument);
+  }
+  EXPECT_TRUE(server.engine().submitted().empty());
 }
 
 TEST(CompletionService, RefusesKvFieldsBeforeTheEngineSeesThem) {

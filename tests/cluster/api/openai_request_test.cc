@@ -72,7 +72,7 @@ TEST(OpenAiRequest, ReadsWhatIsSaidAboutTheKv) {
   OpenAiRequest request;
   ASSERT_FALSE(chat(R"("kv_policy":{"profile":"streaming","ratio":0.1,"max_bytes":7,"sinks":1,
                        "recent":2,"window":3},"compress_at":[4,5.0],"session_id":"s",
-                       "keep_session":true)",
+                       "keep_session":true,"priority":-7,"timeout_ms":1500)",
                     request)
                    .has_value());
   const GenerateRequest& prompt = request.prompts.at(0);
@@ -85,6 +85,8 @@ TEST(OpenAiRequest, ReadsWhatIsSaidAboutTheKv) {
   EXPECT_EQ(prompt.kv_policy->window, 3);
   EXPECT_THAT(prompt.compress_at, ElementsAre(4, 5));
   EXPECT_EQ(prompt.session_id, "s");
+  EXPECT_EQ(prompt.priority, -7);
+  EXPECT_EQ(prompt.timeout_ms, 1500);
   EXPECT_TRUE(prompt.keep_session);
 
   OpenAiRequest plain;
@@ -209,7 +211,6 @@ TEST(OpenAiRequest, RefusesByNameWhatItCannotDo) {
       {"chat_template", R"("chat_template":"{{ x }}")"},
       {"continue_final_message", R"("continue_final_message":true)"},
       {"prompt_scores", R"("prompt_scores":{"first":1,"end":2})"},
-      {"priority", R"("priority":1)"},
       {"stream_options.continuous_usage_stats",
        R"("stream":true,"stream_options":{"continuous_usage_stats":true})"},
   };

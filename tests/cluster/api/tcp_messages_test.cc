@@ -84,6 +84,8 @@ TEST(TcpMessages, WhatARequestSaysAboutItsKv) {
   message.add_compress_at(3);
   message.add_compress_at(-1);  // the service's to refuse
   message.set_session_id("s");
+  message.set_priority(-7);
+  message.set_timeout_ms(1500);
   message.set_keep_session(true);
   message.mutable_prompt_scores()->set_first(2);
   message.mutable_prompt_scores()->set_end(5);
@@ -98,6 +100,8 @@ TEST(TcpMessages, WhatARequestSaysAboutItsKv) {
   EXPECT_EQ(request.kv_policy->window, 9);
   EXPECT_EQ(request.compress_at, (std::vector<std::int64_t>{3, -1}));
   EXPECT_EQ(request.session_id, "s");
+  EXPECT_EQ(request.priority, -7);
+  EXPECT_EQ(request.timeout_ms, 1500);
   EXPECT_TRUE(request.keep_session);
   ASSERT_TRUE(request.prompt_scores.has_value());
   EXPECT_EQ(request.prompt_scores->first, 2);
