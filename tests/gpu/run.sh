@@ -9,8 +9,8 @@ usage() {
   cat <<'EOT'
 usage: tests/gpu/run.sh [options]
 
-  --steps LIST     of build,test,sanitize,bench,model,scale,torch,serve,
-                   eval (default: all)
+  --steps LIST     of build,test,sanitize,bench,model,scale,balance,
+                   torch,serve,eval (default: all)
   --filter REGEX   only test and benchmark programs with such a name
   --build DIR      build folder (default: build-gpu)
   --prefix DIR     where packages that the system lacks are unpacked (DIR/usr/...)
@@ -23,7 +23,7 @@ usage: tests/gpu/run.sh [options]
 EOT
 }
 
-steps=build,test,sanitize,bench,model,scale,torch,serve,eval
+steps=build,test,sanitize,bench,model,scale,balance,torch,serve,eval
 filter=.
 build=$root/build-gpu
 prefix=
@@ -185,6 +185,25 @@ if wants scale; then
         --decode-batches $((128 * ranks)) --repeats 1
     done
   fi
+fi
+
+# Two stages with KV pools of 3 to 1, which share a GPU where there is only one: requests that run
+# together and tokens a second, with balancing off and on.
+if wants balance; then
+  for switch in off on; do
+    options=()
+    if [[ $switch == on ]]; then options=(--balance); fi
+    code=0
+    say "balance_bench $switch"
+    timeout "$limit" "${launch[@]}" -n 2 "$build/bin/balance_bench" --device cuda --dummy \
+      --model "$root/models/shapes/llama-3-8b" --layers-per-stage 16,16 \
+      --kv-bytes 7200000000,2400000000 --max-model-len 6144 --max-num-seqs 160 \
+      --max-num-batched-tokens 2048 --min-prompt 3072 --max-prompt 5120 --output 512 \
+      --clients 160 --settle 30 --seconds 40 --json "$out/balance-$switch.json" \
+      "${options[@]}" >"$out/balance-$switch.log" 2>&1 || code=$?
+    tail -n 3 "$out/balance-$switch.log"
+    note "$code" "balance_bench $switch"
+  done
 fi
 
 if wants torch; then
