@@ -59,6 +59,17 @@ class SchedulerBudgetTest : public ::testing::Test {
     EXPECT_TRUE(decision.ok()) << decision.status().to_string();
     return decision.ok() ? *decision : std::nullopt;
   }
+  // More requests than fit, until the balancer moves.
+  std::optional<BudgetDecision> press() {
+    for (int i = 0; i < 10; ++i) EXPECT_TRUE(driver_.submit(evicting(300, 200)).ok());
+    std::optional<BudgetDecision> decision;
+    for (int i = 0; i < 4 && !decision; ++i) {
+      driver_.step();
+      driver_.deliver_all();
+      decision = balance();
+    }
+    return decision;
+  }
   // Plans of the heads by request, in the order of the boundaries.
   std::vector<std::vector<std::string>> plans_of(const Life& life) {
     std::vector<std::vector<std::string>> plans;
@@ -95,13 +106,7 @@ TEST_F(SchedulerBudgetTest, ReportsAreAskedForOneAtATime) {
 }
 
 TEST_F(SchedulerBudgetTest, PressureMakesTheTightStageKeepLessFromANumberedStepOn) {
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
-  std::optional<BudgetDecision> decision;
-  for (int i = 0; i < 4 && !decision; ++i) {
-    driver_.step();
-    driver_.deliver_all();
-    decision = balance();
-  }
+  const auto decision = press();
   ASSERT_TRUE(decision.has_value());
   EXPECT_GT(decision->plan.levels[1], decision->plan.levels[0]) << decision->reason;
   EXPECT_FALSE(decision->reason.empty());
@@ -128,13 +133,7 @@ TEST_F(SchedulerBudgetTest, PressureMakesTheTightStageKeepLessFromANumberedStepO
 
 TEST_F(SchedulerBudgetTest, ASizeThatARequestAskedForIsItsOwn) {
   driver_.scheduler().set_balancer(balancer_of(), ladder());
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(driver_.submit(evicting(300, 200)).ok());
-  std::optional<BudgetDecision> decision;
-  for (int i = 0; i < 4 && !decision; ++i) {
-    driver_.step();
-    driver_.deliver_all();
-    decision = balance();
-  }
+  const auto decision = press();
   ASSERT_TRUE(decision.has_value());
   driver_.run();
   engine::EngineRequest wish = evicting(300, 10);
