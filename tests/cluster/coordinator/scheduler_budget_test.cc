@@ -132,7 +132,6 @@ TEST_F(SchedulerBudgetTest, PressureMakesTheTightStageKeepLessFromANumberedStepO
 }
 
 TEST_F(SchedulerBudgetTest, ASizeThatARequestAskedForIsItsOwn) {
-  driver_.scheduler().set_balancer(balancer_of(), ladder());
   const auto decision = press();
   ASSERT_TRUE(decision.has_value());
   driver_.run();
