@@ -37,14 +37,16 @@ std::int64_t Scheduler::left_to_prefill(const Request& request) {
 }
 
 // While the prompts that are admitted fill the step, others would only hold KV; but a prompt that
-// is done in half of a step need not wait for a long one's end.
+// is done in half of a step, or is short beside what is left of those, need not wait for their end.
 bool Scheduler::may_prefill(const Request& request, const StepBudget& budget) const {
   std::int64_t left = 0;
   for (const engine::RequestHandle handle : prefilling_) {
     left += left_to_prefill(*requests_.at(handle));
   }
   if (left < budget.tokens) return true;
-  return budget.tokens > 0 && request.n_prompt() <= config_.max_num_batched_tokens / 2 &&
+  const std::int64_t longest_short =
+      std::max<std::int64_t>(config_.max_num_batched_tokens / 2, left / 8);
+  return budget.tokens > 0 && request.n_prompt() <= longest_short &&
          2 * static_cast<std::int64_t>(prefilling_.size()) <= config_.max_num_seqs;
 }
 
