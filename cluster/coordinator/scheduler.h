@@ -198,7 +198,7 @@ class Scheduler {
   void plan_budget(control::StepPlan& plan);
   void add_budget(engine::EngineStats& stats) const;
   BalancerInput balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const;
-  std::vector<kvstore::LayerRatio> levels_of(Request& request, std::int32_t n_tokens) const;
+  Result<std::vector<kvstore::LayerRatio>> levels_of(Request& request, std::int32_t n_tokens) const;
   void add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
                          std::int64_t n_ids, control::Compress& order) const;
 

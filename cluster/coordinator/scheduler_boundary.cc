@@ -155,9 +155,13 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
   const bool later = request.plan && !kvstore::is_uncompressed(*request.plan);
   boundary.report.n_new_ids = new_ids(request, later ? request.n_compressed : 0, boundary.n_tokens);
   boundary.report.earlier = request.plan ? &*request.plan : nullptr;
+  const auto levels = levels_of(request, boundary.n_tokens);
+  if (!levels.ok()) {
+    stop_request(request, levels.status(), now_us);
+    return;
+  }
   auto plan = kvstore::plan_boundary(request.request.kv_policy, config_.kv_model,
-                                     config_.profile_table.get(), boundary.report,
-                                     levels_of(request, boundary.n_tokens));
+                                     config_.profile_table.get(), boundary.report, *levels);
   if (!plan.ok()) {
     stop_request(request, plan.status(), now_us);
     return;

@@ -111,10 +111,11 @@ Result<std::optional<BudgetDecision>> Scheduler::balance(std::span<const BudgetR
 }
 
 // At a boundary of n_tokens that is not planned yet; only ever stronger than at the one before.
-std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
-                                                      std::int32_t n_tokens) const {
+Result<std::vector<kvstore::LayerRatio>> Scheduler::levels_of(Request& request,
+                                                              std::int32_t n_tokens) const {
+  std::vector<kvstore::LayerRatio> ranges;
   const kvstore::KvPolicy& policy = request.request.kv_policy;
-  if (!balancer_ || !is_balanced(policy)) return {};
+  if (!balancer_ || !is_balanced(policy)) return ranges;
   const std::size_t boundary = request.reported.size() - 1;
   if (boundary == request.boundary_levels.size()) {
     std::vector<std::size_t> levels = levels_;
@@ -127,12 +128,12 @@ std::vector<kvstore::LayerRatio> Scheduler::levels_of(Request& request,
   const std::vector<std::size_t>& levels = request.boundary_levels[boundary];
   const bool own = std::all_of(levels.begin(), levels.end(),
                                [this](std::size_t level) { return level == ladder_.own; });
-  if (own) return {};
-  std::vector<kvstore::LayerRatio> ranges;
+  if (own) return ranges;
   for (std::size_t s = 0; s < levels.size(); ++s) {
     const auto ratio = kvstore::level_ratio(ladder_, levels[s], policy, config_.kv_model,
                                             config_.profile_table.get(), n_tokens);
-    ranges.push_back({first_layer(s), ledger_.stages()[s].n_layers, ratio.ok() ? *ratio : 0.0});
+    if (!ratio.ok()) return ratio.status();
+    ranges.push_back({first_layer(s), ledger_.stages()[s].n_layers, *ratio});
   }
   return ranges;
 }

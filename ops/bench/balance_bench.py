@@ -103,7 +103,7 @@ def one_run(build, options, balanced):
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
         "scheduler.max_num_seqs": 512, "scheduler.max_num_batched_tokens": 1024,
         "model.max_model_len": options.longest + options.output + 64, "compute.threads_per_rank":
-        max(1, (os.cpu_count() or 1) // stages)}
+        max(1, len(os.sched_getaffinity(0)) // stages)}
     asked = questions(ROOT / "eval/public.jsonl.gz", options.longest)
     samples = []
     with cluster(build, stages, settings) as port:

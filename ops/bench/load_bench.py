@@ -189,7 +189,7 @@ def main():
     settings = {"scheduler.max_num_seqs": 32, "scheduler.max_num_queued_reqs": 32,
                 "scheduler.max_num_batched_tokens": options.batched_tokens,
                 "api.limits.max_connections": 4096,
-                "compute.threads_per_rank": max(1, (os.cpu_count() or 1) // options.stages)}
+                "compute.threads_per_rank": max(1, len(os.sched_getaffinity(0)) // options.stages)}
     with cluster(options.build, options.stages, settings) as port:
         closed_loop(port, 8, 3, 64, 32)
         capacity = closed_loop(port, 48, options.seconds, 64, 32)

@@ -58,20 +58,6 @@ class NcclTest : public testing::Test {
     }
     for (std::thread& thread : threads) thread.join();
   }
-
-  static DeviceBuffer upload(const CudaContext& context, const std::vector<std::byte>& bytes) {
-    auto buffer = context.allocate(bytes.size(), "a test");
-    EXPECT_TRUE(buffer.ok());
-    context.to_device(buffer->data(), bytes.data(), bytes.size());
-    context.synchronize();
-    return std::move(*buffer);
-  }
-  static std::vector<std::byte> download(const CudaContext& context, const DeviceBuffer& buffer) {
-    std::vector<std::byte> bytes(buffer.n_bytes());
-    context.to_host(bytes.data(), buffer.data(), bytes.size());
-    context.synchronize();
-    return bytes;
-  }
 };
 
 TEST_F(NcclTest, TensorsArriveInOrderAndTheSendersMemoryIsFreeAtOnce) {

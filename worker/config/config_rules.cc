@@ -266,8 +266,8 @@ Status validate_config(const Config& config) {
     return invalid_argument("kv.balance.level_step must be above 0 and below 1, got " +
                             std::to_string(balance.level_step()));
   }
-  if (!(balance.relief_margin() >= 0 && balance.relief_margin() <= 10)) {
-    return invalid_argument("kv.balance.relief_margin must be from 0 to 10, got " +
+  if (!(balance.relief_margin() > 0 && balance.relief_margin() <= 10)) {
+    return invalid_argument("kv.balance.relief_margin must be above 0 and at most 10, got " +
                             std::to_string(balance.relief_margin()));
   }
   if (const auto policy = to_kv_policy(config.kv().policy()); !policy.ok()) return policy.status();

@@ -25,7 +25,8 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage
       stage_(stage),
       store_(store),
       sampler_(context),
-      budgets_(device, options.budget_timeout),
+      // Every rank reports when its step is done, and a step may take that long.
+      budgets_(device, options.step_timeout),
       options_(std::move(options)) {}
 
 Status StageWorker::run() {

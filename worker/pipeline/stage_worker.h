@@ -28,8 +28,6 @@ struct StageWorkerOptions {
   std::function<void(std::uint64_t step)> on_step = {};
   // Walks all pages after every step; for tests.
   bool check_invariants = false;
-  // Of one exchange of budgets.
-  std::chrono::milliseconds budget_timeout{30000};
 };
 
 // Does not own the groups, the stage, the store and the context; all outlive it.
