@@ -7,8 +7,8 @@
 #include <sstream>
 #include <utility>
 
+#include "cluster/coordinator/kv_balance.h"
 #include "worker/daemon/cluster_start.h"
-#include "worker/daemon/kv_balance.h"
 
 namespace spindle::worker {
 
@@ -120,20 +120,21 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
       make_kv_model(ranks_[0]->model(), settings.rank.kv_dtype, ranks_[0]->max_model_len(), stages);
   config.profile_table = settings.profile_table;
   config.session_ttl_us = settings.session_ttl_us;
-  engine_ = std::make_unique<PipelineEngine>(
-      groups_.host(0), config, make_ledger(ranks_[0]->store().shape(), stages), stages,
-      PipelineEngineOptions{}, [this](const Status& status) {
-        ADD_FAILURE() << "the engine failed: " << status.to_string();
-        groups_.host(0).abort(1, status.message());
-      });
+  const coordinator::KvLedger ledger = make_ledger(ranks_[0]->store().shape(), stages);
+  engine_ = std::make_unique<PipelineEngine>(groups_.host(0), config, ledger, stages,
+                                             PipelineEngineOptions{}, [this](const Status& status) {
+                                               ADD_FAILURE()
+                                                   << "the engine failed: " << status.to_string();
+                                               groups_.host(0).abort(1, status.message());
+                                             });
   if (settings.balances) {
-    KvBalanceOptions options;
+    coordinator::KvBalanceOptions options;
     options.typical_tokens = 600;
     options.warmup_us = 0;
     options.cooldown_us = 0;
     options.relief_hold_us = 0;
-    auto balance = make_kv_balance(options, balanced_policy(), config.kv_model, nullptr, stages,
-                                   config.max_num_seqs, config.max_in_flight);
+    auto balance =
+        coordinator::make_kv_balance(options, balanced_policy(), config, ledger.stages());
     EXPECT_TRUE(balance.ok() && balance->has_value()) << balance.status().to_string();
     engine_->set_balancer(std::move((*balance)->balancer), std::move((*balance)->ladder));
     ranks_.front()->worker().set_decide_budget(

@@ -23,9 +23,9 @@
 #include <utility>
 #include <vector>
 
+#include "cluster/coordinator/kv_balance.h"
 #include "worker/bench/bench_rank.h"
 #include "worker/daemon/cluster_start.h"
-#include "worker/daemon/kv_balance.h"
 #include "worker/engine/pipeline_engine.h"
 
 namespace spindle::worker {
@@ -245,23 +245,23 @@ Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
   config.limits.max_model_len = static_cast<std::int32_t>(rank.runtime->max_model_len());
   config.kv_model = make_kv_model(rank.runtime->model(), rank.runtime->store().shape().dtype,
                                   rank.runtime->max_model_len(), rank.stages);
+  const coordinator::KvLedger ledger = make_ledger(rank.runtime->store().shape(), rank.stages);
   PipelineEngine engine(
-      world.host(), config, make_ledger(rank.runtime->store().shape(), rank.stages), rank.stages,
-      {}, [&world](const Status& status) { world.host().abort(1, status.to_string()); });
+      world.host(), config, ledger, rank.stages, {},
+      [&world](const Status& status) { world.host().abort(1, status.to_string()); });
   if (options.balance) {
     kvstore::KvPolicy policy;
     policy.profile = *kvstore::parse_profile(options.profile);
     policy.ratio = options.ratio;
     policy.best_effort = true;
-    KvBalanceOptions balance;
+    coordinator::KvBalanceOptions balance;
     balance.lighter_levels = options.lighter;
     balance.ladder = {.step = 0.85, .n_lighter = 8, .n_stronger = 10};
     balance.typical_tokens = (options.min_prompt + options.max_prompt) / 2;
     balance.warmup_us = 2'000'000;
     balance.cooldown_us = 2'000'000;
     balance.relief_hold_us = 4'000'000;
-    auto made = make_kv_balance(balance, policy, config.kv_model, nullptr, rank.stages,
-                                config.max_num_seqs, config.max_in_flight);
+    auto made = coordinator::make_kv_balance(balance, policy, config, ledger.stages());
     if (!made.ok()) return made.status();
     if (!*made) return invalid_argument("there is nothing to balance");
     engine.set_balancer(std::move((*made)->balancer), std::move((*made)->ladder));

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "cluster/comm/agreement.h"
 #include "cluster/comm/peer_monitor.h"
+#include "cluster/coordinator/kv_balance.h"
 #include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
 #include "worker/config/kv_policy.h"
@@ -20,7 +22,6 @@
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
-#include "worker/daemon/kv_balance.h"
 #include "worker/daemon/logging.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
@@ -168,15 +169,15 @@ Result<ComputeDevice> choose_device(const config::Config& config, comm::HostGrou
   return ComputeDevice::kCpu;
 }
 
-Result<std::optional<KvBalance>> kv_balance(const config::Config& config,
-                                            const coordinator::SchedulerConfig& scheduler,
-                                            const std::vector<control::StageInfo>& stages) {
+Result<std::optional<coordinator::KvBalance>> kv_balance(
+    const config::Config& config, const coordinator::SchedulerConfig& scheduler,
+    std::span<const coordinator::StageCapacity> stages) {
   const config::Balance& balance = config.kv().balance();
-  if (!balance.enabled()) return std::optional<KvBalance>();
+  if (!balance.enabled()) return std::optional<coordinator::KvBalance>();
   auto policy = config::to_kv_policy(config.kv().policy());
   if (!policy.ok()) return policy.status();
   policy->best_effort = true;  // a default is nobody's wish
-  KvBalanceOptions options;
+  coordinator::KvBalanceOptions options;
   options.ladder = {balance.level_step(), balance.n_lighter(), balance.n_stronger()};
   options.lighter_levels = balance.lighter_levels();
   options.typical_tokens = balance.typical_tokens();
@@ -184,17 +185,16 @@ Result<std::optional<KvBalance>> kv_balance(const config::Config& config,
   options.cooldown_us = std::int64_t{balance.cooldown_ms()} * 1000;
   options.relief_margin = balance.relief_margin();
   options.relief_hold_us = std::int64_t{balance.relief_hold_ms()} * 1000;
-  return make_kv_balance(options, *policy, scheduler.kv_model, scheduler.profile_table.get(),
-                         stages, scheduler.max_num_seqs, scheduler.max_in_flight);
+  return coordinator::make_kv_balance(options, *policy, scheduler, stages);
 }
 
-void log_levels(const KvBalance& balance, const std::vector<control::StageInfo>& stages) {
+void log_levels(const coordinator::KvBalance& balance, std::size_t n_stages) {
   std::string ratios;
   for (const double ratio : balance.ladder.ratios) {
     ratios += (ratios.empty() ? "" : ", ") + fmt::format("{:.3f}", ratio);
   }
   spdlog::info("KV budgets of {} stages are balanced over levels {}; the policy's own is {:.3f}",
-               stages.size(), ratios, balance.ladder.ratios[balance.ladder.own]);
+               n_stages, ratios, balance.ladder.ratios[balance.ladder.own]);
 }
 
 // Rank 0's part: the engine and the front end, until `stop` is requested.
@@ -221,15 +221,15 @@ class Coordinator {
           "kv.policy.profile is spindle and kv.profile_table is not set: which heads must keep all "
           "tokens is not known, so quality falls sooner; see spindle eval --calibrate");
     }
-    auto balance = kv_balance(config, scheduler, stages);
+    coordinator::KvLedger ledger = make_ledger(rank.store().shape(), stages);
+    auto balance = kv_balance(config, scheduler, ledger.stages());
     if (!balance.ok()) return balance.status();
     self->engine_ = std::make_unique<PipelineEngine>(
-        world.host(), std::move(scheduler), make_ledger(rank.store().shape(), stages), stages,
-        options,
+        world.host(), std::move(scheduler), std::move(ledger), stages, options,
         [&world](const Status& status) { world.host().abort(kExitFailed, status.to_string()); });
     PipelineEngine& engine = *self->engine_;
     if (balance->has_value()) {
-      log_levels(**balance, stages);
+      log_levels(**balance, stages.size());
       engine.set_balancer(std::move((*balance)->balancer), std::move((*balance)->ladder));
       rank.worker().set_decide_budget(
           [&engine](std::span<const coordinator::BudgetReport> reports) {

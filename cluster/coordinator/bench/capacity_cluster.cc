@@ -1,7 +1,7 @@
 #include "cluster/coordinator/bench/capacity_cluster.h"
 
+#include "cluster/coordinator/kv_balance.h"
 #include "cluster/coordinator/layer_partition.h"
-#include "cluster/coordinator/simulation/balance_setup.h"
 #include "cluster/coordinator/simulation/seeded_random.h"
 
 namespace spindle::coordinator::bench {
@@ -147,15 +147,14 @@ Result<simulation::SimulationConfig> capacity_cluster(const CapacitySettings& se
   const double token = 2 * shape.layer_parameters() / settings.rates.flops_per_us;
   scheduler.attention_parity_tokens = static_cast<std::int64_t>(token / pair);
   if (!settings.balances) return config;
-  simulation::BalanceSettings balance;
-  balance.policy = settings.policy;
+  KvBalanceOptions balance;
   balance.typical_tokens = settings.typical_tokens;
   // A tenth of the daemon's defaults: a run is a minute or two.
   balance.warmup_us /= 10;
   balance.cooldown_us /= 10;
   balance.relief_hold_us /= 10;
   balance.smoothing_us /= 10;
-  auto made = simulation::make_balance(balance, config);
+  auto made = make_kv_balance(balance, settings.policy, config.scheduler, config.stages);
   if (!made.ok()) return made.status();
   if (!made->has_value()) return invalid_argument("the policy has no levels to balance with");
   config.balance = **std::move(made);

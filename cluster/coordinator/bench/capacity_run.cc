@@ -57,7 +57,8 @@ void fill_levels(const simulation::SimulationConfig& cluster, const BudgetPlan& 
                  CapacityResult& out) {
   if (!cluster.balance) return;
   for (std::size_t s = 0; s < out.stages.size(); ++s) {
-    out.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - cluster.balance->own_level);
+    const int own = static_cast<int>(cluster.balance->ladder.own);
+    out.levels.push_back(plan.epoch == 0 ? 0 : plan.levels[s] - own);
   }
 }
 

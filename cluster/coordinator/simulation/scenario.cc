@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cluster/coordinator/simulation/balance_setup.h"
+#include "cluster/coordinator/kv_balance.h"
 
 namespace spindle::coordinator::simulation {
 namespace {
@@ -114,9 +114,10 @@ SimulationConfig Scenario::random_config() {
 void Scenario::add_balance(SimulationConfig& config) {
   constexpr std::array kProfiles{kvstore::KvProfile::kSpindle, kvstore::KvProfile::kSnapKv,
                                  kvstore::KvProfile::kDefensive, kvstore::KvProfile::kStreaming};
-  BalanceSettings settings;
-  settings.policy.profile = kProfiles[static_cast<std::size_t>(random_.index(kProfiles.size()))];
-  settings.policy.best_effort = true;
+  kvstore::KvPolicy policy;
+  policy.profile = kProfiles[static_cast<std::size_t>(random_.index(kProfiles.size()))];
+  policy.best_effort = true;
+  KvBalanceOptions settings;
   settings.typical_tokens = 300;
   settings.warmup_us = 1000;
   settings.warmup_steps = 2;
@@ -124,10 +125,10 @@ void Scenario::add_balance(SimulationConfig& config) {
   settings.relief_hold_us = random_.between(1000, 50'000);
   settings.smoothing_us = random_.between(500, 20'000);
   config.scheduler.budget_report_steps = static_cast<int>(random_.between(1, 8));
-  auto balance = make_balance(settings, config);
+  auto balance = make_kv_balance(settings, policy, config.scheduler, config.stages);
   if (!balance.ok() || !balance->has_value()) return;
   config.balance = **std::move(balance);
-  habits_.balanced_profile = settings.policy.profile;
+  habits_.balanced_profile = policy.profile;
   habits_.max_prompt = 350;
 }
 

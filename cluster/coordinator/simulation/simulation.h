@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "cluster/coordinator/kv_balance.h"
 #include "cluster/coordinator/scheduler.h"
 #include "cluster/coordinator/simulation/event_queue.h"
 #include "cluster/coordinator/simulation/fair_share.h"
@@ -29,13 +30,6 @@
 
 namespace spindle::coordinator::simulation {
 
-// Moves budgets between the stages as the daemon does: reports by all-gather, plans by broadcast.
-struct SimulatedBalance {
-  BudgetBalancer balancer;
-  kvstore::LevelLadder ladder;
-  int own_level = 0;  // levels are never lighter
-};
-
 struct SimulationConfig {
   SchedulerConfig scheduler;
   kvstore::KvShape shape;
@@ -45,7 +39,8 @@ struct SimulationConfig {
   TokenModel tokens;
   std::uint64_t seed = 0;
   std::int32_t first_priority = 0;  // the lowest that requests have
-  std::optional<SimulatedBalance> balance;
+  // Moves budgets between the stages as the daemon does; without levels lighter than the policy's.
+  std::optional<KvBalance> balance;
   // A step that is not done by then fails the cluster.
   std::int64_t step_timeout_us = 10'000'000;
   FaultInjector faults;

@@ -3,37 +3,40 @@
 
 #include <cstdint>
 #include <optional>
-#include <vector>
+#include <span>
 
 #include "cluster/coordinator/budget_balancer.h"
+#include "cluster/coordinator/kv_ledger.h"
+#include "cluster/coordinator/scheduler.h"
 #include "kernels/core/status.h"
 #include "kvstore/plan/level_curves.h"
-#include "proto/control.pb.h"
 
-namespace spindle::worker {
+namespace spindle::coordinator {
 
+// What is not said here is as in BalancerConfig.
 struct KvBalanceOptions {
   kvstore::LadderShape ladder;
   bool lighter_levels = false;
   std::int64_t typical_tokens = 0;  // of a prompt; 0: half of max_model_len
   std::int64_t warmup_us = 10'000'000;
+  std::uint64_t warmup_steps = 32;
   std::int64_t cooldown_us = 5'000'000;
   std::int64_t relief_hold_us = 15'000'000;
+  std::int64_t smoothing_us = 3'000'000;
   double relief_margin = 0.25;
 };
 
 struct KvBalance {
-  coordinator::BudgetBalancer balancer;
+  BudgetBalancer balancer;
   kvstore::LevelLadder ladder;
 };
 
-// Nothing when there is nothing to balance: the default policy keeps everything, or has no other
-// sizes for a typical prompt. INVALID_ARGUMENT naming the field at fault. Thread-safety: pure.
+// Nothing when there is nothing to balance: `policy` keeps everything, or has no other sizes for a
+// typical prompt, or there are more stages than a plan holds. INVALID_ARGUMENT naming the field at
+// fault. Thread-safety: pure.
 Result<std::optional<KvBalance>> make_kv_balance(const KvBalanceOptions& options,
                                                  const kvstore::KvPolicy& policy,
-                                                 const kvstore::KvModel& model,
-                                                 const kvstore::ProfileTable* table,
-                                                 const std::vector<control::StageInfo>& stages,
-                                                 int max_num_seqs, int max_in_flight);
+                                                 const SchedulerConfig& scheduler,
+                                                 std::span<const StageCapacity> stages);
 
-}  // namespace spindle::worker
+}  // namespace spindle::coordinator
