@@ -33,26 +33,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-struct Options {
-  std::string model_dir;
-  std::string json_file;
-  bool on_gpu = false;
-  bool dummy = false;
+struct Options : BenchOptions {
   bool balance = false;
   bool lighter = false;
   std::vector<std::int64_t> kv_bytes = {std::int64_t{1} << 28};
-  std::vector<int> layers_per_stage;
-  int max_num_seqs = 256;
-  int max_num_batched_tokens = 512;
-  std::int64_t max_model_len = 0;
   int min_prompt = 1024;
   int max_prompt = 2048;
   int output = 256;
   int clients = 64;
   double settle = 30;
   double seconds = 60;
-  std::string profile = "spindle";
-  double ratio = 0.25;
   std::uint64_t seed = 1;
 };
 
@@ -119,9 +109,7 @@ class Load {
     request.sampling.max_tokens = options_.output;
     request.sampling.temperature = 0;
     request.sampling.ignore_eos = true;
-    request.kv_policy.profile = *kvstore::parse_profile(options_.profile);
-    request.kv_policy.ratio = options_.ratio;
-    request.kv_policy.best_effort = true;
+    request.kv_policy = options_.kv_policy;
     const auto handle = engine_.submit(std::move(request), std::make_shared<Sink>(*this));
     if (handle.ok()) return;
     ++n_failed_;
@@ -200,34 +188,23 @@ boost::json::object measure(PipelineEngine& engine, Load& load, const Options& o
 
 Options parse(int argc, char** argv, CLI::App& app) {
   Options options;
-  std::string device = "cpu";
-  app.add_option("--model", options.model_dir, "Hugging Face folder")->required();
-  app.add_option("--json", options.json_file, "write the figures to this file");
-  app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
-  app.add_flag("--dummy", options.dummy, "random weights of the shape in config.json");
+  options.max_num_seqs = 256;
+  options.kv_policy.profile = kvstore::KvProfile::kSpindle;
+  options.kv_policy.ratio = 0.25;
+  options.kv_policy.best_effort = true;  // so that the size is the balancer's to change
+  add_bench_options(app, options);
   app.add_flag("--balance", options.balance, "balance KV budgets");
   app.add_flag("--lighter", options.lighter, "levels lighter than --kv-ratio too");
   app.add_option("--kv-bytes", options.kv_bytes, "KV pool of the ranks: one, or one each")
       ->delimiter(',');
-  app.add_option("--layers-per-stage", options.layers_per_stage, "one for each rank")
-      ->delimiter(',');
-  app.add_option("--max-num-seqs", options.max_num_seqs, "sequences at the same time");
-  app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens, "tokens of a step");
-  app.add_option("--max-model-len", options.max_model_len, "longest prompt + output");
   app.add_option("--min-prompt", options.min_prompt, "tokens")->check(CLI::PositiveNumber);
   app.add_option("--max-prompt", options.max_prompt, "tokens")->check(CLI::PositiveNumber);
   app.add_option("--output", options.output, "tokens of each answer")->check(CLI::PositiveNumber);
   app.add_option("--clients", options.clients, "requests under way")->check(CLI::PositiveNumber);
   app.add_option("--settle", options.settle, "seconds before the measured time");
   app.add_option("--seconds", options.seconds, "measured time");
-  app.add_option("--kv-policy", options.profile, "profile of the requests");
-  app.add_option("--kv-ratio", options.ratio, "its own size");
   app.add_option("--seed", options.seed, "of the prompts");
   app.parse(argc, argv);
-  options.on_gpu = device == "cuda";
-  if (!kvstore::parse_profile(options.profile)) {
-    throw CLI::ValidationError("--kv-policy", "there is no profile " + options.profile);
-  }
   if (options.min_prompt > options.max_prompt) {
     throw CLI::ValidationError("--min-prompt", "is longer than --max-prompt");
   }
@@ -235,25 +212,14 @@ Options parse(int argc, char** argv, CLI::App& app) {
 }
 
 Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
-  coordinator::SchedulerConfig config;
-  config.max_num_seqs = options.max_num_seqs;
-  config.max_num_batched_tokens = options.max_num_batched_tokens;
-  config.max_in_flight = world.size() + 1;
+  coordinator::SchedulerConfig config = bench_scheduler_config(rank, options);
   config.max_num_queued_reqs = 1 << 20;
   config.max_num_queued_tokens = std::int64_t{1} << 40;
-  config.limits.vocab_size = rank.runtime->model().vocab_size;
-  config.limits.max_model_len = static_cast<std::int32_t>(rank.runtime->max_model_len());
-  config.kv_model = make_kv_model(rank.runtime->model(), rank.runtime->store().shape().dtype,
-                                  rank.runtime->max_model_len(), rank.stages);
   const coordinator::KvLedger ledger = make_ledger(rank.runtime->store().shape(), rank.stages);
   PipelineEngine engine(
       world.host(), config, ledger, rank.stages, {},
       [&world](const Status& status) { world.host().abort(1, status.to_string()); });
   if (options.balance) {
-    kvstore::KvPolicy policy;
-    policy.profile = *kvstore::parse_profile(options.profile);
-    policy.ratio = options.ratio;
-    policy.best_effort = true;
     coordinator::KvBalanceOptions balance;
     balance.lighter_levels = options.lighter;
     balance.ladder = {.step = 0.85, .n_lighter = 8, .n_stronger = 10};
@@ -261,7 +227,7 @@ Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
     balance.warmup_us = 2'000'000;
     balance.cooldown_us = 2'000'000;
     balance.relief_hold_us = 4'000'000;
-    auto made = coordinator::make_kv_balance(balance, policy, config, ledger.stages());
+    auto made = coordinator::make_kv_balance(balance, options.kv_policy, config, ledger.stages());
     if (!made.ok()) return made.status();
     if (!*made) return invalid_argument("there is nothing to balance");
     engine.set_balancer(std::move((*made)->balancer), std::move((*made)->ladder));
@@ -295,16 +261,7 @@ int run(int argc, char** argv) {
   }
   auto world = comm::MpiWorld::init();
   CHECK(world.ok(), world.status().to_string());
-  RankSettings settings;
-  settings.model_dir = options.model_dir;
-  settings.dummy_weights = options.dummy;
-  settings.max_num_seqs = options.max_num_seqs;
-  settings.max_num_batched_tokens = options.max_num_batched_tokens;
-  settings.max_model_len = options.max_model_len;
-  settings.layers_per_stage = options.layers_per_stage;
-  settings.kv_bytes = options.kv_bytes;
-  settings.device = options.on_gpu ? ComputeDevice::kCuda : ComputeDevice::kCpu;
-  auto rank = start_bench_rank(**world, settings);
+  auto rank = start_bench_rank(**world, options, options.kv_bytes);
   if (!rank.ok()) {
     std::fprintf(stderr, "balance_bench: %s\n", rank.status().to_string().c_str());
     return 1;

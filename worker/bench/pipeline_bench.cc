@@ -38,14 +38,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // What to measure.
-struct Options {
-  std::string model_dir;
-  std::string json_file;
-  bool on_gpu = false;
-  bool dummy = false;
-  int max_num_seqs = 32;
-  int max_num_batched_tokens = 512;
-  std::int64_t max_model_len = 0;  // 0: the model's
+struct Options : BenchOptions {
   std::uint64_t kv_bytes = std::uint64_t{1} << 30;
   int prefill_tokens = 2048;
   int decode_prompt = 128;
@@ -53,9 +46,6 @@ struct Options {
   std::vector<int> prefill_batches = {1, 8};
   std::vector<int> decode_batches = {1, 8, 32};
   int repeats = 3;  // of which the best counts
-  std::vector<int> layers_per_stage;
-  kvstore::KvProfile kv_profile = kvstore::KvProfile::kFull;
-  double kv_ratio = 0;
 };
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
@@ -135,8 +125,7 @@ class Bench {
       request.sampling.max_tokens = n_output;
       request.sampling.ignore_eos = true;
       if (n_output > 1) {
-        request.kv_policy.profile = options_.kv_profile;
-        request.kv_policy.ratio = options_.kv_ratio;
+        request.kv_policy = options_.kv_policy;
       }
       sinks.push_back(std::make_shared<TimingSink>());
       const auto handle = engine_.submit(std::move(request), sinks.back());
@@ -231,7 +220,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   const model::ModelConfig& m = rank.model();
   // What a decode step does not read: the embedding table.
   const double table_bytes = m.tie_word_embeddings ? 0.0 : 2.0 * m.vocab_size * m.hidden_size;
-  const double step_weight_bytes = weight_bytes - (options.on_gpu ? table_bytes : 0.0);
+  const double step_weight_bytes = weight_bytes - (options.on_gpu() ? table_bytes : 0.0);
   const double kv_token_bytes = 4.0 * m.n_layers * m.n_kv_heads * m.head_dim;
   boost::json::object report;
   report["name"] = "pipeline";
@@ -241,8 +230,8 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   report["weight_bytes"] = weight_bytes;
   report["gemm_gflops"] = limits.flops_per_second / 1e9;
   report["read_gb_per_s"] = limits.bytes_per_second / 1e9;
-  report["kv_policy"] = std::string(kvstore::profile_name(options.kv_profile));
-  report["kv_ratio"] = options.kv_ratio;
+  report["kv_policy"] = std::string(kvstore::profile_name(options.kv_policy.profile));
+  report["kv_ratio"] = options.kv_policy.ratio;
 
   Bench bench(engine, m.vocab_size, options);
   bench.prefill_rate(1);  // warm up
@@ -273,7 +262,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     const double weight_rate = rounds * step_weight_bytes;
     // Of the uncompressed cache; with another policy it is what `full` would have read.
     const double kv_rate = rate * n_context * kv_token_bytes;
-    const bool is_full = options.kv_profile == kvstore::KvProfile::kFull;
+    const bool is_full = options.kv_policy.profile == kvstore::KvProfile::kFull;
     const double share = (weight_rate + (is_full ? kv_rate : 0)) / limits.bytes_per_second;
     const double flops = rate * decode_flops_per_token(m, n_context);
     // Prefill of the prompts included.
@@ -282,9 +271,9 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     std::printf(
         "decode   batch %2d at %.0f tokens, %s  %8.1f tokens/s, %7.3f ms a round  %5.1f GB/s of "
         "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s, stages busy %.1f %%\n",
-        batch, n_context, std::string(kvstore::profile_name(options.kv_profile)).c_str(), rate,
-        1e3 * batch / rate, weight_rate / 1e9, kv_rate / 1e9, 100 * share,
-        options.on_gpu ? "copy rate" : "read rate", 100 * busy);
+        batch, n_context, std::string(kvstore::profile_name(options.kv_policy.profile)).c_str(),
+        rate, 1e3 * batch / rate, weight_rate / 1e9, kv_rate / 1e9, 100 * share,
+        options.on_gpu() ? "copy rate" : "read rate", 100 * busy);
     rows.push_back({{"phase", "decode"},
                     {"batch", batch},
                     {"context", n_context},
@@ -303,14 +292,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
 
 Options parse(int argc, char** argv, CLI::App& app) {
   Options options;
-  std::string device = "cpu";
-  app.add_option("--model", options.model_dir, "Hugging Face folder")->required();
-  app.add_option("--json", options.json_file, "write the figures to this file");
-  app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
-  app.add_flag("--dummy", options.dummy, "random weights of the shape in config.json");
-  app.add_option("--max-num-seqs", options.max_num_seqs, "sequences at the same time");
-  app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens, "tokens of a step");
-  app.add_option("--max-model-len", options.max_model_len, "longest prompt + output");
+  add_bench_options(app, options);
   app.add_option("--kv-bytes", options.kv_bytes, "KV pool of a rank; 0: what is left on a GPU");
   app.add_option("--prefill-tokens", options.prefill_tokens, "prompt of the prefill rows");
   app.add_option("--prefill-batches", options.prefill_batches, "prompts at once")->delimiter(',');
@@ -319,16 +301,7 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
   app.add_option("--repeats", options.repeats, "runs of a row, of which the best counts")
       ->check(CLI::PositiveNumber);
-  app.add_option("--layers-per-stage", options.layers_per_stage, "one for each rank")
-      ->delimiter(',');
-  std::string profile = "full";
-  app.add_option("--kv-policy", profile, "profile of the decode rows");
-  app.add_option("--kv-ratio", options.kv_ratio, "its share of the KV bytes");
   app.parse(argc, argv);
-  options.on_gpu = device == "cuda";
-  const auto known = kvstore::parse_profile(profile);
-  if (!known) throw CLI::ValidationError("--kv-policy", "there is no profile " + profile);
-  options.kv_profile = *known;
   return options;
 }
 
@@ -344,30 +317,23 @@ int run(int argc, char** argv) {
   CHECK(world.ok(), world.status().to_string());
   comm::HostGroup& host = (*world)->host();
   Limits limits;
-  if (options.on_gpu) {
+  if (options.on_gpu()) {
     const auto rates = measure_device_rates((*world)->local_rank());
     if (rates) {
       limits.flops_per_second = rates->gemm_flops_per_second * host.size();
       limits.bytes_per_second = rates->copy_bytes_per_second * host.size();
     }
   }
-  RankSettings settings;
-  settings.model_dir = options.model_dir;
-  settings.dummy_weights = options.dummy;
-  settings.max_num_seqs = options.max_num_seqs;
-  settings.max_num_batched_tokens = options.max_num_batched_tokens;
-  settings.max_model_len = options.max_model_len;
-  settings.layers_per_stage = options.layers_per_stage;
-  if (options.kv_bytes > 0) settings.kv_bytes = {static_cast<std::int64_t>(options.kv_bytes)};
-  settings.device = options.on_gpu ? ComputeDevice::kCuda : ComputeDevice::kCpu;
-  auto started = start_bench_rank(**world, settings);
+  std::vector<std::int64_t> kv_bytes;
+  if (options.kv_bytes > 0) kv_bytes = {static_cast<std::int64_t>(options.kv_bytes)};
+  auto started = start_bench_rank(**world, options, kv_bytes);
   if (!started.ok()) {
     std::fprintf(stderr, "pipeline_bench: %s\n", started.status().to_string().c_str());
     return 1;
   }
   RankRuntime& rank = *started->runtime;
   const std::vector<control::StageInfo>& stages = started->stages;
-  if (!options.on_gpu) {
+  if (!options.on_gpu()) {
     const auto yardsticks = measure_yardsticks(host, rank.info().weight_bytes());
     CHECK(yardsticks.ok(), yardsticks.status().to_string());
     limits = {yardsticks->gemm_flops, yardsticks->read_gb_per_s * 1e9};
@@ -384,14 +350,7 @@ int run(int argc, char** argv) {
     if (!ended.ok()) host.abort(1, ended.to_string());
   });
   if ((*world)->rank() == 0) {
-    coordinator::SchedulerConfig config;
-    config.max_num_seqs = options.max_num_seqs;
-    config.max_num_batched_tokens = options.max_num_batched_tokens;
-    config.max_in_flight = (*world)->size() + 1;
-    config.limits.vocab_size = rank.model().vocab_size;
-    config.limits.max_model_len = static_cast<std::int32_t>(rank.max_model_len());
-    config.kv_model =
-        make_kv_model(rank.model(), rank.store().shape().dtype, rank.max_model_len(), stages);
+    const coordinator::SchedulerConfig config = bench_scheduler_config(*started, options);
     PipelineEngine engine(host, config, make_ledger(rank.store().shape(), stages), stages, {},
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();
