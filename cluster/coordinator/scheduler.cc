@@ -165,7 +165,7 @@ void Scheduler::end_choice(Request& request, Choice& choice) {
   --request.choices_left;
   if (request.admitted) {
     --running_sequences_;
-    if (request.grows()) --growing_requests_;
+    set_tokens_ahead(request, 0);
   }
   choice.kept =
       choice.index == 0 && request.request.keep_session && request.status.ok() && choice.on_stages;

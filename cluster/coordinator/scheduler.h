@@ -129,6 +129,7 @@ class Scheduler {
     std::vector<bool> reported;           // [n_stages]
     std::vector<std::int64_t> committed;  // [n_stages] in the ledger, once the plan is carried out
     bool has_decode = false;
+    bool has_growth = false;
   };
   // What is left of a step while it is composed.
   struct StepBudget {
@@ -210,6 +211,7 @@ class Scheduler {
   Room commit(Request& request, std::int64_t now_us);
   bool preempt_lower(const Request& request);
   std::vector<std::int64_t> headroom() const;
+  void set_tokens_ahead(Request& request, std::int64_t n_tokens);
   Room find_grant(Request& request, control::StepPlan& plan, std::int64_t n_tokens,
                   std::int64_t now_us);
   std::vector<std::int64_t> pages_to_grow(const Request& request,
@@ -254,9 +256,10 @@ class Scheduler {
   std::map<std::string, Session> sessions_;
   std::vector<RequestEvents> events_;
   std::unordered_map<engine::RequestHandle, std::size_t> event_index_;
-  int running_sequences_ = 0;   // choices admitted and not ended
-  int decoding_sequences_ = 0;  // of those, past their first token
-  int growing_requests_ = 0;    // of those admitted, that may need more room
+  int running_sequences_ = 0;      // choices admitted and not ended
+  int decoding_sequences_ = 0;     // of those, past their first token
+  std::int64_t tokens_ahead_ = 0;  // uncompressed ones whose room those admitted will soon ask for
+  double lane_credit_ = 0;         // see plan_prefill
   std::uint64_t n_admissions_ = 0;
   std::optional<BudgetBalancer> balancer_;
   kvstore::LevelLadder ladder_;

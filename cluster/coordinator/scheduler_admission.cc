@@ -18,6 +18,14 @@ constexpr int kTries = 16;
 // Of a stage's pages, what may be kept free for the growth of those that run.
 constexpr std::int64_t kHeadroomPart = 8;
 
+// What a request will ask room for at its next boundary, in uncompressed tokens. Where tokens leave
+// the tail they are packed in 4 bits or fewer with their scales and a last block partly filled.
+std::int64_t tokens_ahead_of(const KvDemand& demand, std::int64_t most_tokens) {
+  const std::int64_t n_tokens =
+      std::min<std::int64_t>(most_tokens - demand.max_tokens, kvstore::kGeneratedBoundary);
+  return demand.compresses ? (3 * n_tokens + 7) / 8 : n_tokens;
+}
+
 }  // namespace
 
 void Scheduler::expire_requests(std::int64_t now_us) {
@@ -45,11 +53,11 @@ bool Scheduler::may_prefill(const Request& request, const StepBudget& budget) co
     left += left_to_prefill(*requests_.at(handle));
   }
   if (left < budget.tokens) return true;
-  const std::int64_t lane = config_.max_num_batched_tokens / 2;
   const std::int64_t oldest =
       prefilling_.empty() ? 0 : left_to_prefill(*requests_.at(prefilling_.front()));
-  return budget.tokens > 0 && left - oldest < lane &&
-         request.n_prompt() <= std::max(lane, oldest - 1) &&
+  return budget.tokens > 0 && left - oldest < config_.max_num_batched_tokens &&
+         request.n_prompt() <=
+             std::max<std::int64_t>(config_.max_num_batched_tokens / 2, oldest - 1) &&
          2 * static_cast<std::int64_t>(prefilling_.size()) <= config_.max_num_seqs;
 }
 
@@ -86,8 +94,8 @@ Scheduler::Room Scheduler::try_admit(control::StepPlan& plan, Request& request,
   if (request.started_us == 0) request.started_us = now_us;
   running_sequences_ += n_choices;
   if (request.grows()) {
-    ++growing_requests_;
     request.granted_tokens = request.first_grant();
+    set_tokens_ahead(request, tokens_ahead_of(request.first_demand(), request.most_tokens()));
   }
   ++counters_.running;
   request.choices.front().on_stages = true;
@@ -131,17 +139,20 @@ Scheduler::Room Scheduler::commit(Request& request, std::int64_t now_us) {
   return commit(request, now_us);
 }
 
-// Pages by stage that are left to those who run when another is admitted: each may soon need the
-// next boundary's.
+// Pages by stage that are left to those who run when another is admitted: each will soon need what
+// its next boundary takes.
 std::vector<std::int64_t> Scheduler::headroom() const {
   std::vector<std::int64_t> pages;
   for (const StageCapacity& stage : ledger_.stages()) {
-    const std::int64_t wanted =
-        growing_requests_ *
-        kvstore::stage_pages(ledger_.shape(), stage.n_layers, kvstore::kGeneratedBoundary);
-    pages.push_back(std::min(wanted, stage.n_pages / kHeadroomPart));
+    pages.push_back(std::min(kvstore::stage_pages(ledger_.shape(), stage.n_layers, tokens_ahead_),
+                             stage.n_pages / kHeadroomPart));
   }
   return pages;
+}
+
+void Scheduler::set_tokens_ahead(Request& request, std::int64_t n_tokens) {
+  tokens_ahead_ += n_tokens - request.tokens_ahead;
+  request.tokens_ahead = n_tokens;
 }
 
 // Those that can be preempted, the youngest of the lowest priority first. What is in flight may be
@@ -208,6 +219,11 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
       std::min(request.most_tokens(), request.next_boundary_after(request.granted_tokens));
   const std::vector<std::int64_t> pages = pages_to_grow(request, granted);
   while (!ledger_.try_grow(request.handle, pages)) {
+    // What others were granted is an upper bound, of which the stages will give back most.
+    if (plan.grow_size() > 0 ||
+        std::ranges::any_of(in_flight_, [](const auto& step) { return step.second.has_growth; })) {
+      return Room::kNone;
+    }
     if (drop_oldest_session()) continue;
     Request* victim = victims(engine::kMinPriority - 1).front();
     if (victim->last_step == next_step_) return Room::kNone;
@@ -226,6 +242,7 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
   });
   request.growths.push_back({plan.step(), pages});
   request.granted_tokens = granted;
+  set_tokens_ahead(request, tokens_ahead_of(request.demand(granted), request.most_tokens()));
   request.page_reports_pending += static_cast<int>(pages.size());
   control::GrowSequence& grow = *plan.add_grow();
   grow.set_sequence(request.choices.front().sequence);
@@ -248,7 +265,7 @@ void Scheduler::preempt(Request& request) {
   free_choice(request, choice);
   std::erase(prefilling_, request.handle);
   --running_sequences_;
-  --growing_requests_;
+  set_tokens_ahead(request, 0);
   --counters_.running;
   ++counters_.preemptions;
   counters_.recomputed_tokens += static_cast<std::uint64_t>(request.n_prefilled) +

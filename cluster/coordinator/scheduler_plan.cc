@@ -36,6 +36,7 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   Step& step = in_flight_[plan.step()];
   step.sent_us = now_us;
   step.has_decode = has_decode;
+  step.has_growth = plan.grow_size() > 0;
   step.reported.assign(ledger_.stages().size(), false);
   for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
     step.committed.push_back(ledger_.committed_pages(s));
@@ -114,21 +115,28 @@ std::vector<engine::RequestHandle> Scheduler::prefill_order() const {
   return order;
 }
 
-// The oldest has at least half of a step, so that short ones cannot hold it up; they have the other
-// half, so that it does not hold up them.
+// The oldest has at least half of all steps, so that short ones cannot hold it up. They have the
+// rest, as a credit that they may spend at once, so that it does not hold up them: a few short
+// prompts go through as if they were alone.
 void Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
+  constexpr double kMostCreditSteps = 8;
   const std::vector<engine::RequestHandle> order = prefill_order();
   if (order.empty()) return;
+  lane_credit_ = std::min(lane_credit_ + budget.cost / 2,
+                          kMostCreditSteps * static_cast<double>(config_.max_num_batched_tokens));
   Request& oldest = *requests_.at(order.front());
   double others = 0;
   for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
     const Request& request = *requests_.at(handle);
     others += chunk_cost(request.n_prefilled, left_to_prefill(request));
   }
-  plan_chunk(plan, oldest, std::max(budget.cost / 2, budget.cost - others), budget);
+  const double lane = std::min({others, budget.cost, lane_credit_});
+  if (budget.cost - lane >= 1) plan_chunk(plan, oldest, budget.cost - lane, budget);
+  const double before = budget.cost;
   for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
     plan_chunk(plan, *requests_.at(handle), budget.cost, budget);
   }
+  lane_credit_ = std::max(lane_credit_ - (before - budget.cost), 0.0);
   std::erase_if(prefilling_, [this](engine::RequestHandle handle) {
     const Request& request = *requests_.at(handle);
     return request.at_boundary || request.n_prefilled == request.n_prompt();
@@ -147,7 +155,7 @@ double Scheduler::chunk_cost(std::int64_t n_before, std::int64_t n_tokens) const
 // Tokens whose cost is at most `cost`, but never less than a part of the largest chunk: tiny ones
 // read the weights for nothing.
 std::int64_t Scheduler::chunk_tokens(std::int64_t n_before, double cost) const {
-  constexpr double kSmallestPart = 0.25;
+  constexpr double kSmallestPart = 0.125;
   if (config_.attention_parity_tokens <= 0) return static_cast<std::int64_t>(cost);
   // n (1 + (b + n / 2) / p) = cost, for n.
   const auto parity = static_cast<double>(config_.attention_parity_tokens);

@@ -67,6 +67,7 @@ struct Scheduler::Request {
   // Of requests that grow: tokens that the ledger has room for, what was added since the oldest
   // step in flight, and how many reports of the stages will say what they really need.
   std::int64_t granted_tokens = 0;
+  std::int64_t tokens_ahead = 0;  // its part of Scheduler::tokens_ahead_
   std::vector<Growth> growths;
   int page_reports_pending = 0;
   std::int64_t n_prefilled = 0;  // prompt tokens sent to the stages

@@ -126,6 +126,9 @@ def concurrency(options, policy, n_requests):
                 "compute.threads_per_rank": max(1, len(os.sched_getaffinity(0)) // stages)}
     if options.server_policy:
         settings |= {f"kv.policy.{key}": value for key, value in policy.items()}
+        # The run may be short.
+        settings |= {"kv.balance.warmup_ms": 100, "kv.balance.cooldown_ms": 200,
+                     "kv.balance.typical_tokens": n_prompt}
         policy = None
     failures = []
     stopped = threading.Event()

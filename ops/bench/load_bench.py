@@ -174,6 +174,7 @@ def short_beside_long(port, seconds, short_rate, long_every):
     return {"alone_ms_p50": statistics.median(alone), "alone_ms_p95": percentile(alone, 0.95),
             "beside_ms_p50": statistics.median(beside), "beside_ms_p95": percentile(beside, 0.95),
             "p95_ratio": percentile(beside, 0.95) / percentile(alone, 0.95),
+            "beside_ms": [round(t) for t in sorted(beside)],
             "n": [len(alone), len(beside)], "n_long": len(n_long)}
 
 
