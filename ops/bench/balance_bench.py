@@ -102,7 +102,8 @@ def one_run(build, options, balanced):
         "kv.balance.typical_tokens": options.longest * 3 // 4, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
         "scheduler.max_num_seqs": 512, "scheduler.max_num_batched_tokens": 1024,
-        "model.max_model_len": options.longest + options.output + 64, "compute.threads_per_rank":
+        "model.max_model_len": options.longest + options.output + 64,
+        "compute.device": options.device.upper(), "compute.threads_per_rank":
         max(1, len(os.sched_getaffinity(0)) // stages)}
     asked = questions(ROOT / "eval/public.jsonl.gz", options.longest)
     samples = []
@@ -165,6 +166,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory", type=float, nargs="+", default=[48, 16, 48],
                         help="KV pool of each stage in MiB")
     parser.add_argument("--ratio", type=float, default=0.25, help="of the default policy")
@@ -186,7 +188,7 @@ def main():
         return round(statistics.mean(r[name] for r in on) /
                      max(statistics.mean(r[name] for r in off), 1e-9), 3)
 
-    print(json.dumps({"memory_mib": options.memory, "ratio": options.ratio, "runs": runs,
+    print(json.dumps({"memory_mib": options.memory, "device": options.device, "ratio": options.ratio, "runs": runs,
                       "running_on_to_off": ratio("running_mean"),
                       "generated_on_to_off": ratio("generated_tokens_per_s"),
                       "requests_on_to_off": ratio("requests_per_s")}, indent=1))
