@@ -19,7 +19,7 @@ json::array names_of(const CLI::Option& option) {
 json::array names_of(const std::set<CLI::Option*>& options) {
   std::set<std::string> names;  // the set of pointers has another order every time
   for (const CLI::Option* option : options) names.insert(option->get_name());
-  return {names.begin(), names.end()};
+  return json::array(names.begin(), names.end());
 }
 
 json::object option_object(const CLI::Option& option) {
