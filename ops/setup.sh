@@ -52,6 +52,11 @@ common_packages=(
   libcli11-dev prometheus-cpp-dev libpcre2-dev libutf8proc-dev libxxhash-dev libdnnl-dev
   zlib1g-dev libgtest-dev libgmock-dev python3 python3-jinja2 python3-protobuf shellcheck
 )
+# With --tests: what tests/ops/deploy installs with, and who reads manual pages and completions.
+deploy_test_packages=(
+  debootstrap dpkg-dev lintian systemd-container iproute2 man-db groff mandoc zsh fish
+  python3-yaml python3-jsonschema
+)
 
 # Sets `system` and `needed`; the only names that differ are Boost's.
 choose_packages() {
@@ -62,6 +67,7 @@ choose_packages() {
   fi
   system="$id $version"
   needed=("${common_packages[@]}")
+  if $with_tests; then needed+=("${deploy_test_packages[@]}"); fi
   case $system in
     'debian 12') needed+=(libboost1.81-dev) ;;
     'ubuntu 24.04') needed+=(libboost1.83-dev) ;;

@@ -232,7 +232,8 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
                  "\"output_len\"; document: pieces of a long text")
       ->check(CLI::IsMember({"random", "custom", "document"}))
       ->capture_default_str();
-  app.add_option("--dataset-path", options.dataset_path, "The file of custom and document");
+  app.add_option("--dataset-path", options.dataset_path, "The file of custom and document")
+      ->type_name("FILE");
   app.add_option("--random-input-len", options.random_input_len, "Tokens of a prompt")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
@@ -293,9 +294,11 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
   app.add_flag("--save-result", options.save_result, "The result as JSON in a file");
   app.add_flag("--save-detailed", options.save_detailed,
                "In the JSON also each request's times, text and error");
-  app.add_option("--result-dir", options.result_dir, "Where the file goes; default: here");
+  app.add_option("--result-dir", options.result_dir, "Where the file goes; default: here")
+      ->type_name("FOLDER");
   app.add_option("--result-filename", options.result_filename,
-                 "Default: spindle-RATEqps-MODEL-TIME.json");
+                 "Default: spindle-RATEqps-MODEL-TIME.json")
+      ->type_name("FILE");
   add_kv_options(app, options.kv);
   add_connection_options(app, options.connection);
 }

@@ -159,7 +159,8 @@ int run_interactive(const ChatOptions& options, Conversation& conversation) {
 
 void add_chat_options(CLI::App& app, ChatOptions& options) {
   app.add_option("--message", options.message, "Send one message, print the answer and leave");
-  app.add_option("--file", options.file, "A document to put in front of the first message");
+  app.add_option("--file", options.file, "A document to put in front of the first message")
+      ->type_name("FILE");
   app.add_option("--system", options.system, "System message");
   app.add_option("--model", options.model, "Model id; default: the served model");
   add_output_options(app, options.output);

@@ -33,7 +33,9 @@ Result<std::string> read_prompt(const CompleteOptions& options) {
 void add_complete_options(CLI::App& app, CompleteOptions& options) {
   auto* prompt = app.add_option("prompt", options.prompt,
                                 "The text to continue; - or nothing: standard input");
-  app.add_option("--file", options.file, "Read the prompt from a file")->excludes(prompt);
+  app.add_option("--file", options.file, "Read the prompt from a file")
+      ->type_name("FILE")
+      ->excludes(prompt);
   app.add_option("--model", options.model, "Model id; default: the served model");
   app.add_option("--request-id", options.request_id, "Name of the request in the server's logs");
   add_output_options(app, options.output);

@@ -321,8 +321,9 @@ Status check_options(const EvalOptions& options) {
 
 void add_eval_options(CLI::App& app, EvalOptions& options) {
   const CLI::Range seconds(0.01, 86400.0);
-  app.add_option("--config", options.config, "The cluster's configuration (.pbtxt)");
-  app.add_option("--data", options.data, "Records, JSON Lines, gzipped or not");
+  app.add_option("--config", options.config, "The cluster's configuration (.pbtxt)")
+      ->type_name("FILE");
+  app.add_option("--data", options.data, "Records, JSON Lines, gzipped or not")->type_name("FILE");
   app.add_option("--profiles", options.profiles, "KV policies to measure")
       ->delimiter(',')
       ->capture_default_str();
@@ -335,8 +336,9 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
       ->capture_default_str();
   app.add_option("--limit", options.limit,
                  "So many records, spread over tasks and lengths; 0: all (12 with --calibrate)");
-  app.add_option("--json", options.json, "Where the figures go");
-  app.add_option("--prose", options.prose, "Also the perplexity of this text, gzipped or not");
+  app.add_option("--json", options.json, "Where the figures go")->type_name("FILE");
+  app.add_option("--prose", options.prose, "Also the perplexity of this text, gzipped or not")
+      ->type_name("FILE");
   app.add_option("--prose-windows", options.prose_windows, "At most so many windows of each length")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
@@ -344,14 +346,16 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
-  app.add_option("--report", options.report, "Where a report in Markdown goes");
-  app.add_option("--plots", options.plots, "The folder where plots (SVG) go");
+  app.add_option("--report", options.report, "Where a report in Markdown goes")->type_name("FILE");
+  app.add_option("--plots", options.plots, "The folder where plots (SVG) go")->type_name("FOLDER");
   auto* only = app.add_option("--report-only", options.report_only,
-                              "No measurement: report and plots from this JSON file");
+                              "No measurement: report and plots from this JSON file")
+                   ->type_name("FILE");
   app.add_flag("--calibrate", options.calibrate, "Measure every head and write the model's table")
       ->excludes(only);
   app.add_option("--table", options.table,
-                 "Where --calibrate writes; default configs/profiles/MODEL.pbtxt");
+                 "Where --calibrate writes; default configs/profiles/MODEL.pbtxt")
+      ->type_name("FILE");
   app.add_option("--server", options.server,
                  "HOST:PORT of a running cluster; default: where --config listens, and when nobody "
                  "does, a cluster is started there");

@@ -195,6 +195,7 @@ json::object inspect_json(const api::v1::Usage& usage) {
 void add_inspect_options(CLI::App& app, InspectOptions& options) {
   auto* prompt = app.add_option("text", options.prompt, "The text; - or nothing: standard input");
   app.add_option("--prompt", options.file, "A file with the text, or the text itself")
+      ->type_name("FILE|TEXT")
       ->excludes(prompt);
   app.add_flag("--chat", options.chat, "The text is a user's message");
   app.add_flag("--heads", options.heads, "One line per KV head instead of one per layer");

@@ -3,7 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <iostream>
+#include <string>
 
+#include "cluster/api/framing.h"
+#include "kernels/core/build_info.h"
+#include "kernels/core/cli_tree.h"
 #include "ops/cli/bench.h"
 #include "ops/cli/chat.h"
 #include "ops/cli/complete.h"
@@ -22,7 +26,12 @@ constexpr const char* kFooter =
 int run(int argc, char** argv) {
   using namespace spindle::cli;
   CLI::App app("Client of a Spindle cluster", "spindle");
-  app.set_version_flag("--version", "spindle " SPINDLE_VERSION);
+  // exit() prints a line break of its own.
+  std::string version = spindle::version_text(
+      "spindle", spindle::build_info(), spindle::api::kProtocolMajor, spindle::api::kProtocolMinor);
+  version.pop_back();
+  app.set_version_flag("--version", version, "Print version, commit, CUDA and protocol version");
+  spindle::add_cli_tree_flag(app);
   app.require_subcommand(1);
   app.footer(kFooter);
 

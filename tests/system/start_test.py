@@ -43,7 +43,8 @@ def listeners(pid):
 class CommandLineTest(unittest.TestCase):
     def test_help_version_and_print_config_need_no_cluster(self):
         self.assertIn("--config", run_spindled("--help").stdout)
-        self.assertRegex(run_spindled("--version").stdout, r"^spindled \d+\.\d+\.\d+\n$")
+        self.assertRegex(run_spindled("--version").stdout,
+                         r"^spindled \d+\.\d+\.\d+\n(commit [0-9a-f]{12,}\n)?CUDA (yes|no)\nprotocol \d+\.\d+\n$")
         printed = run_spindled("--config", str(CONFIG), "--print-config", "--api-key", "sk-secret")
         self.assertEqual(printed.returncode, 0, printed.stderr)
         self.assertIn("port: 8000", printed.stdout)

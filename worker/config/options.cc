@@ -8,6 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "cluster/api/framing.h"
+#include "kernels/core/build_info.h"
+#include "kernels/core/cli_tree.h"
 #include "worker/config/config_loader.h"
 #include "worker/config/config_override.h"
 #include "worker/config/config_rules.h"
@@ -73,7 +76,10 @@ struct CommandLine {
 
 void declare(CLI::App& app, CommandLine& line) {
   app.set_help_flag("-h,--help", "print this text");
-  app.set_version_flag("--version", "spindled " + std::string(spindle_version()));
+  app.set_version_flag(
+      "--version", version_text("spindled", build_info(), api::kProtocolMajor, api::kProtocolMinor),
+      "print version, commit, CUDA and protocol version");
+  add_cli_tree_flag(app);
   app.add_option("--config", line.config_path, "configuration file (configs/README.md)")
       ->type_name("FILE");
   app.add_option("--set", line.assignments, "set one field, e.g. --set api.tcp.port=9001")
@@ -136,7 +142,7 @@ Result<Config> build_config(const CommandLine& line) {
 
 }  // namespace
 
-std::string_view spindle_version() { return SPINDLE_VERSION; }
+std::string_view spindle_version() { return build_info().version; }
 
 Result<Options> parse_command_line(int argc, const char* const* argv) {
   CLI::App app("Serves a language model over the ranks of one MPI job: rank i is pipeline stage i.",
@@ -150,8 +156,8 @@ Result<Options> parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::CallForHelp&) {
     options.text = app.help();
     return options;
-  } catch (const CLI::CallForVersion&) {
-    options.text = "spindled " + std::string(spindle_version()) + "\n";
+  } catch (const CLI::CallForVersion& version) {  // and --cli-tree
+    options.text = version.what();
     return options;
   } catch (const CLI::ParseError& error) {
     return invalid_argument(std::string(error.what()) + " (spindled --help lists the flags)");

@@ -308,7 +308,8 @@ class CliTest(unittest.TestCase):
     def test_version_and_help(self):
         done = subprocess.run([SPINDLE, "--version"], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0)
-        self.assertRegex(done.stdout, r"^spindle \d+\.\d+\.\d+\n$")
+        self.assertRegex(done.stdout, r"^spindle \d+\.\d+\.\d+\n(commit [0-9a-f]{12,}\n)?"
+                                      r"CUDA (yes|no)\nprotocol \d+\.\d+\n$")
         done = subprocess.run([SPINDLE, "--help"], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0)
         for word in ("chat", "complete", "stats", "drain", "Exit codes"):

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "cluster/api/framing.h"
+#include "kernels/core/build_info.h"
 #include "tests/worker/config/config_files.h"
 #include "worker/config/config_text.h"
 
@@ -142,7 +144,11 @@ TEST_F(OptionsTest, HelpAndVersion) {
   }
   const auto version = parse({"--version"});
   ASSERT_TRUE(version.ok());
-  EXPECT_EQ(version->text, "spindled " + std::string(spindle_version()) + "\n");
+  EXPECT_EQ(version->text,
+            version_text("spindled", build_info(), api::kProtocolMajor, api::kProtocolMinor));
+  const auto tree = parse({"--cli-tree"});
+  ASSERT_TRUE(tree.ok());
+  EXPECT_THAT(tree->text, HasSubstr(R"("names":["--max-num-seqs"])"));
 }
 
 struct BadCommandLine {
