@@ -215,6 +215,7 @@ def decode_once(port, policy, n_prompt, n_output):
     steps = [(b - a) * 1e3 for a, b in zip(times[2:], times[3:])]
     return {"first_token_ms": round(times[0] * 1e3, 1),
             "boundary_ms": round((times[1] - times[0]) * 1e3, 1),
+            "boundary_share": round((times[1] - times[0]) / times[0], 4),
             "token_ms": round(statistics.median(steps), 3),
             # Steps that other load on the host left alone.
             "fast_token_ms": round(sorted(steps)[len(steps) // 10], 3),
@@ -256,6 +257,7 @@ def measure_concurrency(options, policies):
 POLICIES = {"full": {"profile": "full"}, "int4": {"profile": "int4"},
             "streaming 15 %": {"profile": "streaming", "ratio": 0.15},
             "streaming 10 %": {"profile": "streaming", "ratio": 0.10},
+            "spindlekv 50 %": {"profile": "spindlekv", "ratio": 0.5},
             "spindle 25 %": {"profile": "spindle", "ratio": 0.25},
             "spindle 15 %": {"profile": "spindle", "ratio": 0.15},
             "spindle 10 %": {"profile": "spindle", "ratio": 0.10}}
