@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/cuda/devices.h"
+#include "tests/source_dir.h"
 #include "tests/worker/local_cluster.h"
 #include "worker/model/safetensors.h"
 
@@ -130,8 +131,7 @@ TEST_F(ClusterGpuTest, GoldenGreedyContinuations) {
 }
 
 std::vector<float> golden_tensor(const std::string& name) {
-  auto file = model::SafetensorsFile::open(std::string(SPINDLE_SOURCE_DIR) +
-                                           "/tests/golden/golden.safetensors");
+  auto file = model::SafetensorsFile::open(source_dir() + "/tests/golden/golden.safetensors");
   CHECK(file.ok(), file.status().to_string());
   const model::TensorInfo* info = file->find(name);
   CHECK(info != nullptr, name);

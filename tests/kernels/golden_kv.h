@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/core/dtype.h"
+#include "tests/source_dir.h"
 #include "worker/model/safetensors.h"
 
 namespace spindle::kernels {
@@ -38,8 +39,7 @@ class GoldenKv {
 
  private:
   model::SafetensorsFile file_ =
-      model::SafetensorsFile::open(SPINDLE_SOURCE_DIR "/tests/golden/golden-kv.safetensors")
-          .value();
+      model::SafetensorsFile::open(source_dir() + "/tests/golden/golden-kv.safetensors").value();
 };
 
 }  // namespace spindle::kernels

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cluster/coordinator/kv_balance.h"
+#include "tests/source_dir.h"
 #include "worker/daemon/cluster_start.h"
 
 namespace spindle::worker {
@@ -178,7 +179,7 @@ engine::EngineRequest greedy_request(std::vector<std::int32_t> prompt, int max_t
 }
 
 std::vector<GoldenGreedy> load_golden_greedy(std::size_t max_prompt) {
-  std::ifstream file(std::string(SPINDLE_SOURCE_DIR) + "/tests/golden/golden.json");
+  std::ifstream file(source_dir() + "/tests/golden/golden.json");
   std::stringstream text;
   text << file.rdbuf();
   const boost::json::value root = boost::json::parse(text.str());
@@ -197,6 +198,6 @@ std::vector<GoldenGreedy> load_golden_greedy(std::size_t max_prompt) {
   return cases;
 }
 
-std::string mini_model_dir() { return std::string(SPINDLE_SOURCE_DIR) + "/models/spindle-mini"; }
+std::string mini_model_dir() { return source_dir() + "/models/spindle-mini"; }
 
 }  // namespace spindle::worker

@@ -4,11 +4,12 @@
 
 #include "cluster/text/chat_template.h"
 #include "kernels/core/check.h"
+#include "tests/source_dir.h"
 
 namespace spindle::api {
 namespace {
 
-constexpr const char* kModelFolder = SPINDLE_SOURCE_DIR "/models/spindle-mini";
+const std::string kModelFolder = source_dir() + "/models/spindle-mini";
 
 std::unique_ptr<text::Tokenizer> load_tokenizer() {
   auto tokenizer = text::Tokenizer::load(kModelFolder);

@@ -1,4 +1,5 @@
 #include "cluster/api/choice_text.h"
+#include "tests/source_dir.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -15,7 +16,7 @@ using ::testing::IsEmpty;
 class ChoiceTextTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto loaded = text::Tokenizer::load(SPINDLE_SOURCE_DIR "/models/spindle-mini");
+    auto loaded = text::Tokenizer::load(source_dir() + "/models/spindle-mini");
     ASSERT_TRUE(loaded.ok()) << loaded.status().to_string();
     tokenizer_ = std::move(*loaded);
   }

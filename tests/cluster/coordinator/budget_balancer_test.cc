@@ -7,6 +7,7 @@
 #include <random>
 
 #include "tests/cluster/coordinator/balancer_fixture.h"
+#include "tests/source_dir.h"
 #include "worker/config/profile_table.h"
 
 namespace spindle::coordinator {
@@ -328,8 +329,8 @@ TEST(BudgetBalancer, WithTheCurvesOfTheBundledModel) {
                                .vocab_size = 4096,
                                .max_model_len = 8192};
   const auto table = config::load_profile_table(
-      std::filesystem::path(SPINDLE_SOURCE_DIR) / "configs/profiles/spindle-mini.pbtxt",
-      model.n_layers, model.n_kv_heads);
+      std::filesystem::path(source_dir()) / "configs/profiles/spindle-mini.pbtxt", model.n_layers,
+      model.n_kv_heads);
   ASSERT_TRUE(table.ok()) << table.status().to_string();
   const kvstore::KvPolicy policy{.profile = kvstore::KvProfile::kSpindle};
   constexpr std::int64_t kTokens = 4000;

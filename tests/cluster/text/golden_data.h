@@ -7,10 +7,12 @@
 #include <sstream>
 #include <string>
 
+#include "tests/source_dir.h"
+
 namespace spindle::text {
 
 inline std::filesystem::path bundled_model() {
-  return std::filesystem::path(SPINDLE_SOURCE_DIR) / "models" / "spindle-mini";
+  return std::filesystem::path(source_dir()) / "models" / "spindle-mini";
 }
 
 inline std::string read_text(const std::filesystem::path& path) {
@@ -21,8 +23,8 @@ inline std::string read_text(const std::filesystem::path& path) {
 }
 
 inline boost::json::object golden_data() {
-  return boost::json::parse(read_text(std::filesystem::path(SPINDLE_SOURCE_DIR) / "tests" /
-                                      "golden" / "golden.json"))
+  return boost::json::parse(
+             read_text(std::filesystem::path(source_dir()) / "tests" / "golden" / "golden.json"))
       .as_object();
 }
 

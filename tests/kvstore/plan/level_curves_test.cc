@@ -9,6 +9,7 @@
 
 #include "kvstore/plan/plan_frame.h"
 #include "tests/kvstore/plan/plan_fixture.h"
+#include "tests/source_dir.h"
 #include "worker/config/profile_table.h"
 
 namespace spindle::kvstore {
@@ -21,7 +22,7 @@ constexpr std::int64_t kPrompt = 4000;
 
 ProfileTable bundled_table() {
   auto table = config::load_profile_table(
-      std::filesystem::path(SPINDLE_SOURCE_DIR) / "configs/profiles/spindle-mini.pbtxt", 12, 2);
+      std::filesystem::path(source_dir()) / "configs/profiles/spindle-mini.pbtxt", 12, 2);
   EXPECT_TRUE(table.ok()) << table.status().to_string();
   return table.ok() ? *table : mini_table();
 }

@@ -12,11 +12,12 @@
 #include "ops/cli/eval_config.h"
 #include "ops/cli/eval_plan.h"
 #include "ops/cli/eval_probe.h"
+#include "tests/source_dir.h"
 
 namespace spindle::cli {
 namespace {
 
-const std::string kSource = SPINDLE_SOURCE_DIR;
+const std::string kSource = source_dir();
 
 TEST(EvalData, Record) {
   const auto record = parse_record(

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <string>
 
+#include "tests/source_dir.h"
 #include "tests/worker/model/model_files.h"
 
 namespace spindle::model {
@@ -108,7 +109,7 @@ TEST(GenerationConfig, FileIsOptional) {
 }
 
 TEST(GenerationConfig, BundledModel) {
-  const auto config = load_generation_config(SPINDLE_SOURCE_DIR "/models/spindle-mini");
+  const auto config = load_generation_config(source_dir() + "/models/spindle-mini");
   ASSERT_TRUE(config.ok()) << config.status().to_string();
   EXPECT_THAT(config->eos_token_ids, ElementsAre(2, 0));
   EXPECT_EQ(config->temperature, 0.0f);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/source_dir.h"
 #include "tests/worker/model/model_files.h"
 
 namespace spindle::model {
@@ -19,7 +20,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kMini = SPINDLE_SOURCE_DIR "/models/spindle-mini";
+const std::string kMini = source_dir() + "/models/spindle-mini";
 
 std::uint64_t hash_of(const HostTensor& tensor) { return fnv1a(tensor.data.bytes()); }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "tests/source_dir.h"
 #include "tests/worker/model/model_files.h"
 
 namespace spindle::model {
@@ -69,7 +70,7 @@ TEST(ModelConfig, ReadsLlama) {
 }
 
 TEST(ModelConfig, BundledModel) {
-  const auto config = load_model_config(SPINDLE_SOURCE_DIR "/models/spindle-mini");
+  const auto config = load_model_config(source_dir() + "/models/spindle-mini");
   ASSERT_TRUE(config.ok()) << config.status().to_string();
   EXPECT_EQ(config->n_layers, 12);
   EXPECT_EQ(config->head_dim, 64);

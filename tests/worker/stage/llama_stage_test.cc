@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "tests/source_dir.h"
 #include "tests/worker/local_cluster.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/safetensors.h"
@@ -21,8 +22,7 @@ namespace {
 class GoldenTensors {
  public:
   GoldenTensors() {
-    auto file = model::SafetensorsFile::open(std::string(SPINDLE_SOURCE_DIR) +
-                                             "/tests/golden/golden.safetensors");
+    auto file = model::SafetensorsFile::open(source_dir() + "/tests/golden/golden.safetensors");
     CHECK(file.ok(), file.status().to_string());
     file_ = std::make_unique<model::SafetensorsFile>(std::move(*file));
   }
