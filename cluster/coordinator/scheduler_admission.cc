@@ -15,8 +15,6 @@ namespace {
 // Of those that wait, how many are tried in one step: the order is by rank, and what comes after
 // many that do not fit will hardly be due.
 constexpr int kTries = 16;
-// Of a stage's pages, what may be kept free for the growth of those that run.
-constexpr std::int64_t kHeadroomPart = 8;
 
 }  // namespace
 
@@ -126,15 +124,11 @@ Scheduler::Room Scheduler::commit(Request& request, std::int64_t now_us) {
   return commit(request, now_us);
 }
 
-// Pages by stage that are left to those who run when another is admitted: each may soon need the
-// next boundary's.
+// By stage, when another request is admitted.
 std::vector<std::int64_t> Scheduler::headroom() const {
   std::vector<std::int64_t> pages;
   for (const StageCapacity& stage : ledger_.stages()) {
-    const std::int64_t wanted =
-        growing_requests_ *
-        kvstore::stage_pages(ledger_.shape(), stage.n_layers, kvstore::kGeneratedBoundary);
-    pages.push_back(std::min(wanted, stage.n_pages / kHeadroomPart));
+    pages.push_back(headroom_pages(ledger_.shape(), stage, growing_requests_));
   }
   return pages;
 }
