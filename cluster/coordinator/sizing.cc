@@ -5,6 +5,7 @@
 
 #include "cluster/coordinator/request_demand.h"
 #include "cluster/coordinator/stage_costs.h"
+#include "kvstore/plan/device_layout.h"
 #include "kvstore/plan/expected_use.h"
 
 namespace spindle::coordinator {
@@ -110,12 +111,19 @@ RequestUse use_of(const ClusterSizing& sizing, const RequestKind& kind,
 
 Result<ClusterSizing> size_cluster(const ClusterDescription& cluster) {
   if (cluster.devices.empty()) return invalid_argument("a cluster without a device");
+  const kvstore::KvShape shape{cluster.model.n_kv_heads, cluster.model.head_dim,
+                               cluster.settings.kv_dtype};
   const bool on_gpu = cluster.settings.device == ComputeDevice::kCuda;
+  if (on_gpu) {
+    Status known = kvstore::check_device_layout(shape);
+    if (known.ok()) known = kvstore::check_device_heads(shape, cluster.model.n_heads);
+    if (!known.ok()) return known;
+  }
   const auto plan = plan_stages(cluster.settings, cluster.model, cluster.devices);
   if (!plan.ok()) return plan.status();
   ClusterSizing sizing;
   sizing.max_model_len = plan->max_model_len;
-  sizing.shape = {cluster.model.n_kv_heads, cluster.model.head_dim, cluster.settings.kv_dtype};
+  sizing.shape = shape;
   sizing.kv_model = make_kv_model(cluster.model, cluster.settings.kv_dtype, plan->max_model_len,
                                   has_token_table(cluster.settings, cluster.model));
   sizing.slowest = plan->partition.slowest;
@@ -141,6 +149,11 @@ Result<ClusterSizing> size_cluster(const ClusterDescription& cluster) {
       stage.pool_is_estimate = device.kv_bytes == 0;
       stage.kv_pool_bytes = stage.pool_is_estimate ? gpu_pool(cluster, *plan, stage, i)
                                                    : static_cast<std::uint64_t>(device.kv_bytes);
+    }
+    if (on_gpu && stage.kv_pool_bytes >= kvstore::kMostDevicePoolBytes) {
+      return invalid_argument("stage " + std::to_string(i) + " has a KV pool of " +
+                              std::to_string(stage.kv_pool_bytes) +
+                              " bytes; on a GPU it is of less than 256 GiB: set kv.memory_bytes");
     }
     if (stage.kv_pool_bytes < least) {
       return resource_exhausted(

@@ -51,7 +51,8 @@ struct ClusterSizing {
   int slowest = 0;
 };
 // What plan_stages refuses. RESOURCE_EXHAUSTED when a pool does not hold one sequence of full
-// length. INVALID_ARGUMENT for no device, or a GPU whose memory is not known.
+// length; INVALID_ARGUMENT for no device, a GPU whose memory is not known or whose pool would be
+// beyond what a GPU's can be; UNIMPLEMENTED for a model that the CUDA bodies do not know.
 Result<ClusterSizing> size_cluster(const ClusterDescription& cluster);
 
 // What users send: `policy` is the server's default or a request's own.

@@ -64,11 +64,19 @@ bool can_serve(const ClusterDescription& cluster, const RequestKind& kind, std::
 
 std::optional<std::vector<std::uint64_t>> least_memory(const ClusterDescription& cluster,
                                                        const RequestKind& kind, std::int64_t n) {
-  const auto found =
-      least_that(1, static_cast<std::int64_t>(kMostMemory / kMiB), [&](std::int64_t mib) {
-        const auto bytes = static_cast<std::uint64_t>(mib) * kMiB;
-        return can_serve(with_memory(cluster, bytes), kind, n);
-      });
+  const auto enough = [&](std::int64_t mib) {
+    return can_serve(with_memory(cluster, static_cast<std::uint64_t>(mib) * kMiB), kind, n);
+  };
+  // Upwards: a pool can also be too large for a GPU.
+  std::int64_t too_little = 0;
+  std::int64_t tried = 1;
+  const auto most = static_cast<std::int64_t>(kMostMemory / kMiB);
+  while (tried <= most && !enough(tried)) {
+    too_little = tried;
+    tried += std::max<std::int64_t>(tried / 4, 1);
+  }
+  if (tried > most) return std::nullopt;
+  const auto found = least_that(too_little + 1, tried, enough);
   if (!found) return std::nullopt;
   const ClusterDescription changed =
       with_memory(cluster, static_cast<std::uint64_t>(*found) * kMiB);

@@ -235,6 +235,14 @@ TEST(Sizing, AGpuKeepsScratchAndLeavesATenthFree) {
   const auto sum = static_cast<std::int64_t>(stage.kv_pool_bytes) + stage.scratch_bytes +
                    stage.workspace_bytes + stage.predicted.weight_bytes;
   EXPECT_NEAR(static_cast<double>(sum), 0.9 * static_cast<double>(80ULL << 30), 2.0);
+  ClusterDescription other = cluster;
+  other.settings.kv_dtype = DType::kF32;
+  EXPECT_EQ(size_cluster(other).status().code(), StatusCode::kUnimplemented);
+  other = cluster;
+  other.model.n_heads = 9 * 8;
+  EXPECT_EQ(size_cluster(other).status().code(), StatusCode::kUnimplemented);
+  other = gpus(1, 800ULL << 30);
+  EXPECT_NE(size_cluster(other).status().message().find("256 GiB"), std::string::npos);
   ClusterDescription unknown = gpus(1, 0);
   EXPECT_EQ(size_cluster(unknown).status().code(), StatusCode::kInvalidArgument);
 }
