@@ -11,7 +11,7 @@ constexpr std::uint64_t kMiB = 1ULL << 20;
 // Beyond this no device will be: 2^50 bytes is also what the partition takes.
 constexpr std::uint64_t kMostMemory = 1ULL << 49;
 constexpr int kRatioSteps = 1000;
-constexpr int kMostDevices = 1024;
+constexpr int kMostDevices = 256;
 
 // The least of [least, most] for which `holds`, which then holds for all that are larger.
 template <typename Holds>
@@ -34,8 +34,10 @@ ClusterDescription with_memory(const ClusterDescription& cluster, std::uint64_t 
   ClusterDescription changed = cluster;
   std::uint64_t present = 0;
   for (const DeviceFacts& device : cluster.devices) present = std::max(present, device.total_bytes);
-  for (const std::int64_t bytes : cluster.settings.device_memory_bytes) {
-    if (present == 0) present = static_cast<std::uint64_t>(bytes);
+  if (present == 0) {
+    for (const std::int64_t bytes : cluster.settings.device_memory_bytes) {
+      present = std::max(present, static_cast<std::uint64_t>(bytes));
+    }
   }
   if (present == 0) return changed;
   const double factor = static_cast<double>(largest) / static_cast<double>(present);

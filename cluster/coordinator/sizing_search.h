@@ -18,7 +18,7 @@ bool can_serve(const ClusterDescription& cluster, const RequestKind& kind, std::
 
 // The least memory of every device, in their present proportion, that is enough; each in whole MiB.
 // Memory that the settings state (cluster.device_memory_bytes, kv.memory_bytes) grows alike.
-// Nothing when no memory is enough.
+// Nothing when no memory is enough, or none of a device is known.
 std::optional<std::vector<std::uint64_t>> least_memory(const ClusterDescription& cluster,
                                                        const RequestKind& kind, std::int64_t n);
 
