@@ -34,23 +34,28 @@ std::int64_t Scheduler::left_to_prefill(const Request& request) {
   return request.n_prompt() - request.n_prefilled;
 }
 
-// While the prompts that are admitted fill the step, others would only hold KV; but a prompt that
-// is done in half of a step, or is short beside what is left of those, need not wait for their end.
+// While the prompts that are admitted fill the step, others would only hold KV. But there is a lane
+// beside the oldest of them (plan_prefill): for prompts that are shorter than what is left of it,
+// or done in half of a step, as long as those of the lane do not fill their half.
 bool Scheduler::may_prefill(const Request& request, const StepBudget& budget) const {
   std::int64_t left = 0;
   for (const engine::RequestHandle handle : prefilling_) {
     left += left_to_prefill(*requests_.at(handle));
   }
   if (left < budget.tokens) return true;
-  const std::int64_t longest_short =
-      std::max<std::int64_t>(config_.max_num_batched_tokens / 2, left / 8);
-  return budget.tokens > 0 && request.n_prompt() <= longest_short &&
+  const std::int64_t lane = config_.max_num_batched_tokens / 2;
+  const std::int64_t oldest =
+      prefilling_.empty() ? 0 : left_to_prefill(*requests_.at(prefilling_.front()));
+  return budget.tokens > 0 && left - oldest < lane &&
+         request.n_prompt() <= std::max(lane, oldest - 1) &&
          2 * static_cast<std::int64_t>(prefilling_.size()) <= config_.max_num_seqs;
 }
 
 void Scheduler::admit(control::StepPlan& plan, const StepBudget& budget, std::int64_t now_us) {
   int n_without_room = 0;
-  for (const engine::RequestHandle handle : waiting_.order()) {
+  WaitingQueue::Walk walk(waiting_);
+  while (const auto next = walk.next()) {
+    const engine::RequestHandle handle = *next;
     const auto found = requests_.find(handle);
     // One that ended stays until the stages have freed what it held before it was preempted.
     if (found == requests_.end() || found->second->choices_left == 0) continue;

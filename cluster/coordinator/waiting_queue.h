@@ -16,7 +16,9 @@
 
 #include <cstdint>
 #include <map>
-#include <unordered_map>
+#include <optional>
+#include <set>
+#include <utility>
 #include <vector>
 
 namespace spindle::coordinator {
@@ -41,7 +43,27 @@ class WaitingQueue {
   WaitingTicket take(std::uint64_t request);
   bool contains(std::uint64_t request) const { return tickets_.contains(request); }
 
-  // In the order in which they are to be tried; equal ranks by request.
+  // Those that wait in the order in which they are to be tried, equal ranks by request, one at a
+  // time: each costs the logarithm of the queue, and finding the first costs the number of owners.
+  // Ranks are those of the walk's beginning. The queue may be changed meanwhile: one that is taken
+  // out before its turn does not come, one that is put in may come. Must not outlive the queue.
+  class Walk {
+   public:
+    explicit Walk(const WaitingQueue& queue);
+    std::optional<std::uint64_t> next();
+
+   private:
+    struct Head {
+      std::int64_t rank;
+      std::uint64_t request;
+      std::uint64_t owner;
+      std::int64_t handicap;  // of all of the owner's
+      auto operator<=>(const Head&) const = default;
+    };
+    const WaitingQueue& queue_;
+    std::vector<Head> heads_;  // a heap, one of each owner
+  };
+  // The whole of it.
   std::vector<std::uint64_t> order() const;
   bool is_due(std::uint64_t request) const;
 
@@ -59,12 +81,14 @@ class WaitingQueue {
   struct Owner {
     int n_requests = 0;
     std::int64_t served = 0;
+    std::set<std::pair<std::int64_t, std::uint64_t>> waiting;  // by the rank's own part
   };
   std::int64_t least_served() const;
-  std::int64_t rank(const WaitingTicket& ticket, std::int64_t least) const;
+  // Of a rank what does not change while the request waits, and the request.
+  static std::pair<std::int64_t, std::uint64_t> key(const WaitingTicket& ticket);
 
   std::map<std::uint64_t, WaitingTicket> tickets_;
-  std::unordered_map<std::uint64_t, Owner> owners_;
+  std::map<std::uint64_t, Owner> owners_;
   std::int64_t work_done_ = 0;
 };
 

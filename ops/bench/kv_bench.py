@@ -89,8 +89,10 @@ def prompt_ids(n_tokens, seed):
 
 
 def completion(n_prompt, n_output, seed, policy):
-    return {"model": "spindle-mini", "prompt": prompt_ids(n_prompt, seed), "max_tokens": n_output,
-            "temperature": 0, "ignore_eos": True, "kv_policy": policy}
+    """With `policy` None the server's own is in force."""
+    body = {"model": "spindle-mini", "prompt": prompt_ids(n_prompt, seed), "max_tokens": n_output,
+            "temperature": 0, "ignore_eos": True}
+    return body | ({"kv_policy": policy} if policy else {})
 
 
 def pool_bytes(n_requests, n_prompt, n_output):
@@ -99,7 +101,7 @@ def pool_bytes(n_requests, n_prompt, n_output):
     return n_requests * pages * PAGE_TOKENS * TOKEN_BYTES
 
 
-def concurrency(build, stages, policy, pool_requests, n_prompt, n_output, n_requests):
+def concurrency(options, policy, n_requests):
     """How many requests decode at once in a pool for `pool_requests` uncompressed ones.
 
     Answers are long enough that none ends before the pool is full, and steps take whole prompts, so
@@ -110,14 +112,21 @@ def concurrency(build, stages, policy, pool_requests, n_prompt, n_output, n_requ
 
     A prompt's KV is uncompressed until it ends, so that one prompt's room is never filled: of k
     requests' room, at most k - 1 + ratio holds compressed ones. With several stages the fullest
-    limits all, and `spindle` keeps less in the one with layer 0.
+    limits all, and `spindle` keeps less in the one with layer 0: the server levels that out for
+    requests that bring no policy (--server-policy), a request's own size is its own.
     """
-    settings = {"kv.memory_bytes": pool_bytes(pool_requests, n_prompt, n_output) // stages,
+    build, stages, n_prompt, n_output = (options.build, options.stages, options.prompt,
+                                         options.output)
+    settings = {"kv.memory_bytes": pool_bytes(options.pool, n_prompt, n_output) // stages,
                 "scheduler.max_num_seqs": 1024, "scheduler.max_num_batched_tokens": 8192,
                 "scheduler.max_num_queued_reqs": 4096,
                 "scheduler.max_num_queued_tokens": 1 << 30, "cluster.layers_per_stage":
                 ",".join(str(12 // stages) for _ in range(stages)),
-                "compute.threads_per_rank": max(1, (os.cpu_count() or 1) // stages)}
+                "compute.device": options.device.upper(),
+                "compute.threads_per_rank": max(1, len(os.sched_getaffinity(0)) // stages)}
+    if options.server_policy:
+        settings |= {f"kv.policy.{key}": value for key, value in policy.items()}
+        policy = None
     failures = []
     stopped = threading.Event()
 
@@ -175,6 +184,7 @@ def watch_decoding(port, first, n_prompt, n_output, failures):
             best = {"concurrency": counts["running"], "generated_tokens": round(generated, 1),
                     "bytes_ratio": round(used / (n_tokens * TOKEN_BYTES), 4),
                     "pool_used": round(used / capacity, 3), "fullest_stage": round(fullest, 3),
+                    "levels": [round(stage["kv_level_ratio"], 3) for stage in state["stages"]],
                     "pool_bytes": capacity}
         if generated > n_output / 2:
             return best
@@ -230,8 +240,7 @@ def measure_concurrency(options, policies):
     for name, policy in policies.items():
         # As many as could fit, and some that wait.
         ratio = policy.get("ratio", {"full": 1.0, "int4": 0.28}.get(name, 1.0))
-        result = concurrency(options.build, options.stages, policy, options.pool, options.prompt,
-                             options.output, int(options.pool / ratio) + 4)
+        result = concurrency(options, policy, int(options.pool / ratio) + 4)
         if "full" in report:
             growth = result["concurrency"] / report["full"]["concurrency"]
             result["growth"] = round(growth, 2)
@@ -259,6 +268,10 @@ def main():
     parser.add_argument("--output", type=int, default=256, help="its answer")
     parser.add_argument("--pool", type=int, default=16, help="uncompressed requests that fit")
     parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                        help="that a shared pool is on")
+    parser.add_argument("--server-policy", action="store_true",
+                        help="the policy is the server's, not the requests'")
     parser.add_argument("--decode-prompt", type=int, default=7800)
     parser.add_argument("--rounds", type=int, default=3, help="of decoding")
     options = parser.parse_args()
@@ -269,7 +282,8 @@ def main():
                                   options.rounds)
     if options.only != "decode":
         report["pool"] = {"requests": options.pool, "prompt_tokens": options.prompt,
-                          "output_tokens": options.output, "stages": options.stages}
+                          "output_tokens": options.output, "stages": options.stages,
+                          "device": options.device, "server_policy": options.server_policy}
         report["concurrency"] = measure_concurrency(options, policies)
     text = json.dumps(report, indent=1)
     print(text)

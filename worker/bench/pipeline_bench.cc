@@ -6,7 +6,10 @@
 //
 // Every rank takes part; rank 0 submits requests to the real engine, without sockets and text.
 // Prefill is held against the rate of a library's matrix product, decode against the rate at which
-// one thread reads memory: a decode step must at least read the weights once.
+// one thread reads memory: a decode step must at least read the weights once. The mixed rows say how
+// busy the stages are while some requests decode and prompts come one after the other.
+
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -45,6 +48,8 @@ struct Options : BenchOptions {
   int decode_tokens = 96;
   std::vector<int> prefill_batches = {1, 8};
   std::vector<int> decode_batches = {1, 8, 32};
+  std::vector<int> mixed_batches = {16};
+  int mixed_prompts = 8;
   int repeats = 3;  // of which the best counts
 };
 
@@ -61,7 +66,9 @@ class TimingSink final : public engine::EventSink {
   }
   void on_end(const Status& status, const engine::RequestSummary& /*summary*/) override {
     const std::lock_guard lock(mutex_);
-    if (!status.ok()) std::fprintf(stderr, "a request failed: %s\n", status.to_string().c_str());
+    if (!status.ok() && status.code() != StatusCode::kCancelled) {
+      std::fprintf(stderr, "a request failed: %s\n", status.to_string().c_str());
+    }
     ended_ = true;
     changed_.notify_all();
   }
@@ -69,10 +76,18 @@ class TimingSink final : public engine::EventSink {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::minutes(10), [this] { return ended_; });
   }
+  std::size_t n_tokens() const {
+    const std::lock_guard lock(mutex_);
+    return times_.size();
+  }
+  bool has_ended() const {
+    const std::lock_guard lock(mutex_);
+    return ended_;
+  }
   const std::vector<Clock::time_point>& times() const { return times_; }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Clock::time_point> times_;
   bool ended_ = false;
@@ -84,6 +99,36 @@ std::vector<std::int32_t> random_prompt(int n_tokens, int vocab_size, std::mt199
     id = static_cast<std::int32_t>(random() % static_cast<unsigned>(vocab_size));
   }
   return prompt;
+}
+
+// Computing time of every stage so far.
+struct BusyTime {
+  Clock::time_point at;
+  std::vector<double> seconds;
+};
+
+BusyTime busy_time(const PipelineEngine& engine) {
+  BusyTime out{.at = Clock::now(), .seconds = {}};
+  for (const engine::StageState& stage : engine.stats().stages) {
+    out.seconds.push_back(stage.busy_seconds);
+  }
+  return out;
+}
+
+std::vector<double> busy_shares(const BusyTime& from, const BusyTime& to) {
+  std::vector<double> shares;
+  for (std::size_t s = 0; s < from.seconds.size(); ++s) {
+    shares.push_back((to.seconds[s] - from.seconds[s]) / seconds_between(from.at, to.at));
+  }
+  return shares;
+}
+
+std::string percents(const std::vector<double>& shares) {
+  std::string out;
+  for (const double share : shares) {
+    out += (out.empty() ? "" : ", ") + fmt::format("{:.1f}", 100 * share);
+  }
+  return out;
 }
 
 class Bench {
@@ -98,9 +143,24 @@ class Bench {
     return batch * options_.prefill_tokens / seconds_between(start, Clock::now());
   }
 
-  // Generated tokens per second while all `batch` requests decode.
-  double decode_rate(int batch) {
-    const auto sinks = run(batch, options_.decode_prompt, options_.decode_tokens);
+  // What happened while all `batch` requests decoded, and nothing else ran.
+  struct Decoding {
+    double tokens_per_s = 0;
+    std::vector<double> busy_shares;  // of each stage
+  };
+  Decoding decode(int batch) {
+    const Sinks sinks = submit(batch, options_.decode_prompt, options_.decode_tokens);
+    wait_for([&] {
+      return std::ranges::all_of(sinks, [](const auto& sink) { return sink->n_tokens() > 0; });
+    });
+    const BusyTime before = busy_time(engine_);
+    const auto nearly_all = static_cast<std::size_t>(options_.decode_tokens - 2);
+    wait_for([&] {
+      return std::ranges::any_of(sinks,
+                                 [&](const auto& sink) { return sink->n_tokens() > nearly_all; });
+    });
+    Decoding out{.busy_shares = busy_shares(before, busy_time(engine_))};
+    wait_ended(sinks);
     Clock::time_point from = Clock::time_point::min();
     Clock::time_point to = Clock::time_point::max();
     for (const auto& sink : sinks) {
@@ -112,12 +172,70 @@ class Bench {
       n_tokens += std::count_if(sink->times().begin(), sink->times().end(),
                                 [&](Clock::time_point t) { return t > from && t <= to; });
     }
-    return static_cast<double>(n_tokens) / seconds_between(from, to);
+    out.tokens_per_s = static_cast<double>(n_tokens) / seconds_between(from, to);
+    return out;
+  }
+
+  // What the stages did while `batch` requests decoded and prompts came one after the other, two at
+  // a time.
+  struct Mixed {
+    double prompt_tokens_per_s = 0;
+    double generated_tokens_per_s = 0;
+    std::vector<double> busy_shares;
+  };
+  Mixed mixed(int batch) {
+    const int room = static_cast<int>(engine_.limits().max_model_len) - options_.decode_prompt;
+    const Sinks decoding = submit(batch, options_.decode_prompt, room);
+    wait_for([&] {
+      return std::ranges::all_of(decoding, [](const auto& sink) { return sink->n_tokens() > 0; });
+    });
+    Sinks prompts = submit(2, options_.prefill_tokens, 1);
+    const engine::EngineStats counts_before = engine_.stats();
+    const BusyTime before = busy_time(engine_);
+    for (int i = 0; i < options_.mixed_prompts; ++i) {
+      const auto index = static_cast<std::size_t>(i);
+      CHECK(prompts[index]->wait(), "a prompt takes more than ten minutes");
+      prompts.push_back(submit(1, options_.prefill_tokens, 1).front());
+    }
+    const BusyTime after = busy_time(engine_);
+    const engine::EngineStats counts = engine_.stats();
+    const bool still_decoding =
+        std::ranges::none_of(decoding, [](const auto& sink) { return sink->has_ended(); });
+    CHECK(still_decoding, "the model's context is too short for so many prompts");
+    for (const engine::RequestHandle handle : std::exchange(handles_, {})) engine_.cancel(handle);
+    wait_ended(decoding);
+    wait_ended(prompts);
+    const double seconds = seconds_between(before.at, after.at);
+    return {
+        static_cast<double>(counts.prompt_tokens - counts_before.prompt_tokens) / seconds,
+        static_cast<double>(counts.generation_tokens - counts_before.generation_tokens) / seconds,
+        busy_shares(before, after)};
   }
 
  private:
-  std::vector<std::shared_ptr<TimingSink>> run(int batch, int n_prompt, int n_output) {
-    std::vector<std::shared_ptr<TimingSink>> sinks;
+  using Sinks = std::vector<std::shared_ptr<TimingSink>>;
+
+  Sinks run(int batch, int n_prompt, int n_output) {
+    Sinks sinks = submit(batch, n_prompt, n_output);
+    wait_ended(sinks);
+    return sinks;
+  }
+
+  static void wait_ended(const Sinks& sinks) {
+    for (const auto& sink : sinks) CHECK(sink->wait(), "a request takes more than ten minutes");
+  }
+
+  template <typename Condition>
+  static void wait_for(Condition&& holds) {
+    const Clock::time_point deadline = Clock::now() + std::chrono::minutes(10);
+    while (!holds()) {
+      CHECK(Clock::now() < deadline, "requests take more than ten minutes");
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
+
+  Sinks submit(int batch, int n_prompt, int n_output) {
+    Sinks sinks;
     for (int i = 0; i < batch; ++i) {
       engine::EngineRequest request;
       request.prompt_ids = random_prompt(n_prompt, vocab_size_, random_);
@@ -130,21 +248,26 @@ class Bench {
       sinks.push_back(std::make_shared<TimingSink>());
       const auto handle = engine_.submit(std::move(request), sinks.back());
       CHECK(handle.ok(), handle.status().to_string());
+      handles_.push_back(*handle);
     }
-    for (const auto& sink : sinks) CHECK(sink->wait(), "a request takes more than ten minutes");
     return sinks;
   }
 
   PipelineEngine& engine_;
   int vocab_size_;
   const Options& options_;
+  std::vector<engine::RequestHandle> handles_;
   std::mt19937 random_{20261121};
 };
 
-template <typename Measure>
-double best_of(int repeats, Measure&& measure) {
-  double best = 0;
-  for (int i = 0; i < repeats; ++i) best = std::max(best, measure());
+// The run with the highest rate.
+template <typename Measure, typename Rate>
+auto best_of(int repeats, Measure&& measure, Rate&& rate) {
+  auto best = measure();
+  for (int i = 1; i < repeats; ++i) {
+    auto next = measure();
+    if (rate(next) > rate(best)) best = std::move(next);
+  }
   return best;
 }
 
@@ -205,13 +328,6 @@ struct Limits {
   double bytes_per_second = 0;
 };
 
-// Computing time of all stages so far.
-double busy_seconds(const PipelineEngine& engine) {
-  double sum = 0;
-  for (const engine::StageState& stage : engine.stats().stages) sum += stage.busy_seconds;
-  return sum;
-}
-
 boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                             const std::vector<control::StageInfo>& stages, const Limits& limits,
                             const Options& options) {
@@ -238,7 +354,8 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   boost::json::array rows;
   const double n_ranks = static_cast<double>(stages.size());
   for (const int batch : options.prefill_batches) {
-    const double rate = best_of(options.repeats, [&] { return bench.prefill_rate(batch); });
+    const double rate = best_of(
+        options.repeats, [&] { return bench.prefill_rate(batch); }, [](double r) { return r; });
     const double flops = rate * prefill_flops_per_token(m, options.prefill_tokens);
     std::printf("prefill  batch %2d of %d  %8.0f tokens/s  %9.1f GFLOP/s", batch,
                 options.prefill_tokens, rate, flops / 1e9);
@@ -254,9 +371,10 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   }
   const double n_context = options.decode_prompt + options.decode_tokens / 2.0;
   for (const int batch : options.decode_batches) {
-    const double busy_before = busy_seconds(engine);
-    const Clock::time_point row_began = Clock::now();
-    const double rate = best_of(options.repeats, [&] { return bench.decode_rate(batch); });
+    const Bench::Decoding decoding = best_of(
+        options.repeats, [&] { return bench.decode(batch); },
+        [](const Bench::Decoding& d) { return d.tokens_per_s; });
+    const double rate = decoding.tokens_per_s;
     // Weights are read once for each micro-batch; all stages' micro-batches together make a round.
     const double rounds = rate / batch * std::min<double>(batch, n_ranks);
     const double weight_rate = rounds * step_weight_bytes;
@@ -265,15 +383,12 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     const bool is_full = options.kv_policy.profile == kvstore::KvProfile::kFull;
     const double share = (weight_rate + (is_full ? kv_rate : 0)) / limits.bytes_per_second;
     const double flops = rate * decode_flops_per_token(m, n_context);
-    // Prefill of the prompts included.
-    const double busy =
-        (busy_seconds(engine) - busy_before) / (seconds_between(row_began, Clock::now()) * n_ranks);
     std::printf(
         "decode   batch %2d at %.0f tokens, %s  %8.1f tokens/s, %7.3f ms a round  %5.1f GB/s of "
-        "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s, stages busy %.1f %%\n",
+        "weights, %5.1f GB/s of uncompressed KV, %3.0f %% of the %s, stages busy %s %%\n",
         batch, n_context, std::string(kvstore::profile_name(options.kv_policy.profile)).c_str(),
         rate, 1e3 * batch / rate, weight_rate / 1e9, kv_rate / 1e9, 100 * share,
-        options.on_gpu() ? "copy rate" : "read rate", 100 * busy);
+        options.on_gpu() ? "copy rate" : "read rate", percents(decoding.busy_shares).c_str());
     rows.push_back({{"phase", "decode"},
                     {"batch", batch},
                     {"context", n_context},
@@ -283,8 +398,22 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                     {"weight_gb_per_s", weight_rate / 1e9},
                     {"full_kv_gb_per_s", kv_rate / 1e9},
                     {"share_of_read", share},
-                    {"busy_share", busy}});
+                    {"busy_shares", boost::json::value_from(decoding.busy_shares)}});
     std::fflush(stdout);
+  }
+  for (const int batch : options.mixed_batches) {
+    const Bench::Mixed mixed = bench.mixed(batch);
+    std::printf(
+        "mixed    batch %2d decoding beside prompts of %d  %8.0f prompt tokens/s, %8.1f tokens/s, "
+        "stages busy %s %%\n",
+        batch, options.prefill_tokens, mixed.prompt_tokens_per_s, mixed.generated_tokens_per_s,
+        percents(mixed.busy_shares).c_str());
+    rows.push_back({{"phase", "mixed"},
+                    {"batch", batch},
+                    {"tokens", options.prefill_tokens},
+                    {"prompt_tokens_per_s", mixed.prompt_tokens_per_s},
+                    {"tokens_per_s", mixed.generated_tokens_per_s},
+                    {"busy_shares", boost::json::value_from(mixed.busy_shares)}});
   }
   report["rows"] = rows;
   return report;
@@ -299,6 +428,10 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
   app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows");
   app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
+  app.add_option("--mixed-batches", options.mixed_batches, "requests that decode beside prompts")
+      ->delimiter(',');
+  app.add_option("--mixed-prompts", options.mixed_prompts, "prompts of a mixed row")
+      ->check(CLI::PositiveNumber);
   app.add_option("--repeats", options.repeats, "runs of a row, of which the best counts")
       ->check(CLI::PositiveNumber);
   app.parse(argc, argv);

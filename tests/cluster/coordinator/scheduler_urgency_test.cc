@@ -95,6 +95,41 @@ TEST(SchedulerUrgency, AShortPromptIsServedBesideALongOne) {
             driver.lives().at(*longer).summary.time_to_first_token_ms / 2);
 }
 
+// Near its end too: what is left of the long one is more than the short one's own.
+TEST(SchedulerUrgency, AShortPromptIsServedBesideTheEndOfALongOne) {
+  Driver driver(kv_config(1), {{2, 400}});  // steps of 96 tokens
+  const auto longer = driver.submit(endless(1000, 2));
+  ASSERT_TRUE(longer.ok());
+  for (int i = 0; i < 8; ++i) {
+    driver.step();
+    driver.deliver_all();
+  }
+  const auto shorter = driver.submit(endless(90, 2));
+  ASSERT_TRUE(shorter.ok());
+  const auto plan = driver.step();
+  ASSERT_TRUE(plan.has_value());
+  ASSERT_EQ(plan->runs_size(), 2);
+  EXPECT_EQ(plan->runs(0).tokens_size(), 48);
+  EXPECT_EQ(plan->runs(1).tokens_size(), 48);
+  driver.run();
+  EXPECT_LT(driver.lives().at(*shorter).summary.time_to_first_token_ms,
+            driver.lives().at(*longer).summary.time_to_first_token_ms);
+}
+
+// More of them at once would only hold KV.
+TEST(SchedulerUrgency, ShortPromptsBesideALongOneDoNotCrowd) {
+  Driver driver(kv_config(1), {{2, 400}});
+  ASSERT_TRUE(driver.submit(endless(1400, 2)).ok());
+  driver.step();
+  driver.deliver_all();
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(driver.submit(endless(300, 2)).ok());
+  const auto plan = driver.step();
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->open_size(), 1);
+  driver.run();
+  EXPECT_EQ(driver.scheduler().stats().finished, 6u);
+}
+
 TEST(SchedulerUrgency, ChunksShrinkAsThePrefixGrows) {
   SchedulerConfig config = kv_config(1);
   config.attention_parity_tokens = 300;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <random>
 
 namespace spindle::coordinator {
@@ -79,6 +81,55 @@ TEST_F(WaitingQueueTest, OneThatRanWaitsWhereItWas) {
   push(3, 10);
   queue_.push_back(first);
   EXPECT_EQ(queue_.order(), (Order{1, 2, 3}));
+}
+
+TEST_F(WaitingQueueTest, AWalkGoesOnWhileTheQueueChanges) {
+  push(1, 10, 0, 1);
+  push(2, 20, 0, 1);
+  push(3, 30, 0, 2);
+  push(4, 40, 0, 1);
+  push(5, 50, 0, 2);
+  WaitingQueue::Walk walk(queue_);
+  EXPECT_EQ(walk.next(), 1u);
+  queue_.take(1);
+  queue_.take(2);  // was its owner's next
+  const WaitingTicket third = queue_.take(3);
+  queue_.owner_left(1);
+  EXPECT_EQ(walk.next(), 4u);
+  queue_.push_back(third);  // before where the walk is with its owner
+  EXPECT_EQ(walk.next(), 5u);
+  EXPECT_EQ(walk.next(), std::nullopt);
+  EXPECT_EQ(queue_.order(), (Order{3, 4, 5}));
+}
+
+// The walk is the order of all ranks, whatever owners there are.
+TEST_F(WaitingQueueTest, WalksInTheOrderOfRanks) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  std::map<std::uint64_t, std::int64_t> served;
+  std::vector<WaitingTicket> tickets;
+  for (std::uint64_t i = 1; i <= 300; ++i) {
+    const std::uint64_t owner = random() % 7;
+    const auto work = 1 + static_cast<std::int64_t>(random() % 50);
+    const auto priority = static_cast<std::int32_t>(random() % 3);
+    push(i, work, priority, owner);
+    tickets.push_back({.request = i, .owner = owner, .priority = priority, .work = work});
+  }
+  // All came before any work was done, so that arrivals are equal.
+  for (std::uint64_t owner = 0; owner < 7; ++owner) {
+    served[owner] = static_cast<std::int64_t>(random() % 400);
+    queue_.served(owner, served[owner]);
+  }
+  const auto rank = [&](const WaitingTicket& t) {
+    return std::pair(WaitingQueue::kPatience * t.work + t.priority * WaitingQueue::kPriorityTokens +
+                         served[t.owner],
+                     t.request);
+  };
+  std::ranges::sort(tickets, {}, rank);
+  Order expected;
+  for (const WaitingTicket& ticket : tickets) expected.push_back(ticket.request);
+  EXPECT_EQ(queue_.order(), expected);
 }
 
 // Whatever comes, the work done before a request goes first is bounded.
