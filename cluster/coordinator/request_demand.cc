@@ -29,10 +29,9 @@ KvDemand request_demand(const RequestTokens& request) {
 }
 
 std::int64_t headroom_pages(const kvstore::KvShape& shape, const StageCapacity& stage,
-                            std::int64_t n_growing) {
-  const std::int64_t wanted =
-      n_growing * kvstore::stage_pages(shape, stage.n_layers, kvstore::kGeneratedBoundary);
-  return std::min(wanted, stage.n_pages / kHeadroomPart);
+                            std::int64_t tokens_ahead) {
+  return std::min(kvstore::stage_pages(shape, stage.n_layers, tokens_ahead),
+                  stage.n_pages / kHeadroomPart);
 }
 
 }  // namespace spindle::coordinator

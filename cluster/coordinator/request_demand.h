@@ -42,9 +42,13 @@ struct RequestTokens {
 };
 KvDemand request_demand(const RequestTokens& request);
 
-// Pages of a stage that are left to those who run when another is admitted: each may soon need the
-// next boundary's.
+// What a running request that grows may soon ask room for, in uncompressed tokens: its next
+// boundary's.
+inline constexpr std::int64_t kTokensAhead = kvstore::kGeneratedBoundary;
+
+// Pages of a stage that are left to those who run when another is admitted: for tokens_ahead of all
+// of them together, but a part of the stage at most.
 std::int64_t headroom_pages(const kvstore::KvShape& shape, const StageCapacity& stage,
-                            std::int64_t n_growing);
+                            std::int64_t tokens_ahead);
 
 }  // namespace spindle::coordinator

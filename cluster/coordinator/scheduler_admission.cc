@@ -133,7 +133,7 @@ Scheduler::Room Scheduler::commit(Request& request, std::int64_t now_us) {
 std::vector<std::int64_t> Scheduler::headroom() const {
   std::vector<std::int64_t> pages;
   for (const StageCapacity& stage : ledger_.stages()) {
-    pages.push_back(headroom_pages(ledger_.shape(), stage, growing_requests_));
+    pages.push_back(headroom_pages(ledger_.shape(), stage, growing_requests_ * kTokensAhead));
   }
   return pages;
 }

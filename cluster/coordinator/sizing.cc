@@ -92,6 +92,7 @@ RequestUse use_of(const ClusterSizing& sizing, const RequestKind& kind,
   RequestUse use;
   use.alone_pages = reserve(most_tokens(kind));
   use.admission_pages = reserve(first_grant);
+  use.tokens_ahead = kTokensAhead;
   use.prefill_pages = kvstore::stage_pages(sizing.shape, layers.count, kind.prompt_tokens);
   const std::int64_t last = last_boundary(kind);
   const kvstore::ExpectedUse at_prompt = use_at(sizing, kind, plan, layers, 0);
@@ -173,7 +174,9 @@ std::int64_t requests_that_fit(const kvstore::KvShape& shape, const StageCapacit
                                const RequestUse& use) {
   const std::int64_t last = std::max(use.admission_pages, use.held_pages);
   const auto fits = [&](std::int64_t n) {
-    return (n - 1) * use.held_pages + last + headroom_pages(shape, stage, n - 1) <= stage.n_pages;
+    return (n - 1) * use.held_pages + last +
+               headroom_pages(shape, stage, (n - 1) * use.tokens_ahead) <=
+           stage.n_pages;
   };
   if (use.alone_pages > stage.n_pages) return 0;
   std::int64_t most = 0;

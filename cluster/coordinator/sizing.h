@@ -67,6 +67,7 @@ struct RequestKind {
 struct RequestUse {
   std::int64_t alone_pages = 0;      // what it may take; more than a stage has is refused
   std::int64_t admission_pages = 0;  // committed when it is admitted
+  std::int64_t tokens_ahead = 0;     // what is kept free for its growth (request_demand.h)
   std::int64_t prefill_pages = 0;    // held at the end of its prompt
   std::int64_t held_pages = 0;       // held and reserved later on, at most
   std::uint64_t prompt_bytes = 0;    // held right after the prompt's boundary

@@ -1,5 +1,6 @@
 #include "ops/cli/plan.h"
 
+#include <algorithm>
 #include <iostream>
 
 #include "cluster/coordinator/sizing_search.h"
@@ -57,7 +58,14 @@ Result<PlanAnswer> answer_plan(const PlanQuestion& question,
     answer.full = std::move(*sized);
   }
   if (concurrency && answer.requests.concurrency < *concurrency) {
-    answer.remedies = find_remedies(question, *concurrency);
+    const std::vector<std::int64_t>& fitting = answer.requests.fitting;
+    answer.remedies = PlanRemedies{};
+    if (*std::min_element(fitting.begin(), fitting.end()) < *concurrency) {
+      answer.remedies = find_remedies(question, *concurrency);
+    }
+    if (question.cluster.settings.max_num_seqs < *concurrency) {
+      answer.remedies->max_num_seqs = *concurrency;
+    }
   }
   return answer;
 }

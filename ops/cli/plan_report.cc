@@ -202,16 +202,16 @@ std::string concurrency_text(const PlanQuestion& question, const PlanAnswer& ans
   const std::string begin = "\n--concurrency " + std::to_string(wanted);
   if (!answer.remedies) return begin + ": fits\n";
   std::string text = begin + ": does not fit";
-  const int most = question.cluster.settings.max_num_seqs;
   const bool by_kv =
       *std::min_element(answer.requests.fitting.begin(), answer.requests.fitting.end()) < wanted;
-  if (most < wanted) {
-    text += "; it needs --max-num-seqs " + std::to_string(wanted);
-  }
+  const bool by_number = answer.remedies->max_num_seqs.has_value();
+  if (by_number) text += "; it needs --max-num-seqs " + std::to_string(wanted);
   if (!by_kv) return text + "\n";
-  if (answer.remedies->none())
+  if (answer.remedies->none()) {
     return text + "; no single change of those that were tried is enough\n";
-  return text + "; any one of these is enough:\n" + remedies_text(question, *answer.remedies);
+  }
+  text += by_number ? " and any one of these:\n" : "; any one of these is enough:\n";
+  return text + remedies_text(question, *answer.remedies);
 }
 
 boost::json::array request_stages_json(const PlanAnswer& answer, const RequestSizing& requests) {
@@ -364,6 +364,7 @@ boost::json::object remedies_json(const PlanRemedies& remedies) {
   if (remedies.n_devices) object["n_devices"] = *remedies.n_devices;
   if (remedies.max_model_len) object["max_model_len"] = *remedies.max_model_len;
   if (remedies.ratio) object["ratio"] = *remedies.ratio;
+  if (remedies.max_num_seqs) object["max_num_seqs"] = *remedies.max_num_seqs;
   return object;
 }
 

@@ -17,6 +17,7 @@ struct PlanRemedies {
   std::optional<int> n_devices;
   std::optional<std::int64_t> max_model_len;
   std::optional<double> ratio;
+  std::optional<std::int64_t> max_num_seqs;  // beside one of the others, if there is any
 
   bool none() const { return !device_memory && !n_devices && !max_model_len && !ratio; }
 };

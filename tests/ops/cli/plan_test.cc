@@ -153,6 +153,8 @@ TEST(PlanAnswer, MoreSequencesThanAreLetRunNeedTheFlag) {
   ASSERT_TRUE(answer.ok()) << answer.status().to_string();
   EXPECT_THAT(plan_text(*question, *answer, 9), AllOf(HasSubstr("limited by max_num_seqs 4"),
                                                       HasSubstr("it needs --max-num-seqs 9\n")));
+  const boost::json::object json = plan_json(*question, *answer, 9);
+  EXPECT_EQ(boost::json::serialize(json.at("concurrency").at("would_fit")), "{\"max_num_seqs\":9}");
 }
 
 TEST(PlanAnswer, AnImpossiblePlanSaysByHowMuch) {
