@@ -7,11 +7,14 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/kv_device.h"
 #include "kernels/kv_compact.h"
+#include "kvstore/plan/device_layout.h"
 
 namespace spindle::kvstore {
 namespace {
 
 constexpr std::size_t kCopiesPerLaunch = 16384;
+static_assert(kernels::kNoPlace >= kMostDevicePoolBytes / kernels::kKvPlaceBytes - 1,
+              "places reach the largest pool");
 
 std::uint64_t pool_bytes(const KvStoreConfig& config) {
   const std::uint64_t page_bytes = config.shape.page_bytes();
@@ -40,12 +43,11 @@ std::uint64_t DeviceMemory::scratch_bytes(const DeviceMemoryConfig& config) {
 Result<std::unique_ptr<DeviceMemory>> DeviceMemory::create(const CudaContext& context,
                                                            const DeviceMemoryConfig& config) {
   const KvShape& shape = config.store.shape;
-  if ((shape.head_dim != 64 && shape.head_dim != 128) ||
-      (shape.dtype != DType::kF16 && shape.dtype != DType::kBF16) ||
-      shape.page_tokens != kernels::kKvPageTokens) {
-    return unimplemented("KV on a CUDA device is of head_dim 64 or 128 in 16 bits, not " +
-                         std::to_string(shape.head_dim) + " in " +
-                         std::to_string(8 * dtype_bytes(shape.dtype)));
+  if (Status status = check_device_layout(shape); !status.ok()) return status;
+  if (shape.page_tokens != kernels::kKvPageTokens) {
+    return unimplemented("KV on a CUDA device is in pages of " +
+                         std::to_string(kernels::kKvPageTokens) + " tokens, not " +
+                         std::to_string(shape.page_tokens));
   }
   if (pool_bytes(config.store) == 0) {
     return invalid_argument("a KV budget of " + std::to_string(config.store.budget_bytes) +

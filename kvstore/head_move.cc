@@ -101,13 +101,6 @@ void HeadTask::set_plan(const HeadCache& head, const HeadPlan& wanted) {
   plan.fallback = KvFormat::kRaw;
 }
 
-std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
-                        std::int64_t n_tokens) {
-  if (recent == 0) return n_tokens;
-  const std::int64_t room = std::max<std::int64_t>(n_tokens - recent - tail_origin, 0);
-  return std::max(tail_origin + room / kBlock * kBlock, tail_first);
-}
-
 HeadMove move_head(const HeadCache& head, const HeadTask& task) {
   HeadMove move;
   move.tail_origin = head.tail_origin;
@@ -132,10 +125,6 @@ BlockForm block_form(kernels::KvCodec codec, std::int64_t n) {
   BlockForm form{codec};
   if (is_raw(codec)) form.capacity = static_cast<int>((n + 3) / 4 * 4);
   return form;
-}
-
-bool wants_mean(const HeadPlan& plan, KvFormat format) {
-  return kernels::is_lloyd(format == KvFormat::kCodebook ? plan.fallback : format);
 }
 
 bool codebook_pays(KvFormat fallback, KvSide side, const kernels::KvPageLayout& layout,

@@ -16,13 +16,9 @@
 #include "kernels/kv_block.h"
 #include "kvstore/head_cache.h"
 #include "kvstore/plan/kv_plan.h"
+#include "kvstore/plan/kv_projection.h"
 
 namespace spindle::kvstore {
-
-// First position of the tail after a boundary at n_tokens: `recent` tokens or a few more, in whole
-// pages; all of them are encoded when recent is 0.
-std::int64_t tail_begin(std::int64_t tail_origin, std::int64_t tail_first, int recent,
-                        std::int64_t n_tokens);
 
 // Whether a head under `plan` keeps a table of its own token ids, since there is none of the whole
 // vocabulary (token_book.h).
@@ -68,8 +64,6 @@ struct BlockForm {
   int capacity = kernels::kKvBlockTokens;
 };
 BlockForm block_form(kernels::KvCodec codec, std::int64_t n);
-// Whether a head under this plan keeps a mean of the side stored in `format`.
-bool wants_mean(const HeadPlan& plan, kernels::KvFormat format);
 
 // Whether a codebook keeps a tile of n_rows: its references and the chunks that its new entries add
 // must take fewer bytes than the fallback. n_stored entries lie in the arena; the book had n_before

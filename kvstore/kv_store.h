@@ -230,10 +230,6 @@ class KvStore {
   std::int64_t own_tail_pages(const HeadCache& cache, std::size_t n_pages) const;
   SequencePages pages_of(const Sequence& sequence) const;
   std::int64_t future_pages(const Sequence& sequence, const StageBoundary& boundary) const;
-  std::int64_t future_tail_pages(const Sequence& sequence, const StageBoundary& boundary,
-                                 std::size_t table) const;
-  std::uint64_t future_piece_bytes(const Sequence& sequence, const StageBoundary& boundary,
-                                   const HeadPlan& plan, const HeadCache& cache) const;
   // Pages of a tail that lie before a new origin.
   std::size_t n_tail_pages_freed(const HeadCache& cache, std::int64_t tail_origin) const;
   void free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_origin);

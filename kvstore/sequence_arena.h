@@ -13,13 +13,9 @@
 #include <vector>
 
 #include "kvstore/page_pool.h"
+#include "kvstore/plan/kv_projection.h"
 
 namespace spindle::kvstore {
-
-// What a piece takes of its page.
-constexpr std::uint64_t arena_bytes(std::uint64_t piece_bytes) {
-  return (piece_bytes + 63) / 64 * 64;
-}
 
 class SequenceArena {
  public:

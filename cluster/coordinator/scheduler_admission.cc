@@ -15,16 +15,6 @@ namespace {
 // Of those that wait, how many are tried in one step: the order is by rank, and what comes after
 // many that do not fit will hardly be due.
 constexpr int kTries = 16;
-// Of a stage's pages, what may be kept free for the growth of those that run.
-constexpr std::int64_t kHeadroomPart = 8;
-
-// What a request will ask room for at its next boundary, in uncompressed tokens. Where tokens leave
-// the tail they are packed in 4 bits or fewer with their scales and a last block partly filled.
-std::int64_t tokens_ahead_of(const KvDemand& demand, std::int64_t most_tokens) {
-  const std::int64_t n_tokens =
-      std::min<std::int64_t>(most_tokens - demand.max_tokens, kvstore::kGeneratedBoundary);
-  return demand.compresses ? (3 * n_tokens + 7) / 8 : n_tokens;
-}
 
 }  // namespace
 
@@ -139,13 +129,11 @@ Scheduler::Room Scheduler::commit(Request& request, std::int64_t now_us) {
   return commit(request, now_us);
 }
 
-// Pages by stage that are left to those who run when another is admitted: each will soon need what
-// its next boundary takes.
+// By stage, when another request is admitted.
 std::vector<std::int64_t> Scheduler::headroom() const {
   std::vector<std::int64_t> pages;
   for (const StageCapacity& stage : ledger_.stages()) {
-    pages.push_back(std::min(kvstore::stage_pages(ledger_.shape(), stage.n_layers, tokens_ahead_),
-                             stage.n_pages / kHeadroomPart));
+    pages.push_back(headroom_pages(ledger_.shape(), stage, tokens_ahead_));
   }
   return pages;
 }

@@ -10,27 +10,20 @@
 
 namespace spindle::coordinator {
 
-// The last generated token is never run, so it is in no cache.
 KvDemand Scheduler::Request::demand() const { return demand(most_tokens()); }
 
 KvDemand Scheduler::Request::demand(std::int64_t granted) const {
-  KvDemand demand;
-  // Output that is computed anew takes what it took as output: by the bound of a longer prompt, a
-  // request that was preempted might not fit alone.
-  demand.prompt_tokens = n_before_output();
-  demand.max_tokens = granted;
-  demand.n_choices = request.sampling.n_choices;
-  demand.n_boundaries = static_cast<int>(boundaries.size());
-  const std::int64_t last = boundaries.empty() ? 0 : boundaries.back();
-  // Short prompts are never compressed.
-  demand.compresses =
-      continues_compressed || last > request.kv_policy.sinks + kvstore::kUncompressedTokens;
-  demand.cached_tokens = n_cached;
-  demand.tail_begin = inherited_tail_begin;
-  demand.tail_tokens =
-      last > 0 ? std::max(request.kv_policy.recent, inherited_recent) + n_before_output() - last
-               : n_before_output() - inherited_tail_begin;
-  return demand;
+  return request_demand({.n_before_output = n_before_output(),
+                         .granted = granted,
+                         .n_choices = request.sampling.n_choices,
+                         .n_boundaries = static_cast<int>(boundaries.size()),
+                         .last_boundary = boundaries.empty() ? 0 : boundaries.back(),
+                         .sinks = request.kv_policy.sinks,
+                         .recent = request.kv_policy.recent,
+                         .continues_compressed = continues_compressed,
+                         .n_cached = n_cached,
+                         .inherited_tail_begin = inherited_tail_begin,
+                         .inherited_recent = inherited_recent});
 }
 
 Status Scheduler::check_kv(Request& request) const {

@@ -7,6 +7,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "cluster/coordinator/request_demand.h"
 #include "cluster/coordinator/scheduler.h"
 
 namespace spindle::coordinator {
@@ -121,14 +122,12 @@ struct Scheduler::Request {
            request.prompt_scores.end == 0;
   }
   // Tokens of the longest form, and those up to the boundary after the prompt.
-  std::int64_t most_tokens() const { return n_prompt() + max_generated - 1; }
+  std::int64_t most_tokens() const { return most_cached_tokens(n_prompt(), max_generated); }
   std::int64_t first_grant() const {
     return std::min(most_tokens(), next_boundary_after(n_prompt()));
   }
   std::int64_t next_boundary_after(std::int64_t n_in_cache) const {
-    const std::int64_t done = std::max<std::int64_t>(n_in_cache - n_before_output(), 0);
-    return n_before_output() +
-           (done / kvstore::kGeneratedBoundary + 1) * kvstore::kGeneratedBoundary;
+    return coordinator::next_boundary_after(n_before_output(), n_in_cache);
   }
   KvDemand demand() const;                             // all it may take
   KvDemand demand(std::int64_t granted_tokens) const;  // up to that many tokens

@@ -47,6 +47,12 @@ constexpr std::int64_t shared_stage_pages(const KvShape& shape, int n_layers,
   return n_tokens / shape.page_tokens * n_layers * shape.n_kv_heads;
 }
 
+// Layer 0's K before RoPE and V of every token id, in 16 bit.
+constexpr std::uint64_t token_table_bytes(int vocab_size, int n_kv_heads, int head_dim) {
+  return 4ULL * static_cast<std::uint64_t>(vocab_size) * static_cast<std::uint64_t>(n_kv_heads) *
+         static_cast<std::uint64_t>(head_dim);
+}
+
 // What n_tokens take uncompressed in 16 bit, without paging: 2 h_kv d 2 l per layer. The
 // denominator of every compression ratio.
 constexpr std::uint64_t full_bytes(const KvShape& shape, int n_layers, std::int64_t n_tokens) {

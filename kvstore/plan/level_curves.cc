@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "kvstore/plan/expected_use.h"
 #include "kvstore/plan/plan_frame.h"
 
 namespace spindle::kvstore {
@@ -13,8 +14,6 @@ using kernels::KvFormat;
 
 constexpr double kWorstError = 1e9;  // for a calibrated figure that is not finite
 constexpr double kSameStep = 0.95;   // ratios nearer to each other are one step
-// Bins of a head's made-up scores: their number bounds how unequally ties at the threshold fall.
-constexpr std::int64_t kScoreBins = 1024;
 
 // In place of calibration: what Lloyd-Max with 1 to 4 bits (J. Max, Quantizing for minimum
 // distortion, 1960, table I) and a uniform quantizer with 4 lose of a unit Gaussian's variance, a
@@ -71,30 +70,6 @@ double dropped_error(std::int64_t n_kept, std::int64_t n_tokens, const HeadError
   if (kept <= 8.0 && all > 8.0) return between(6.0, at64, 8.0, at256);
   if (all <= 8.0) return between(6.0, at64, all, 0.0);
   return between(8.0, at256, all, 0.0);
-}
-
-// Every head's candidates spread alike over as many scores. Lazy masses fall in an order that every
-// run of layers has its part in: the radical inverse of the layer's number.
-BoundaryReport even_report(const KvPolicy& policy, const KvModel& model, std::int64_t n_tokens) {
-  BoundaryReport report;
-  report.n_tokens = n_tokens;
-  report.n_new_tokens = n_tokens;
-  report.n_candidates = std::max<std::int64_t>(n_tokens - kObservationWindow - policy.sinks, 0);
-  for (int layer = 0; layer < model.n_layers; ++layer) {
-    double mass = 0;
-    double digit = 0.5;
-    for (int rest = layer; rest > 0; rest /= 2, digit /= 2) mass += rest % 2 * digit;
-    report.lazy_mass.push_back(mass);
-  }
-  const std::int64_t n_bins = std::min(report.n_candidates, kScoreBins);
-  kernels::ScoreHistogram histogram;
-  for (std::int64_t bin = 0; bin < n_bins; ++bin) {
-    histogram.bin.push_back(static_cast<std::uint16_t>(bin + 1));
-    histogram.count.push_back(static_cast<std::uint32_t>(report.n_candidates * (bin + 1) / n_bins -
-                                                         report.n_candidates * bin / n_bins));
-  }
-  report.histograms.assign(static_cast<std::size_t>(model.n_tables()), histogram);
-  return report;
 }
 
 double ratio_of(std::uint64_t bytes, const KvModel& model, std::int64_t n_tokens) {

@@ -15,6 +15,7 @@
 #include "ops/cli/exit_codes.h"
 #include "ops/cli/inspect.h"
 #include "ops/cli/output.h"
+#include "ops/cli/plan.h"
 #include "ops/cli/stats.h"
 
 namespace {
@@ -56,6 +57,9 @@ int run(int argc, char** argv) {
   EvalOptions eval_options;
   auto* eval = app.add_subcommand("eval", "Measure quality against KV bytes, or calibrate a model");
   add_eval_options(*eval, eval_options);
+  PlanOptions plan_options;
+  auto* plan = app.add_subcommand("plan", "How much KV a cluster has, and how many requests run");
+  add_plan_options(*plan, plan_options);
 
   try {
     app.parse(argc, argv);
@@ -76,6 +80,9 @@ int run(int argc, char** argv) {
   }
   if (eval->parsed()) {
     return run_eval(eval_options);
+  }
+  if (plan->parsed()) {
+    return run_plan(plan_options);
   }
   return stats->parsed() ? run_stats(stats_options) : run_drain(drain_options);
 }

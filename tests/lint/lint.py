@@ -21,9 +21,11 @@ ARROWS = {
     "kvstore/plan": ("kvstore/plan/", "kernels/core/", "kernels/kv_block.h", "kernels/kv_select.h"),
     "cluster": ("cluster/", "proto/", "kernels/core/", "kvstore/plan/"),
     "worker": ("worker/", "cluster/", "kvstore/", "kernels/", "proto/"),
-    # cluster/text: `spindle eval` says at which token a document ends.
+    # cluster/text: `spindle eval` says at which token a document ends. `spindle plan` asks the pure
+    # functions that the daemon plans and admits with: sizing, the configuration, a model's shape.
     "ops": ("ops/", "proto/", "kernels/core/", "cluster/api/tcp_client.h", "cluster/api/framing.h",
-            "cluster/text/"),
+            "cluster/text/", "cluster/coordinator/sizing", "kvstore/plan/", "worker/config/",
+            "worker/model/model_config.h", "worker/model/model_shape.h"),
     "tests": tuple(room + "/" for room in ROOMS),
 }
 MPI_FOLDERS = ("cluster/comm/", "tests/cluster/comm/")

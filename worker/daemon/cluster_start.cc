@@ -1,5 +1,8 @@
 #include "worker/daemon/cluster_start.h"
 
+#include "cluster/coordinator/cluster_settings.h"
+#include "worker/model/model_shape.h"
+
 namespace spindle::worker {
 
 Status agree_on_outcome(comm::HostGroup& host, const Status& mine, Deadline deadline) {
@@ -48,16 +51,8 @@ coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,
 kvstore::KvModel make_kv_model(const model::ModelConfig& model, DType kv_dtype,
                                std::int64_t max_model_len,
                                const std::vector<control::StageInfo>& stages) {
-  kvstore::KvModel kv;
-  kv.n_layers = model.n_layers;
-  kv.n_heads = model.n_heads;
-  kv.n_kv_heads = model.n_kv_heads;
-  kv.head_dim = model.head_dim;
-  kv.dtype = kv_dtype;
-  kv.vocab_size = model.vocab_size;
-  kv.max_model_len = max_model_len;
-  kv.token_table = !stages.empty() && stages.front().has_token_table();
-  return kv;
+  return coordinator::make_kv_model(model::model_shape(model, false), kv_dtype, max_model_len,
+                                    !stages.empty() && stages.front().has_token_table());
 }
 
 }  // namespace spindle::worker

@@ -2,6 +2,7 @@
 
 #include "cluster/comm/nccl_device_group.h"
 #include "cluster/comm/staged_device_group.h"
+#include "cluster/coordinator/stage_plan.h"
 #include "kernels/core/cuda_check.h"
 #include "kernels/core/cuda_context.h"
 #include "kernels/cuda/devices.h"
@@ -65,26 +66,6 @@ Result<std::unique_ptr<comm::DeviceGroup>> connect(comm::HostGroup& host,
   return std::unique_ptr<comm::DeviceGroup>(std::move(*nccl));
 }
 
-// Free memory after weights and workspace, less what scores and encoding will take, within what is
-// stated for the rank or the share of the device that its ranks may use together.
-std::uint64_t pool_bytes(const ComputeOptions& options, const CudaContext& context,
-                         std::uint64_t free_at_start, int ranks_here, std::uint64_t scratch_bytes) {
-  const std::uint64_t free_now = context.free_bytes();
-  const bool is_stated = options.device_memory_bytes > 0;
-  const double allowed = is_stated ? static_cast<double>(options.device_memory_bytes)
-                                   : static_cast<double>(context.total_bytes()) *
-                                         options.gpu_memory_utilization / ranks_here;
-  // What ranks that share the device took meanwhile is not this one's: stated memory is counted by
-  // the plan then, and is this rank's own part of what is free.
-  const bool counts_plan = is_stated && ranks_here > 1;
-  const std::uint64_t used =
-      counts_plan ? options.planned_bytes : free_at_start - std::min(free_now, free_at_start);
-  const double free_here = static_cast<double>(free_now) / (is_stated ? 1 : ranks_here);
-  const double left = std::min(allowed - static_cast<double>(used), free_here);
-  const double pool = left - static_cast<double>(scratch_bytes);
-  return pool > 0 ? static_cast<std::uint64_t>(pool) : 0;
-}
-
 Result<ComputeParts> make_parts(const ComputeOptions& options, comm::HostGroup& host,
                                 comm::DeviceGroup& device_group) {
   const auto deadline = Deadline::after(options.startup_timeout);
@@ -116,9 +97,16 @@ Result<ComputeParts> make_parts(const ComputeOptions& options, comm::HostGroup& 
   kvstore::DeviceMemoryConfig memory_config{options.store, options.stage.max_model_len,
                                             (*stage)->rope()};
   if (memory_config.store.budget_bytes == 0) {
-    memory_config.store.budget_bytes = pool_bytes(
-        options, cuda, free_at_start, sharing->ranks_here,
-        kvstore::DeviceMemory::scratch_bytes(memory_config) + (*stage)->reserved_bytes());
+    memory_config.store.budget_bytes = coordinator::gpu_pool_bytes(
+        {.total_bytes = cuda.total_bytes(),
+         .free_at_start = free_at_start,
+         .free_now = cuda.free_bytes(),
+         .scratch_bytes =
+             kvstore::DeviceMemory::scratch_bytes(memory_config) + (*stage)->reserved_bytes(),
+         .stated_bytes = options.device_memory_bytes,
+         .planned_bytes = options.planned_bytes,
+         .utilization = options.gpu_memory_utilization,
+         .ranks_here = sharing->ranks_here});
   }
   Status status = check_pool(memory_config.store.budget_bytes, options.one_sequence_bytes,
                              options.stage.max_model_len);

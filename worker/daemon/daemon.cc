@@ -16,6 +16,7 @@
 #include "cluster/comm/peer_monitor.h"
 #include "cluster/coordinator/kv_balance.h"
 #include "kernels/cuda/devices.h"
+#include "worker/config/cluster_settings.h"
 #include "worker/config/config_text.h"
 #include "worker/config/kv_policy.h"
 #include "worker/config/profile_table.h"
@@ -49,37 +50,12 @@ std::int64_t attention_parity_tokens(const model::ModelConfig& model) {
   return weights / (2 * query);
 }
 
-DType kv_dtype(config::Kv::DType dtype) {
-  switch (dtype) {
-    case config::Kv::F32:
-      return DType::kF32;
-    case config::Kv::BF16:
-      return DType::kBF16;
-    case config::Kv::F16:
-    case config::Kv::AUTO:
-      return DType::kF16;
-  }
-  return DType::kF16;
-}
-
 RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& world) {
   const HostResources resources = read_host_resources();
   RankSettings settings;
+  static_cast<coordinator::ClusterSettings&>(settings) = config::cluster_settings(config);
   settings.model_dir = config.model().path();
   settings.dummy_weights = config.model().load_format() == config::Model::DUMMY;
-  settings.max_model_len = config.model().max_model_len();
-  settings.layers_per_stage.assign(config.cluster().layers_per_stage().begin(),
-                                   config.cluster().layers_per_stage().end());
-  settings.device_memory_bytes.assign(config.cluster().device_memory_bytes().begin(),
-                                      config.cluster().device_memory_bytes().end());
-  settings.max_num_seqs = config.scheduler().max_num_seqs();
-  settings.max_num_batched_tokens = config.scheduler().max_num_batched_tokens();
-  settings.linear_math = config.compute().linear_math() == config::Compute::BF16
-                             ? kernels::LinearMath::kBF16
-                             : kernels::LinearMath::kF32;
-  settings.kv_dtype = kv_dtype(config.kv().dtype());
-  settings.kv_bytes.assign(config.kv().memory_bytes().begin(), config.kv().memory_bytes().end());
-  settings.token_table_bytes = static_cast<std::uint64_t>(config.kv().layer0_table_bytes());
   settings.n_threads = config.compute().has_threads_per_rank()
                            ? config.compute().threads_per_rank()
                            : default_threads_per_rank(resources.n_cores, world.local_size());
@@ -88,7 +64,6 @@ RankSettings rank_settings(const config::Config& config, const comm::MpiWorld& w
   settings.available_memory_bytes = resources.available_memory_bytes;
   settings.ranks_on_host = world.local_size();
   settings.local_rank = world.local_rank();
-  settings.gpu_memory_utilization = config.compute().gpu_memory_utilization();
   settings.startup_timeout = std::chrono::milliseconds(config.cluster().startup_timeout_ms());
   settings.worker.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
   return settings;

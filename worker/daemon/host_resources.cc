@@ -44,11 +44,4 @@ int default_threads_per_rank(int n_cores, int ranks_on_host) {
   return std::max(1, n_cores / std::max(1, ranks_on_host));
 }
 
-std::uint64_t default_kv_bytes(std::uint64_t wanted_bytes, std::uint64_t available_memory_bytes,
-                               int ranks_on_host) {
-  if (available_memory_bytes == 0) return wanted_bytes;
-  const auto ranks = static_cast<std::uint64_t>(std::max(1, ranks_on_host));
-  return std::min(wanted_bytes, available_memory_bytes / 2 / ranks);
-}
-
 }  // namespace spindle::worker

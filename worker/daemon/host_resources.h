@@ -17,9 +17,4 @@ HostResources read_host_resources();
 // Cores divided among the ranks of one host, at least 1.
 int default_threads_per_rank(int n_cores, int ranks_on_host);
 
-// What max_num_seqs sequences of max_model_len would take (`wanted_bytes`), but at most half of the
-// host's free memory divided by its ranks; `wanted_bytes` when the free memory is not known.
-std::uint64_t default_kv_bytes(std::uint64_t wanted_bytes, std::uint64_t available_memory_bytes,
-                               int ranks_on_host);
-
 }  // namespace spindle::worker

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "cluster/coordinator/stage_plan.h"
 #include "kernels/attention.h"
-#include "worker/daemon/host_resources.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/llama_weights.h"
+#include "worker/model/model_shape.h"
 
 namespace spindle::worker {
 namespace {
@@ -24,17 +25,6 @@ Result<model::LlamaStageWeights> load_weights(const RankSettings& settings,
   auto checkpoint = model::Checkpoint::open(settings.model_dir);
   if (!checkpoint.ok()) return checkpoint.status();
   return model::load_llama_stage(*checkpoint, model, range, is_first, is_last);
-}
-
-// The KV pool of a rank on the CPU.
-std::uint64_t cpu_pool_bytes(const RankSettings& settings, const coordinator::StageDevice& device,
-                             const coordinator::StagePrediction& stage,
-                             std::uint64_t one_sequence_bytes) {
-  if (device.kv_bytes > 0) return static_cast<std::uint64_t>(device.kv_bytes);
-  const std::uint64_t wanted =
-      one_sequence_bytes * static_cast<std::uint64_t>(settings.max_num_seqs);
-  if (stage.kv_bytes >= 0) return std::min(wanted, static_cast<std::uint64_t>(stage.kv_bytes));
-  return default_kv_bytes(wanted, settings.available_memory_bytes, settings.ranks_on_host);
 }
 
 }  // namespace
@@ -75,18 +65,20 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
   config.max_batched_tokens = settings.max_num_batched_tokens;
   config.max_num_seqs = settings.max_num_seqs;
   config.max_model_len = topology.max_model_len;
-  config.linear_math = settings.linear_math;
+  config.linear_math = settings.bf16_math ? kernels::LinearMath::kBF16 : kernels::LinearMath::kF32;
   config.token_table_bytes = settings.token_table_bytes;
 
   ComputeOptions options;
   options.stage = config;
   options.store = store;
-  options.one_sequence_bytes = static_cast<std::uint64_t>(kvstore::stage_pages(
-                                   store.shape, store.n_layers, topology.max_model_len)) *
-                               store.shape.page_bytes();
+  options.one_sequence_bytes =
+      coordinator::one_sequence_bytes(settings, model::model_shape(model, settings.dummy_weights),
+                                      topology.max_model_len, own.count);
   options.store.budget_bytes =
       settings.device == ComputeDevice::kCpu
-          ? cpu_pool_bytes(settings, told, planned, options.one_sequence_bytes)
+          ? coordinator::cpu_pool_bytes(told, planned, options.one_sequence_bytes,
+                                        settings.max_num_seqs, settings.available_memory_bytes,
+                                        settings.ranks_on_host)
           : static_cast<std::uint64_t>(told.kv_bytes);
   if (!settings.device_memory_bytes.empty()) {
     options.device_memory_bytes = static_cast<std::uint64_t>(told.memory_bytes);

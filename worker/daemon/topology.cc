@@ -3,103 +3,16 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
-#include <set>
+#include <utility>
 
 #include "cluster/comm/agreement.h"
+#include "cluster/coordinator/stage_plan.h"
 #include "kernels/cuda/devices.h"
 #include "worker/daemon/cluster_start.h"
-#include "worker/daemon/stage_costs.h"
+#include "worker/model/model_shape.h"
 
 namespace spindle::worker {
 namespace {
-
-Result<std::int64_t> resolve_max_model_len(const RankSettings& settings,
-                                           const model::ModelConfig& model) {
-  if (settings.max_model_len == 0) return model.max_position_embeddings;
-  if (settings.max_model_len > model.max_position_embeddings) {
-    return invalid_argument("model.max_model_len is " + std::to_string(settings.max_model_len) +
-                            ", the model's max_position_embeddings is " +
-                            std::to_string(model.max_position_embeddings));
-  }
-  return settings.max_model_len;
-}
-
-// One value for each rank; 0 where nothing is stated.
-Result<std::vector<std::int64_t>> for_each_rank(const std::string& field,
-                                                const std::vector<std::int64_t>& entries,
-                                                std::size_t n_ranks) {
-  if (entries.empty()) return std::vector<std::int64_t>(n_ranks, 0);
-  if (entries.size() == 1) return std::vector<std::int64_t>(n_ranks, entries.front());
-  if (entries.size() == n_ranks) return entries;
-  return invalid_argument(field + " has " + std::to_string(entries.size()) + " entries for " +
-                          std::to_string(n_ranks) +
-                          (n_ranks == 1 ? " rank" : " ranks; give one for all or one for each"));
-}
-
-std::string rank_names(const std::vector<std::size_t>& ranks) {
-  std::string names = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i) {
-    names += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
-  }
-  return names;
-}
-
-// What is stated for the ranks of one device is not more than it has.
-Status check_stated_memory(const std::string& field, const std::vector<std::int64_t>& stated,
-                           std::span<const DeviceFacts> facts) {
-  for (const DeviceFacts& device : facts) {
-    if (device.total_bytes == 0) continue;
-    std::vector<std::size_t> ranks;
-    std::uint64_t sum = 0;
-    for (std::size_t rank = 0; rank < facts.size(); ++rank) {
-      if (facts[rank].id != device.id) continue;
-      ranks.push_back(rank);
-      sum += static_cast<std::uint64_t>(stated[rank]);
-    }
-    if (sum <= device.total_bytes) continue;
-    return invalid_argument(field + ": " + rank_names(ranks) +
-                            (ranks.size() == 1 ? " is given " : " share a device and are given ") +
-                            std::to_string(sum) + " bytes, the device has " +
-                            std::to_string(device.total_bytes));
-  }
-  return ok_status();
-}
-
-int ranks_on(const DeviceFacts& device, std::span<const DeviceFacts> facts) {
-  return static_cast<int>(std::count_if(
-      facts.begin(), facts.end(), [&](const DeviceFacts& other) { return other.id == device.id; }));
-}
-
-std::int64_t measured_memory(const RankSettings& settings, const DeviceFacts& device,
-                             int ranks_here, bool pool_is_stated) {
-  if (settings.device == ComputeDevice::kCpu || device.total_bytes == 0) return 0;
-  const double share = pool_is_stated ? 1.0 : settings.gpu_memory_utilization;
-  return static_cast<std::int64_t>(static_cast<double>(device.total_bytes) * share / ranks_here);
-}
-
-void set_speeds(const RankSettings& settings, std::span<const DeviceFacts> facts,
-                std::vector<coordinator::StageDevice>& devices) {
-  double fastest = 0;
-  std::vector<double> speeds;
-  for (const DeviceFacts& device : facts) {
-    if (device.speed == 0) return;
-    const int sharers = settings.device == ComputeDevice::kCuda ? ranks_on(device, facts) : 1;
-    speeds.push_back(static_cast<double>(device.speed) / sharers);
-    fastest = std::max(fastest, speeds.back());
-  }
-  for (std::size_t i = 0; i < devices.size(); ++i) devices[i].speed = speeds[i] / fastest;
-}
-
-std::string what_to_change(const RankSettings& settings) {
-  std::string fields;
-  if (!settings.kv_bytes.empty()) fields = "kv.memory_bytes";
-  if (!settings.device_memory_bytes.empty()) {
-    fields += (fields.empty() ? "" : " or ") + std::string("cluster.device_memory_bytes");
-  } else if (settings.kv_bytes.empty()) {
-    fields = "compute.gpu_memory_utilization";
-  }
-  return "; change " + fields + ", lower model.max_model_len or start more ranks";
-}
 
 // One line for each fact, so that a difference is named by its line.
 std::string model_text(const model::ModelConfig& model, std::int64_t max_model_len) {
@@ -182,42 +95,10 @@ Result<DeviceFacts> read_device_facts(const RankSettings& settings) {
 
 Result<Topology> plan_topology(const RankSettings& settings, const model::ModelConfig& model,
                                std::span<const DeviceFacts> facts) {
-  const std::size_t n_ranks = facts.size();
-  const auto max_model_len = resolve_max_model_len(settings, model);
-  if (!max_model_len.ok()) return max_model_len.status();
-  const auto memory =
-      for_each_rank("cluster.device_memory_bytes", settings.device_memory_bytes, n_ranks);
-  if (!memory.ok()) return memory.status();
-  const auto pools = for_each_rank("kv.memory_bytes", settings.kv_bytes, n_ranks);
-  if (!pools.ok()) return pools.status();
-  Status status = check_stated_memory("cluster.device_memory_bytes", *memory, facts);
-  if (status.ok()) status = check_stated_memory("kv.memory_bytes", *pools, facts);
-  if (!status.ok()) return status;
-
-  coordinator::PartitionProblem problem =
-      stage_costs(settings, model, *max_model_len, static_cast<int>(n_ranks));
-  for (std::size_t rank = 0; rank < n_ranks; ++rank) {
-    coordinator::StageDevice& device = problem.devices[rank];
-    device.kv_bytes = (*pools)[rank];
-    device.memory_bytes = (*memory)[rank] > 0
-                              ? (*memory)[rank]
-                              : measured_memory(settings, facts[rank], ranks_on(facts[rank], facts),
-                                                device.kv_bytes > 0);
-  }
-  set_speeds(settings, facts, problem.devices);
-  const bool pools_differ = std::set(pools->begin(), pools->end()).size() > 1;
-  if (!settings.device_memory_bytes.empty() || pools_differ) {
-    problem.kv_weight = coordinator::kStatedMemoryKvWeight;
-  }
-  auto partition = settings.layers_per_stage.empty()
-                       ? coordinator::partition_layers(problem)
-                       : coordinator::partition_as_told(problem, settings.layers_per_stage);
-  if (!partition.ok()) {
-    if (partition.status().code() != StatusCode::kResourceExhausted) return partition.status();
-    return Status(StatusCode::kResourceExhausted,
-                  partition.status().message() + what_to_change(settings));
-  }
-  return Topology{model, *max_model_len, std::move(problem.devices), std::move(*partition)};
+  auto plan =
+      coordinator::plan_stages(settings, model::model_shape(model, settings.dummy_weights), facts);
+  if (!plan.ok()) return plan.status();
+  return Topology{model, plan->max_model_len, std::move(plan->devices), std::move(plan->partition)};
 }
 
 Result<Topology> agree_on_topology(const RankSettings& settings, comm::HostGroup& host,
@@ -229,7 +110,8 @@ Result<Topology> agree_on_topology(const RankSettings& settings, comm::HostGroup
   if (status.ok()) status = mine.status();
   std::int64_t max_model_len = 0;
   if (status.ok()) {
-    const auto resolved = resolve_max_model_len(settings, *model);
+    const auto resolved = coordinator::resolve_max_model_len(
+        settings, model::model_shape(*model, settings.dummy_weights));
     status = resolved.status();
     if (resolved.ok()) max_model_len = *resolved;
   }

@@ -12,6 +12,7 @@
 
 #include "kernels/core/cuda_check.h"
 #include "kernels/norm.h"
+#include "kvstore/plan/device_layout.h"
 #include "kvstore/plan/kv_shape.h"
 
 namespace spindle::worker {
@@ -63,16 +64,10 @@ Result<std::unique_ptr<CudaStage>> CudaStage::create(const LlamaStageConfig& con
                                                      model::LlamaStageWeights weights,
                                                      const CudaContext& context) {
   const model::ModelConfig& m = config.model;
-  const int group = m.n_heads / m.n_kv_heads;
-  if (m.head_dim != 64 && m.head_dim != 128) {
-    return unimplemented("head_dim " + std::to_string(m.head_dim) +
-                         ": the CUDA kernels take 64 and 128");
-  }
-  if (group > 8 && group % 8 != 0) {
-    return unimplemented(
-        std::to_string(group) +
-        " query heads for a KV head: the CUDA kernels take up to 8, or a multiple");
-  }
+  const kvstore::KvShape kv{m.n_kv_heads, m.head_dim};
+  Status known = kvstore::check_device_layout(kv);
+  if (known.ok()) known = kvstore::check_device_heads(kv, m.n_heads);
+  if (!known.ok()) return known;
   auto uploaded = CudaWeights::upload(context, config, std::move(weights));
   if (!uploaded.ok()) return uploaded.status();
   std::unique_ptr<CudaStage> stage(new CudaStage(config, context, std::move(*uploaded)));

@@ -8,6 +8,7 @@
 #include "kernels/core/cpu_context.h"
 #include "kernels/embedding.h"
 #include "kernels/linear.h"
+#include "kvstore/plan/kv_shape.h"
 #include "worker/model/model_config.h"
 
 namespace spindle::worker {
@@ -18,9 +19,7 @@ struct TokenTable {
   std::vector<std::uint16_t> v;
 
   static std::uint64_t bytes_for(const model::ModelConfig& model) {
-    return 4ULL * static_cast<std::uint64_t>(model.vocab_size) *
-           static_cast<std::uint64_t>(model.n_kv_heads) *
-           static_cast<std::uint64_t>(model.head_dim);
+    return kvstore::token_table_bytes(model.vocab_size, model.n_kv_heads, model.head_dim);
   }
 };
 

@@ -19,11 +19,5 @@ TEST(HostResources, ThreadsAreSharedAmongRanks) {
   EXPECT_EQ(default_threads_per_rank(8, 0), 8);
 }
 
-TEST(HostResources, KvTakesWhatItNeedsButAtMostHalfOfFreeMemory) {
-  EXPECT_EQ(default_kv_bytes(100, 1000, 2), 100u);
-  EXPECT_EQ(default_kv_bytes(1000, 1000, 2), 250u);
-  EXPECT_EQ(default_kv_bytes(1000, 0, 2), 1000u);  // unknown
-}
-
 }  // namespace
 }  // namespace spindle::worker

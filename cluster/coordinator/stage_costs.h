@@ -7,18 +7,17 @@
 // count beside the KV of kTypicalGpuSequences; a CPU computes about as much for a byte of weights
 // and a sequence as for a byte of its KV, so they count beside the KV of one.
 //
-// Sizes are what LlamaStage and CudaStage hold, to a few percent and never more, so that what is
+// Sizes are what the stages hold (worker/stage), to a few percent and never more, so that what is
 // refused here would not have started.
 //
 // Thread-safety: pure functions.
 
 #include <cstdint>
 
+#include "cluster/coordinator/cluster_settings.h"
 #include "cluster/coordinator/layer_partition.h"
-#include "worker/daemon/rank_settings.h"
-#include "worker/model/model_config.h"
 
-namespace spindle::worker {
+namespace spindle::coordinator {
 
 inline constexpr std::int64_t kTypicalContext =
     1024;                                       // tokens of a sequence, at most max_model_len
@@ -26,8 +25,15 @@ inline constexpr int kTypicalGpuSequences = 8;  // of a step, at most max_num_se
 
 // Costs, workspace of every stage and KV tokens; devices with their memory and speed unknown.
 // max_model_len is the one in force (not 0), n_stages at least 1.
-coordinator::PartitionProblem stage_costs(const RankSettings& settings,
-                                          const model::ModelConfig& model,
-                                          std::int64_t max_model_len, int n_stages);
+PartitionProblem stage_costs(const ClusterSettings& settings, const ModelShape& model,
+                             std::int64_t max_model_len, int n_stages);
 
-}  // namespace spindle::worker
+// Whether the stage with layer 0 holds its K and V of every token id.
+bool has_token_table(const ClusterSettings& settings, const ModelShape& model);
+
+// What a GPU keeps for KV beside pool and workspace: the scratch of compression
+// (kvstore/device_encoder.h) and of boundary scores (worker/stage/cuda_boundary_scorer.h). An
+// estimate of their formulas' large terms.
+std::int64_t gpu_scratch_bytes(const ModelShape& model, std::int64_t max_model_len, int n_layers);
+
+}  // namespace spindle::coordinator
