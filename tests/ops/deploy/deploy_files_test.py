@@ -28,6 +28,7 @@ SOURCE, BUILD = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 sys.path[:0] = [str(SOURCE / "ops/man"), str(SOURCE / "tests/system")]
 import cli_tree  # noqa: E402
 import config_schema  # noqa: E402
+import outcome  # noqa: E402
 from cluster import free_ports, wait_until  # noqa: E402
 
 DEPLOY = SOURCE / "ops/deploy"
@@ -254,6 +255,9 @@ class ContainerTest(unittest.TestCase):
         self.assertEqual(options, {"--packages-only", "--no-packages"})
         for option in options:
             self.assertIn(option, help_text)
+        # What build_package.sh needs beside a compiler.
+        packages = run(SOURCE / "ops/setup.sh", "--list-packages").stdout.split()
+        self.assertLessEqual({"dpkg-dev", "file", "python3"}, set(packages))
         # The package as its own test builds and installs it.
         own_test = (pathlib.Path(__file__).parent / "package_test.py").read_text()
         self.assertIn("ops/deploy/build_package.sh", commands)
@@ -471,4 +475,4 @@ class GuideTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    outcome.main(sys.argv[3:])

@@ -20,6 +20,8 @@ SOURCE, BUILD = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 sys.path.insert(0, str(SOURCE / "ops/man"))
 import cli_tree  # noqa: E402
 import config_schema  # noqa: E402
+import make_completions  # noqa: E402
+import outcome  # noqa: E402
 import roff  # noqa: E402
 
 MAN, COMPLETIONS = BUILD / "man", BUILD / "completions"
@@ -155,6 +157,23 @@ class CompletionTest(unittest.TestCase):
                 done = run("shellcheck", "--shell=bash", COMPLETIONS / f"{program}.bash")
                 self.assertEqual(done.stdout, "")
 
+    def test_commands_in_commands(self):
+        def tree(name, *commands, options=()):
+            return {"name": name, "description": name, "commands": list(commands),
+                    "options": [{"names": [o], "positional": "", "help": "h", "type": "", "many": False}
+                                for o in options]}
+
+        tool = tree("tool", tree("trace", tree("show", options=["--all"]), tree("clear")), options=["--help"])
+        script = pathlib.Path(self.folder, "tool.bash")
+        script.write_text(make_completions.bash(tool, []))
+        for words, wanted in ((["tr"], "trace"), (["trace", "s"], "show"), (["trace", "show", "--"], "--all")):
+            done = run("bash", "-c", f"source '{script}'; COMP_WORDS=(tool {' '.join(words)}); "
+                       f"COMP_CWORD={len(words)}; _tool; echo \"${{COMPREPLY[@]}}\"")
+            self.assertEqual((done.stdout.strip(), done.stderr), (wanted, ""))
+        self.assertIn("_tool_trace_show() {", make_completions.zsh(tool, []))
+        self.assertIn("'__fish_seen_subcommand_from trace; and __fish_seen_subcommand_from show' -l all",
+                      make_completions.fish(tool, []))
+
     @needs("fish")
     def test_fish(self):
         def complete(program, words):
@@ -211,4 +230,4 @@ class CompletionTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    outcome.main(sys.argv[3:])

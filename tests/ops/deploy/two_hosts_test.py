@@ -21,6 +21,7 @@ import uuid
 
 SOURCE = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(SOURCE / "tests" / "system"))
+import outcome  # noqa: E402
 from cluster import CONFIG, binary, golden, wait_until  # noqa: E402
 
 MARK = "SPINDLE_TEST_TWO_HOSTS"
@@ -301,5 +302,5 @@ if __name__ == "__main__":
     reason = missing()
     if reason:
         print(f"skipped: {reason}")
-        sys.exit(77)
-    unittest.main()
+        sys.exit(outcome.SKIPPED)
+    outcome.main(sys.argv[1:])
