@@ -154,9 +154,10 @@ class Root:
             raise CannotBoot(f"systemd does not boot: {error}") from error
 
     def _boot(self):
-        self._hold(["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network",
-                    "--link-journal=no", "--resolv-conf=off", "--timezone=off", f"--machine=spindle-{os.getpid()}",
-                    f"--directory={self.path}", "--boot"])
+        # timeout: for a test that was killed.
+        self._hold(["timeout", "--kill-after=10", "900", "systemd-nspawn", "--quiet", "--register=no",
+                    "--keep-unit", "--private-network", "--link-journal=no", "--resolv-conf=off",
+                    "--timezone=off", f"--machine=spindle-{os.getpid()}", f"--directory={self.path}", "--boot"])
         wait_until(lambda: self.run("systemctl", "is-system-running", check=False).stdout.strip() in
                    ("running", "degraded"), BOOT_SECONDS, "systemd has started")
 

@@ -391,7 +391,7 @@ class SlurmTest(unittest.TestCase):
         if shutil.which("shellcheck"):
             run("shellcheck", self.SCRIPT)
         lines = self.SCRIPT.read_text().splitlines()
-        directives = dict.fromkeys(())
+        directives = {}
         for number, line in enumerate(lines):
             match = re.match(r"#SBATCH --([\w-]+)(?:=(\S+))?$", line)
             self.assertTrue(match or not line.startswith("#SBATCH"), line)
@@ -450,7 +450,6 @@ class GuideTest(unittest.TestCase):
     def test_mca_parameters(self):
         named = set(re.findall(r"\b((?:btl|oob|odls|plm|orte|pml)_\w+)", self.text))
         self.assertGreater(len(named), 6)
-        # One is a parameter of no component: it sets how names are compared.
         self.assertEqual(named - mca_parameters(), set())
 
     def test_keys_flags_and_variables(self):

@@ -54,6 +54,21 @@ def missing():
     return ""
 
 
+def remove_leftovers():
+    """What a run that was killed has left: namespaces carry the number of their test's process."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=10, check=True).stdout
+    for name, pid in re.findall(r"^(spindle-[ab]-(\d+))\b", listed, re.M):
+        if not pathlib.Path("/proc", pid).exists():
+            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=10,
+                                    check=False).stdout
+            for process in inside.split():
+                try:
+                    os.kill(int(process), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            ip("netns", "delete", name)
+
+
 def ip(*arguments):
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10, check=False)
     if done.returncode != 0:
@@ -97,8 +112,7 @@ class TwoHosts:
     """Both hosts and their networks; the cluster on them. Leaving the `with` block removes all."""
 
     def __init__(self):
-        tag = f"{os.getpid() % 100000}"
-        self.a, self.b = Host("a", 1, tag), Host("b", 2, tag)
+        self.a, self.b = Host("a", 1, os.getpid()), Host("b", 2, os.getpid())
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.TemporaryDirectory(prefix="spindle-hosts-")
         self.folder = pathlib.Path(self._folder.name)
@@ -106,6 +120,7 @@ class TwoHosts:
 
     def __enter__(self):
         try:
+            remove_leftovers()
             self._make_networks()
         except BaseException:
             self.__exit__(None, None, None)
@@ -303,4 +318,6 @@ if __name__ == "__main__":
     if reason:
         print(f"skipped: {reason}")
         sys.exit(outcome.SKIPPED)
+    # So that the with blocks are left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     outcome.main(sys.argv[1:])
