@@ -90,8 +90,12 @@ class ManualTest(unittest.TestCase):
         text = (MAN / "spindle.pbtxt.5").read_text()
         keys, _ = config_schema.load(SOURCE / "proto/config.proto")
         self.assertGreater(len(keys), 50)
+        entries = dict(re.findall(r"^\.TP\n\\fB([\w.]+)\\fR: .*\n([^.][\s\S]*?)(?=^\.|\Z)", text, re.M))
         for key in keys:
             self.assertIn(f"{roff.bold(key.path)}: ", text)
+            if not key.enum:  # whose values can say enough
+                said = re.sub(r"Default: \S+$", "", entries[key.path].strip())
+                self.assertTrue(said.strip(), f"proto/config.proto says nothing about {key.path}")
             if key.default is not None:
                 self.assertIn(roff.text(f"Default: {key.default}."), text.replace("\n", " "))
 
