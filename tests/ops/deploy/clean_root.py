@@ -19,7 +19,7 @@ import time
 
 BOOTSTRAP_SECONDS = 300
 COMMAND_SECONDS = 120
-BOOT_SECONDS = 40
+BOOT_SECONDS = 90
 # Not part of what a package leaves behind: what runs, logs, and the package manager's own books.
 VOLATILE = ("proc", "sys", "dev", "run", "tmp", "var/tmp", "var/log", "var/cache", "var/lib/apt",
             "var/lib/dpkg", "var/lib/systemd", "etc/machine-id")

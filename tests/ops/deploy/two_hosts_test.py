@@ -27,9 +27,9 @@ from cluster import CONFIG, binary, golden, wait_until  # noqa: E402
 MARK = "SPINDLE_TEST_TWO_HOSTS"
 CLUSTER_NETWORK, OTHER_NETWORK = "192.0.2", "198.51.100"  # reserved for documentation
 READY_SECONDS = 40
-ANSWER_SECONDS = 60
-CUT_SECONDS = 20
-END_SECONDS = 8  # peer_timeout_ms is 2 s; then mpirun ends what is left
+ANSWER_SECONDS = 120
+CUT_SECONDS = 30
+END_SECONDS = 12  # peer_timeout_ms is 2 s; then mpirun ends what is left
 OOB_PORT, BTL_PORT, N_BTL_PORTS = 31000, 31100, 10
 AGENT = """#!/bin/sh
 # In ssh's place: enter.sh HOST COMMAND...
