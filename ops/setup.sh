@@ -51,10 +51,11 @@ common_packages=(
   libopenmpi-dev openmpi-bin libssl-dev libprotobuf-dev protobuf-compiler libspdlog-dev
   libcli11-dev prometheus-cpp-dev libpcre2-dev libutf8proc-dev libxxhash-dev libdnnl-dev
   zlib1g-dev libgtest-dev libgmock-dev python3 python3-jinja2 python3-protobuf shellcheck
+  dpkg-dev file
 )
 # With --tests: what tests/ops/deploy installs with, and who reads manual pages and completions.
 deploy_test_packages=(
-  debootstrap dpkg-dev lintian systemd-container iproute2 man-db groff mandoc zsh fish
+  debootstrap lintian systemd-container iproute2 man-db groff mandoc zsh fish
   python3-yaml python3-jsonschema
 )
 

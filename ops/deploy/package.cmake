@@ -10,6 +10,8 @@ if(GZIP_PROGRAM)
   install(FILES ${debian}/changelog.gz DESTINATION ${doc})
 endif()
 install(FILES debian/copyright DESTINATION ${doc})
+install(FILES debian/lintian-overrides RENAME spindle
+  DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides)
 
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME spindle)

@@ -191,8 +191,11 @@ def type_text(key):
     return names.get(key.type, key.type)
 
 
-def key_text(key):
+def key_text(key, before):
+    """`before`: the key before it, whose comment is about this one too when this one has none."""
     text = key.comment
+    if not text and before is not None and not any(meaning for _, meaning in key.enum):
+        text = f"See {before.path}."
     if text and not text.endswith("."):
         text += "."
     text = text[:1].upper() + text[1:]
@@ -221,17 +224,21 @@ def config_page(schema, source, date):
                    "--print-config shows what would be used.")
     for top in dict.fromkeys(key.path.split(".")[0] for key in keys):
         page.section(top)
-        group = None
-        for key in (key for key in keys if key.path.startswith(top + ".")):
-            own = key.path.rpartition(".")[0]
-            if own != group and own in groups and own != top:
-                page.subsection(own)
-                if groups[own]:
-                    page.paragraph(groups[own])
-            elif own != group and own == top and groups.get(top):
-                page.paragraph(groups[top])
-            group = own
-            page.tagged(f"{roff.bold(key.path)}: {roff.italic(type_text(key))}", key_text(key))
+        members = {}
+        for key in keys:
+            if key.path.startswith(top + "."):
+                members.setdefault(key.path.rpartition(".")[0], []).append(key)
+        # A group's own keys first: a subsection has no end but the next one.
+        for group in sorted(members, key=lambda group: group != top):
+            if group != top:
+                page.subsection(group)
+            if groups.get(group):
+                page.paragraph(groups[group])
+            before = None
+            for key in members[group]:
+                page.tagged(f"{roff.bold(key.path)}: {roff.italic(type_text(key))}", key_text(key, before))
+                # A comment may be about several keys below it.
+                before = key if key.comment else before
     page.section("example")
     page.example(['model { path: "/srv/models/llama-3.1-8b" }',
                   "compute { device: CUDA }",

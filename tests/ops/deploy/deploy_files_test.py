@@ -28,6 +28,7 @@ SOURCE, BUILD = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 sys.path[:0] = [str(SOURCE / "ops/man"), str(SOURCE / "tests/system")]
 import cli_tree  # noqa: E402
 import config_schema  # noqa: E402
+import outcome  # noqa: E402
 from cluster import free_ports, wait_until  # noqa: E402
 
 DEPLOY = SOURCE / "ops/deploy"
@@ -254,6 +255,9 @@ class ContainerTest(unittest.TestCase):
         self.assertEqual(options, {"--packages-only", "--no-packages"})
         for option in options:
             self.assertIn(option, help_text)
+        # What build_package.sh needs beside a compiler.
+        packages = run(SOURCE / "ops/setup.sh", "--list-packages").stdout.split()
+        self.assertLessEqual({"dpkg-dev", "file", "python3"}, set(packages))
         # The package as its own test builds and installs it.
         own_test = (pathlib.Path(__file__).parent / "package_test.py").read_text()
         self.assertIn("ops/deploy/build_package.sh", commands)
@@ -387,7 +391,7 @@ class SlurmTest(unittest.TestCase):
         if shutil.which("shellcheck"):
             run("shellcheck", self.SCRIPT)
         lines = self.SCRIPT.read_text().splitlines()
-        directives = dict.fromkeys(())
+        directives = {}
         for number, line in enumerate(lines):
             match = re.match(r"#SBATCH --([\w-]+)(?:=(\S+))?$", line)
             self.assertTrue(match or not line.startswith("#SBATCH"), line)
@@ -446,7 +450,6 @@ class GuideTest(unittest.TestCase):
     def test_mca_parameters(self):
         named = set(re.findall(r"\b((?:btl|oob|odls|plm|orte|pml)_\w+)", self.text))
         self.assertGreater(len(named), 6)
-        # One is a parameter of no component: it sets how names are compared.
         self.assertEqual(named - mca_parameters(), set())
 
     def test_keys_flags_and_variables(self):
@@ -471,4 +474,4 @@ class GuideTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    outcome.main(sys.argv[3:])

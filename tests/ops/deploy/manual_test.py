@@ -20,6 +20,8 @@ SOURCE, BUILD = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
 sys.path.insert(0, str(SOURCE / "ops/man"))
 import cli_tree  # noqa: E402
 import config_schema  # noqa: E402
+import make_completions  # noqa: E402
+import outcome  # noqa: E402
 import roff  # noqa: E402
 
 MAN, COMPLETIONS = BUILD / "man", BUILD / "completions"
@@ -88,8 +90,12 @@ class ManualTest(unittest.TestCase):
         text = (MAN / "spindle.pbtxt.5").read_text()
         keys, _ = config_schema.load(SOURCE / "proto/config.proto")
         self.assertGreater(len(keys), 50)
+        entries = dict(re.findall(r"^\.TP\n\\fB([\w.]+)\\fR: .*\n([^.][\s\S]*?)(?=^\.|\Z)", text, re.M))
         for key in keys:
             self.assertIn(f"{roff.bold(key.path)}: ", text)
+            if not key.enum:  # whose values can say enough
+                said = re.sub(r"Default: \S+$", "", entries[key.path].strip())
+                self.assertTrue(said.strip(), f"proto/config.proto says nothing about {key.path}")
             if key.default is not None:
                 self.assertIn(roff.text(f"Default: {key.default}."), text.replace("\n", " "))
 
@@ -155,6 +161,23 @@ class CompletionTest(unittest.TestCase):
                 done = run("shellcheck", "--shell=bash", COMPLETIONS / f"{program}.bash")
                 self.assertEqual(done.stdout, "")
 
+    def test_commands_in_commands(self):
+        def tree(name, *commands, options=()):
+            return {"name": name, "description": name, "commands": list(commands),
+                    "options": [{"names": [o], "positional": "", "help": "h", "type": "", "many": False}
+                                for o in options]}
+
+        tool = tree("tool", tree("trace", tree("show", options=["--all"]), tree("clear")), options=["--help"])
+        script = pathlib.Path(self.folder, "tool.bash")
+        script.write_text(make_completions.bash(tool, []))
+        for words, wanted in ((["tr"], "trace"), (["trace", "s"], "show"), (["trace", "show", "--"], "--all")):
+            done = run("bash", "-c", f"source '{script}'; COMP_WORDS=(tool {' '.join(words)}); "
+                       f"COMP_CWORD={len(words)}; _tool; echo \"${{COMPREPLY[@]}}\"")
+            self.assertEqual((done.stdout.strip(), done.stderr), (wanted, ""))
+        self.assertIn("_tool_trace_show() {", make_completions.zsh(tool, []))
+        self.assertIn("'__fish_seen_subcommand_from trace; and __fish_seen_subcommand_from show' -l all",
+                      make_completions.fish(tool, []))
+
     @needs("fish")
     def test_fish(self):
         def complete(program, words):
@@ -211,4 +234,4 @@ class CompletionTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    outcome.main(sys.argv[3:])

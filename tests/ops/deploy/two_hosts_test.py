@@ -21,14 +21,15 @@ import uuid
 
 SOURCE = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(SOURCE / "tests" / "system"))
+import outcome  # noqa: E402
 from cluster import CONFIG, binary, golden, wait_until  # noqa: E402
 
 MARK = "SPINDLE_TEST_TWO_HOSTS"
 CLUSTER_NETWORK, OTHER_NETWORK = "192.0.2", "198.51.100"  # reserved for documentation
 READY_SECONDS = 40
-ANSWER_SECONDS = 60
-CUT_SECONDS = 20
-END_SECONDS = 8  # peer_timeout_ms is 2 s; then mpirun ends what is left
+ANSWER_SECONDS = 120
+CUT_SECONDS = 30
+END_SECONDS = 12  # peer_timeout_ms is 2 s; then mpirun ends what is left
 OOB_PORT, BTL_PORT, N_BTL_PORTS = 31000, 31100, 10
 AGENT = """#!/bin/sh
 # In ssh's place: enter.sh HOST COMMAND...
@@ -51,6 +52,21 @@ def missing():
         return f"no network namespaces here: {done.stderr.strip()}"
     subprocess.run(["ip", "netns", "delete", probe], timeout=10, check=False)
     return ""
+
+
+def remove_leftovers():
+    """What a run that was killed has left: namespaces carry the number of their test's process."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=10, check=True).stdout
+    for name, pid in re.findall(r"^(spindle-[ab]-(\d+))\b", listed, re.M):
+        if not pathlib.Path("/proc", pid).exists():
+            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=10,
+                                    check=False).stdout
+            for process in inside.split():
+                try:
+                    os.kill(int(process), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            ip("netns", "delete", name)
 
 
 def ip(*arguments):
@@ -96,8 +112,7 @@ class TwoHosts:
     """Both hosts and their networks; the cluster on them. Leaving the `with` block removes all."""
 
     def __init__(self):
-        tag = f"{os.getpid() % 100000}"
-        self.a, self.b = Host("a", 1, tag), Host("b", 2, tag)
+        self.a, self.b = Host("a", 1, os.getpid()), Host("b", 2, os.getpid())
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.TemporaryDirectory(prefix="spindle-hosts-")
         self.folder = pathlib.Path(self._folder.name)
@@ -105,6 +120,7 @@ class TwoHosts:
 
     def __enter__(self):
         try:
+            remove_leftovers()
             self._make_networks()
         except BaseException:
             self.__exit__(None, None, None)
@@ -301,5 +317,7 @@ if __name__ == "__main__":
     reason = missing()
     if reason:
         print(f"skipped: {reason}")
-        sys.exit(77)
-    unittest.main()
+        sys.exit(outcome.SKIPPED)
+    # So that the with blocks are left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    outcome.main(sys.argv[1:])
