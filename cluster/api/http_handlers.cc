@@ -6,6 +6,7 @@
 #include <boost/json.hpp>
 #include <utility>
 
+#include "cluster/api/http_admin.h"
 #include "cluster/api/json_fields.h"
 #include "cluster/api/openai_request.h"
 
@@ -26,7 +27,7 @@ bool is_json_type(std::string_view content_type) {
 
 bool takes_json(Route route) {
   return route == Route::kChatCompletions || route == Route::kCompletions ||
-         route == Route::kTokenize || route == Route::kDetokenize;
+         route == Route::kTokenize || route == Route::kDetokenize || is_admin(route);
 }
 
 json::object stage_object(const engine::StageState& stage) {
@@ -169,6 +170,8 @@ HttpResponse HttpHandlers::handle(const HttpRequest& request) const {
     case Route::kOptions:
     case Route::kChatCompletions:
     case Route::kCompletions:
+    case Route::kLogLevel:
+    case Route::kTrace:
       break;
   }
   return error_response({internal_error("a route without a handler")});

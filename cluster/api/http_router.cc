@@ -31,6 +31,8 @@ constexpr std::array kRoutes{
     RouteEntry{"/metrics", "GET", Route::kMetrics, true},
     RouteEntry{"/v1/spindle/state", "GET", Route::kState, false},
     RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
+    RouteEntry{"/v1/spindle/log_level", "POST", Route::kLogLevel, false},
+    RouteEntry{"/v1/spindle/trace", "POST", Route::kTrace, false},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
 constexpr RouteEntry kModelRoute{"/v1/models/{id}", "GET", Route::kModel, false};

@@ -24,6 +24,8 @@ enum class Route : std::uint8_t {
   kMetrics,
   kState,
   kDrain,
+  kLogLevel,
+  kTrace,
   kPage,  // a static page given to the server
 };
 

@@ -12,6 +12,7 @@
 #include "ops/cli/inspect.h"
 #include "ops/cli/output.h"
 #include "ops/cli/stats.h"
+#include "ops/cli/trace.h"
 
 namespace {
 
@@ -48,6 +49,13 @@ int run(int argc, char** argv) {
   auto* eval = app.add_subcommand("eval", "Measure quality against KV bytes, or calibrate a model");
   add_eval_options(*eval, eval_options);
 
+  TraceOptions trace_options;
+  auto* trace = app.add_subcommand("trace", "Record a timeline of all ranks, for Perfetto");
+  add_trace_options(*trace, trace_options);
+  LogLevelOptions log_level_options;
+  auto* log_level = app.add_subcommand("log-level", "Change the level of the cluster's log");
+  add_log_level_options(*log_level, log_level_options);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -67,6 +75,12 @@ int run(int argc, char** argv) {
   }
   if (eval->parsed()) {
     return run_eval(eval_options);
+  }
+  if (trace->parsed()) {
+    return run_trace(trace_options);
+  }
+  if (log_level->parsed()) {
+    return run_log_level(log_level_options);
   }
   return stats->parsed() ? run_stats(stats_options) : run_drain(drain_options);
 }

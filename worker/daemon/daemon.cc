@@ -3,8 +3,10 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -22,12 +24,14 @@
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
-#include "worker/daemon/logging.h"
+#include "worker/daemon/rank_orders.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
 #include "worker/daemon/stop_latch.h"
 #include "worker/daemon/topology.h"
 #include "worker/engine/pipeline_engine.h"
+#include "worker/logging/logging.h"
+#include "worker/logging/summary_line.h"
 #include "worker/model/generation_config.h"
 
 namespace spindle::worker {
@@ -207,7 +211,7 @@ class Coordinator {
                                                      StopLatch& stop) {
     auto generation = model::load_generation_config(config.model().path());
     if (!generation.ok()) return generation.status();
-    std::unique_ptr<Coordinator> self(new Coordinator(config));
+    std::unique_ptr<Coordinator> self(new Coordinator(world.host(), config));
     PipelineEngineOptions options;
     options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
     coordinator::SchedulerConfig scheduler = scheduler_config(config, rank, *generation, stages);
@@ -240,6 +244,7 @@ class Coordinator {
     front_end.config = config;
     front_end.generation = *generation;
     front_end.n_stages = world.size();
+    front_end.admin = &self->admin_;
     front_end.on_drain = [&engine, &stop] {
       engine.start_draining();
       stop.request("a client asked to drain");
@@ -258,8 +263,14 @@ class Coordinator {
     if (front_end_->tcp_port() != 0) {
       spdlog::info("ready: tcp {}:{}", config_.api().tcp().host(), front_end_->tcp_port());
     }
+    std::optional<SummaryLogger> summaries;
+    const std::chrono::milliseconds interval(config_.log().summary_interval_ms());
+    if (interval.count() > 0) {
+      summaries.emplace([this] { return engine_->stats(); }, interval);
+    }
     spdlog::info("stopping: {}", stop.wait());
     const Status drained = engine_->drain(Deadline::after_ms(config_.api().drain_timeout_ms()));
+    summaries.reset();
     if (!drained.ok()) spdlog::warn("drain: {}", drained.message());
     engine_->stop();
     front_end_->stop(Deadline::after_ms(kFarewellMs));
@@ -269,9 +280,12 @@ class Coordinator {
   }
 
  private:
-  explicit Coordinator(config::Config config) : config_(std::move(config)) {}
+  Coordinator(comm::HostGroup& host, config::Config config)
+      : config_(std::move(config)), orders_(host, rank_order_handler()), admin_(orders_) {}
 
   config::Config config_;
+  OrderClient orders_;
+  RankAdmin admin_;
   std::unique_ptr<PipelineEngine> engine_;
   std::unique_ptr<FrontEnd> front_end_;  // uses the engine: goes first
 };
@@ -321,6 +335,8 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   auto stages = gather_stages(host, (*rank)->info(), startup());
   if (!stages.ok()) return leave(world, stages.status());
 
+  set_log_stage(config.log(), world.rank(), (*rank)->info().stage());
+
   StopLatch stop;
   std::unique_ptr<Coordinator> coordinator;
   if (world.rank() == 0) {
@@ -337,12 +353,15 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
       [&stop](const char* name) { stop.request(name); },
       [&host](const char* name) { host.abort(kExitAborted, std::string("second ") + name); });
   monitor.report(0, comm::RankState::kServing);
+  std::optional<OrderServer> orders;
+  if (world.rank() != 0) orders.emplace(host, rank_order_handler());
   std::thread stage_thread([&] {
     const Status ended = (*rank)->worker().run();
     if (!ended.ok()) host.abort(kExitFailed, ended.to_string());
   });
   if (coordinator) coordinator->serve(stop);
   stage_thread.join();
+  orders.reset();
   monitor.stop();
   return kExitOk;
 }

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "worker/engine/request_lines.h"
+#include "worker/logging/logging.h"
+
 namespace spindle::worker {
 namespace {
 
@@ -54,13 +57,17 @@ void PipelineEngine::start() {
 
 Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest request,
                                                      std::shared_ptr<engine::EventSink> sink) {
-  const std::lock_guard lock(mutex_);
+  const std::string accepted = logs(spdlog::level::debug) ? accepted_line(request) : "";
+  std::string request_id = request.request_id;
+  std::unique_lock lock(mutex_);
   if (stopping_ || !failure_.ok()) return unavailable("the engine has stopped");
   auto handle = scheduler_.submit(std::move(request), now_us());
   if (!handle.ok()) return handle;
-  sinks_.emplace(*handle, std::move(sink));
+  clients_.emplace(*handle, Client{std::move(sink), request_id});
   woken_ = true;
   wake_.notify_one();
+  lock.unlock();
+  if (!accepted.empty()) log_request(spdlog::level::debug, request_id, accepted);
   return handle;
 }
 
@@ -131,9 +138,9 @@ void PipelineEngine::start_draining() {
 Status PipelineEngine::drain(Deadline deadline) {
   std::unique_lock lock(mutex_);
   scheduler_.start_draining();
-  const auto is_drained = [this] { return sinks_.empty() || !failure_.ok(); };
+  const auto is_drained = [this] { return clients_.empty() || !failure_.ok(); };
   if (drained_.wait_until(lock, deadline.at(), is_drained)) return failure_;
-  const std::size_t n_left = sinks_.size();
+  const std::size_t n_left = clients_.size();
   scheduler_.fail_all(cancelled("the server is stopping"), now_us());
   woken_ = true;
   wake_.notify_one();
@@ -221,36 +228,47 @@ Status PipelineEngine::take_result(const control::StepResult& result) {
 
 void PipelineEngine::dispatch_events(std::unique_lock<std::mutex>& lock) {
   struct Delivery {
-    std::shared_ptr<engine::EventSink> sink;
+    Client client;
     coordinator::RequestEvents events;
   };
   std::vector<Delivery> deliveries;
   for (coordinator::RequestEvents& events : scheduler_.take_events()) {
-    const auto found = sinks_.find(events.request);
-    CHECK(found != sinks_.end(), "events of a request without a sink");
+    const auto found = clients_.find(events.request);
+    CHECK(found != clients_.end(), "events of a request without a client");
     deliveries.push_back({found->second, std::move(events)});
-    if (deliveries.back().events.ended) sinks_.erase(found);
+    if (deliveries.back().events.ended) clients_.erase(found);
   }
   if (deliveries.empty()) return;
-  if (sinks_.empty()) drained_.notify_all();
+  if (clients_.empty()) drained_.notify_all();
   lock.unlock();
-  for (const auto& [sink, events] : deliveries) {
-    if (!events.scores.empty()) sink->on_prompt_scores(events.scores);
-    if (!events.tokens.empty()) sink->on_tokens(events.tokens);
-    if (events.ended) sink->on_end(events.status, events.summary);
+  for (const auto& [client, events] : deliveries) {
+    if (events.preemptions > 0) {
+      log_request(spdlog::level::debug, client.request_id, "preempted: waits for room again");
+    }
+    if (!events.scores.empty()) client.sink->on_prompt_scores(events.scores);
+    if (!events.tokens.empty()) client.sink->on_tokens(events.tokens);
+    if (events.ended) end(client, events.status, events.summary);
   }
   lock.lock();
+}
+
+void PipelineEngine::end(const Client& client, const Status& status,
+                         const engine::RequestSummary& summary) {
+  const bool failed = !status.ok() && status.code() != StatusCode::kCancelled;
+  const auto level = failed ? spdlog::level::warn : spdlog::level::debug;
+  if (logs(level)) log_request(level, client.request_id, ended_line(status, summary));
+  client.sink->on_end(status, summary);
 }
 
 void PipelineEngine::fail(std::unique_lock<std::mutex>& lock, const Status& status) {
   failure_ = status;
   dispatch_events(lock);
   // The stages will not report what they freed, so the scheduler cannot end these in order.
-  auto sinks = std::exchange(sinks_, {});
+  auto clients = std::exchange(clients_, {});
   drained_.notify_all();
   lock.unlock();
   const Status reason = internal_error("the cluster failed: " + status.message());
-  for (const auto& [handle, sink] : sinks) sink->on_end(reason, {});
+  for (const auto& [handle, client] : clients) end(client, reason, {});
   if (on_failure_) on_failure_(status);
   lock.lock();
 }

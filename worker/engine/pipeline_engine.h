@@ -65,11 +65,18 @@ class PipelineEngine final : public engine::Engine {
   Status admission() const override;
 
  private:
+  struct Client {
+    std::shared_ptr<engine::EventSink> sink;
+    std::string request_id;
+  };
+
   void schedule_loop();
   void receive_loop();
   bool send_plans(std::unique_lock<std::mutex>& lock);
   Status take_result(const control::StepResult& result);
   void dispatch_events(std::unique_lock<std::mutex>& lock);
+  static void end(const Client& client, const Status& status,
+                  const engine::RequestSummary& summary);
   void fail(std::unique_lock<std::mutex>& lock, const Status& status);
   Status check_step_deadline() const;
   bool has_work() const;
@@ -87,7 +94,7 @@ class PipelineEngine final : public engine::Engine {
   std::condition_variable drained_;  // drain()
   // Guarded by mutex_.
   coordinator::Scheduler scheduler_;
-  std::unordered_map<engine::RequestHandle, std::shared_ptr<engine::EventSink>> sinks_;
+  std::unordered_map<engine::RequestHandle, Client> clients_;
   std::deque<control::StepResult> results_;
   std::vector<engine::StageState> stages_;
   std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported

@@ -41,7 +41,7 @@ TEST(HttpRouter, OpensFivePathsOnly) {
   for (const std::string path :
        {"/health", "/live", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/x",
         "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/spindle/state",
-        "/v1/spindle/drain", "/nowhere"}) {
+        "/v1/spindle/drain", "/v1/spindle/log_level", "/v1/spindle/trace", "/nowhere"}) {
     for (const char* method : {"GET", "POST", "OPTIONS"}) {
       EXPECT_EQ(match_route(method, path).needs_key, !open.contains(path)) << path;
     }
