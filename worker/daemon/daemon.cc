@@ -20,6 +20,7 @@
 #include "kernels/cuda/devices.h"
 #include "worker/config/config_text.h"
 #include "worker/config/kv_policy.h"
+#include "worker/config/options.h"
 #include "worker/config/profile_table.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
@@ -201,6 +202,23 @@ void log_levels(const coordinator::KvBalance& balance, std::size_t n_stages) {
                n_stages, ratios, balance.ladder.ratios[balance.ladder.own]);
 }
 
+// What every recording says of the cluster.
+Trace about_trace(const config::Config& config, const std::vector<control::StageInfo>& stages,
+                  int micro_batches) {
+  Trace trace;
+  trace.model = config.model().served_model_name();
+  trace.server_version = config::spindle_version();
+  trace.micro_batches = micro_batches;
+  for (const control::StageInfo& stage : stages) {
+    RankTrace& rank = trace.ranks.emplace_back();
+    rank.rank = stage.stage();
+    rank.device = stage.device();
+    rank.first_layer = stage.first_layer();
+    rank.n_layers = stage.n_layers();
+  }
+  return trace;
+}
+
 // Rank 0's part: the engine and the front end, until `stop` is requested.
 class Coordinator {
  public:
@@ -208,13 +226,15 @@ class Coordinator {
                                                      const config::Config& config,
                                                      RankRuntime& rank,
                                                      const std::vector<control::StageInfo>& stages,
-                                                     StopLatch& stop) {
+                                                     StepRecorder& recorder, StopLatch& stop) {
     auto generation = model::load_generation_config(config.model().path());
     if (!generation.ok()) return generation.status();
-    std::unique_ptr<Coordinator> self(new Coordinator(world.host(), config));
-    PipelineEngineOptions options;
-    options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
     coordinator::SchedulerConfig scheduler = scheduler_config(config, rank, *generation, stages);
+    std::unique_ptr<Coordinator> self(new Coordinator(
+        world.host(), config, recorder, about_trace(config, stages, scheduler.max_in_flight)));
+    PipelineEngineOptions options;
+    options.recorder = &recorder;
+    options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
     if (!config.kv().profile_table().empty()) {
       auto table = config::load_profile_table(config.kv().profile_table(), rank.model().n_layers,
                                               rank.model().n_kv_heads);
@@ -266,11 +286,17 @@ class Coordinator {
     std::optional<SummaryLogger> summaries;
     const std::chrono::milliseconds interval(config_.log().summary_interval_ms());
     if (interval.count() > 0) {
-      summaries.emplace([this] { return engine_->stats(); }, interval);
+      const auto stats = [this] {
+        engine::EngineStats now = engine_->stats();
+        now.refused = front_end_->n_refused();  // also those that the engine never saw
+        return now;
+      };
+      summaries.emplace(stats, interval);
     }
     spdlog::info("stopping: {}", stop.wait());
     const Status drained = engine_->drain(Deadline::after_ms(config_.api().drain_timeout_ms()));
     summaries.reset();
+    admin_.stop();
     if (!drained.ok()) spdlog::warn("drain: {}", drained.message());
     engine_->stop();
     front_end_->stop(Deadline::after_ms(kFarewellMs));
@@ -280,8 +306,10 @@ class Coordinator {
   }
 
  private:
-  Coordinator(comm::HostGroup& host, config::Config config)
-      : config_(std::move(config)), orders_(host, rank_order_handler()), admin_(orders_) {}
+  Coordinator(comm::HostGroup& host, config::Config config, StepRecorder& recorder, Trace about)
+      : config_(std::move(config)),
+        orders_(host, rank_order_handler(recorder)),
+        admin_(orders_, std::move(about)) {}
 
   config::Config config_;
   OrderClient orders_;
@@ -320,6 +348,8 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   settings.worker.on_step = [&monitor](std::uint64_t step) {
     monitor.report(step, comm::RankState::kServing);
   };
+  StepRecorder recorder;
+  settings.worker.recorder = &recorder;
   const auto device = choose_device(config, host, startup());
   status = agree_on_outcome(host, device.status(), startup());
   if (!status.ok()) return leave(world, status);
@@ -341,7 +371,7 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   std::unique_ptr<Coordinator> coordinator;
   if (world.rank() == 0) {
     log_topology(*stages, **rank);
-    auto created = Coordinator::create(world, config, **rank, *stages, stop);
+    auto created = Coordinator::create(world, config, **rank, *stages, recorder, stop);
     status = created.status();
     if (created.ok()) coordinator = std::move(*created);
   }
@@ -354,7 +384,7 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
       [&host](const char* name) { host.abort(kExitAborted, std::string("second ") + name); });
   monitor.report(0, comm::RankState::kServing);
   std::optional<OrderServer> orders;
-  if (world.rank() != 0) orders.emplace(host, rank_order_handler());
+  if (world.rank() != 0) orders.emplace(host, rank_order_handler(recorder));
   std::thread stage_thread([&] {
     const Status ended = (*rank)->worker().run();
     if (!ended.ok()) host.abort(kExitFailed, ended.to_string());

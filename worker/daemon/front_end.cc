@@ -178,6 +178,8 @@ void FrontEnd::stop(Deadline deadline) {
   for (std::thread& thread : state.threads) thread.join();
 }
 
+std::uint64_t FrontEnd::n_refused() const { return state_->metrics.n_refused(); }
+
 std::uint16_t FrontEnd::http_port() const { return state_->http ? state_->http->port() : 0; }
 std::uint16_t FrontEnd::tcp_port() const { return state_->tcp ? state_->tcp->port() : 0; }
 

@@ -39,6 +39,9 @@ class FrontEnd {
   // The engine must have ended its requests.
   void stop(Deadline deadline);
 
+  // Prompts turned away before they ran, for whatever reason.
+  std::uint64_t n_refused() const;
+
   std::uint16_t http_port() const;  // 0: not enabled
   std::uint16_t tcp_port() const;
 

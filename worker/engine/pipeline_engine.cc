@@ -3,10 +3,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "worker/engine/request_lines.h"
 #include "worker/logging/logging.h"
+#include "worker/trace/plan_trace.h"
 
 namespace spindle::worker {
 namespace {
@@ -176,6 +178,11 @@ void PipelineEngine::note_moves(const coordinator::BudgetPlan& before,
     const std::size_t from = before.epoch == 0 ? own_level_ : before.levels[s];
     const std::size_t to = decision.plan.levels[s];
     if (from == to) continue;
+    record({.kind = TraceKind::kBudgetMove,
+            .step = decision.plan.effective_step,
+            .a = static_cast<std::int64_t>(s),
+            .b = std::llround(level_ratios_[from] * 1e6),
+            .c = std::llround(level_ratios_[to] * 1e6)});
     ++(to > from ? stages_[s].kv_moves_stronger : stages_[s].kv_moves_lighter);
     moves_.push_back({unix_ms, decision.plan.effective_step, static_cast<std::int32_t>(s),
                       level_ratios_[from], level_ratios_[to], decision.why});
@@ -255,8 +262,27 @@ void PipelineEngine::schedule_loop() {
   }
 }
 
+void PipelineEngine::record(TraceRecord moment) const {
+  if (options_.recorder == nullptr || !options_.recorder->is_on()) return;
+  moment.begin_ns = trace_clock_ns();
+  options_.recorder->add(moment);
+}
+
+void PipelineEngine::record_plan(const control::StepPlan& plan) const {
+  if (options_.recorder == nullptr || !options_.recorder->is_on()) return;
+  const PlanTokens tokens = count_tokens(plan);
+  record({.kind = TraceKind::kPlan,
+          .step = plan.step(),
+          .a = tokens.prefill,
+          .b = tokens.decode,
+          .c = plan.runs_size()});
+  const engine::EngineStats stats = scheduler_.stats();
+  record({.kind = TraceKind::kRequests, .a = stats.running, .b = stats.waiting});
+}
+
 bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
   while (auto plan = scheduler_.next_step(now_us())) {
+    record_plan(*plan);
     const std::string bytes = plan->SerializeAsString();
     count_step_tokens(*plan, step_tokens_);
     lock.unlock();
@@ -305,6 +331,7 @@ void PipelineEngine::dispatch_events(std::unique_lock<std::mutex>& lock) {
   for (const auto& [client, events] : deliveries) {
     if (events.preemptions > 0) {
       log_request(spdlog::level::debug, client.request_id, "preempted: waits for room again");
+      record({.kind = TraceKind::kPreempt, .a = events.preemptions});
     }
     if (!events.scores.empty()) client.sink->on_prompt_scores(events.scores);
     if (!events.tokens.empty()) client.sink->on_tokens(events.tokens);

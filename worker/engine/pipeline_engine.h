@@ -18,12 +18,15 @@
 #include "cluster/coordinator/scheduler.h"
 #include "cluster/engine/engine.h"
 #include "proto/control.pb.h"
+#include "worker/trace/step_recorder.h"
 
 namespace spindle::worker {
 
 struct PipelineEngineOptions {
   // A step that takes longer means a stage is stuck: on_failure is called.
   std::chrono::milliseconds step_timeout{120000};
+  // What the scheduler decides, while it is on. Not owned; null: nothing.
+  StepRecorder* recorder = nullptr;
 };
 
 // Two threads of its own: one schedules and dispatches events, one waits for results. Sinks are
@@ -83,6 +86,9 @@ class PipelineEngine final : public engine::Engine {
                   const engine::RequestSummary& summary);
   void fail(std::unique_lock<std::mutex>& lock, const Status& status);
   Status check_step_deadline() const;
+  // A moment of the scheduler, when a recording is on.
+  void record(TraceRecord moment) const;
+  void record_plan(const control::StepPlan& plan) const;
   bool has_work() const;
   std::int64_t now_us() const;
   std::string slowest_stages(std::uint64_t step) const;

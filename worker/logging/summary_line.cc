@@ -42,6 +42,19 @@ std::optional<std::string> summary_line(const EngineStats& before, const EngineS
   if (fullest != nullptr) {
     line += fmt::format(", KV {:.1f} % of stage {}", 100 * share_used(*fullest), fullest->stage);
   }
+  std::uint64_t full = 0;
+  std::uint64_t kept = 0;
+  for (const StageState& stage : now.stages) {
+    for (const engine::LayerState& layer : stage.layers) {
+      full += layer.full_bytes;
+      kept += layer.used_bytes;
+    }
+  }
+  if (full > 0) {
+    line += fmt::format(", kept {:.1f} % of {:.1f} MB",
+                        100 * static_cast<double>(kept) / static_cast<double>(full),
+                        static_cast<double>(full) / 1e6);
+  }
   return line + fmt::format(", preemptions {}, refused {}", now.preemptions - before.preemptions,
                             now.refused - before.refused);
 }

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "worker/trace/plan_trace.h"
+
 namespace spindle::worker {
 namespace {
 
@@ -9,6 +11,8 @@ using Clock = std::chrono::steady_clock;
 
 // Long waits are cut into short ones, so that a shutdown of the group ends them.
 constexpr std::int64_t kPlanWaitMs = 500;
+// Shorter ones while it is recorded: a wait that outlasts the recording is lost.
+constexpr std::int64_t kRecordedWaitMs = 20;
 
 std::uint64_t micros_since(Clock::time_point start) {
   return static_cast<std::uint64_t>(
@@ -27,7 +31,8 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage
       sampler_(context),
       // Every rank reports when its step is done, and a step may take that long.
       budgets_(device, options.step_timeout),
-      options_(std::move(options)) {}
+      options_(std::move(options)),
+      tracer_(options_.recorder) {}
 
 Status StageWorker::run() {
   stage_.bind_thread();
@@ -41,7 +46,9 @@ Status StageWorker::run() {
 
 Status StageWorker::work() {
   while (true) {
-    auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
+    auto message = host_.recv(0, comm::Channel::kPlan,
+                              Deadline::after_ms(tracer_.is_on() ? kRecordedWaitMs : kPlanWaitMs));
+    tracer_.slice(TraceKind::kIdle, 0);
     if (!message.ok()) {
       if (message.status().code() == StatusCode::kDeadlineExceeded) continue;
       return message.status();
@@ -65,6 +72,9 @@ Status StageWorker::work() {
     }
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
                                    Deadline::after(options_.step_timeout));
+    tracer_.slice(TraceKind::kReport, plan.step());
+    tracer_.value(TraceKind::kKvUsed, plan.step(),
+                  static_cast<std::int64_t>(result.kv_used_bytes()));
     if (!status.ok()) return status;
     if (!sent.ok()) return sent;
     if (options_.on_step) options_.on_step(plan.step());
@@ -97,8 +107,13 @@ Status StageWorker::report_budget(const control::StepPlan& plan,
 }
 
 Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& result) {
-  if (Status status = budgets_.await(plan.budget_epoch(), plan.step()); !status.ok()) return status;
+  if (plan.budget_epoch() > 0) {
+    Status status = budgets_.await(plan.budget_epoch(), plan.step());
+    if (!status.ok()) return status;
+    tracer_.slice(TraceKind::kAwaitBudget, plan.step());
+  }
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
+  tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
 
@@ -106,6 +121,9 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
   const bool is_last = stage_.config().is_last;
   for (const control::Compress& order : plan.compress()) {
     if (Status status = compress(order, result); !status.ok()) return status;
+  }
+  if (!plan.compress().empty()) {
+    tracer_.slice(TraceKind::kCompress, plan.step(), plan.compress_size());
   }
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
@@ -254,13 +272,18 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     const Status status =
         device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
+    tracer_.wait_and_transfer(TraceKind::kAwaitStage, TraceKind::kReceive, plan.step(), 0,
+                              static_cast<std::int64_t>(activations.size()));
   }
   const Clock::time_point start = Clock::now();
   if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
+  const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
+  tracer_.slice(TraceKind::kForward, plan.step(), counts.prefill, counts.decode);
   std::uint64_t sending_us = 0;
   if (config.is_last) {
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
+    tracer_.slice(TraceKind::kSample, plan.step(), counts.prefill, counts.decode);
   } else {
     // The next stage works while this one scores.
     const Clock::time_point sending = Clock::now();
@@ -268,8 +291,13 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
         device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
     if (!sent.ok()) return sent;
     sending_us = micros_since(sending);
+    tracer_.slice(TraceKind::kSend, plan.step(), 0, 0,
+                  static_cast<std::int64_t>(activations.size()));
   }
   score_boundaries(plan, result);
+  if (!result.boundary_scores().empty()) {
+    tracer_.slice(TraceKind::kScore, plan.step(), result.boundary_scores_size());
+  }
   result.set_busy_us(stage_.device_busy_us().value_or(micros_since(start) - sending_us));
   return ok_status();
 }

@@ -29,12 +29,18 @@ KindInfo info_of(TraceKind kind) {
   switch (kind) {
     case TraceKind::kIdle:
       return {kBubble, "no step"};
+    case TraceKind::kAwaitBudget:
+      return {kBubble, "wait for KV budget"};
+    case TraceKind::kAwaitStage:
+      return {kBubble, "wait for activations"};
+    case TraceKind::kAwaitRoom:
+      return {kBubble, "wait for room"};
     case TraceKind::kPrepare:
       return {kCompute, "sequences"};
     case TraceKind::kCompress:
       return {kCompression, "compress"};
     case TraceKind::kReceive:
-      return {kBubble, "receive"};
+      return {kTransfer, "receive"};
     case TraceKind::kForward:
       return {kCompute, "forward"};
     case TraceKind::kSample:
@@ -93,7 +99,6 @@ Words words_of(const TraceRecord& record, int micro_batches) {
     case TraceKind::kForward:
       words.name += fmt::format(" mb {}:{}", micro_batch, tokens_text(record));
       words.args += tokens_args(record);
-      if (record.c > 0) words.args += fmt::format(R"(,"device_us":{})", record.c);
       break;
     case TraceKind::kSample:
       words.args += tokens_args(record);
@@ -108,6 +113,7 @@ Words words_of(const TraceRecord& record, int micro_batches) {
       break;
     case TraceKind::kPrepare:
     case TraceKind::kCompress:
+    case TraceKind::kScore:
       words.args += fmt::format(R"(,"sequences":{})", record.a);
       break;
     case TraceKind::kPreempt:
@@ -180,9 +186,9 @@ void TraceWriter::append_head(std::string& out) const {
       {"clock_error_us", static_cast<double>(error_ns) * 1e-3},
       {"dropped_events", n_dropped},
       {"times",
-       "slices are times of the stage thread; on a GPU, forward and send are what it took to "
-       "enqueue "
-       "them, and device_us is what the device took"},
+       "slices are the stage thread's own; on a GPU it runs ahead of the device, so that forward "
+       "and "
+       "send are what it took to enqueue them"},
       {"ranks", std::move(ranks)}};
   out += "{\"displayTimeUnit\":\"ms\",\"otherData\":" + json::serialize(other) +
          ",\"traceEvents\":[\n";

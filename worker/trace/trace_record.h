@@ -9,16 +9,18 @@ namespace spindle::worker {
 // rank 0. What a, b and c say is beside each kind; a step's tokens are those of its prompts and
 // those that it decodes.
 enum class TraceKind : std::uint8_t {
-  kIdle,      // the stage thread waits for a plan
-  kPrepare,   // sequences open, grow and go; a: sequences
-  kCompress,  // a: sequences
-  kReceive,   // activations of the stage before, the wait for them included; c: bytes
-  kForward,   // a: prompt tokens, b: decoded tokens, c: microseconds of the device, if it has a
-              // clock
-  kSample,    // a: prompt tokens, b: decoded tokens
-  kSend,      // activations to the stage after; c: bytes
-  kScore,     // prompts that reached a boundary
-  kReport,    // the result to rank 0
+  kIdle,         // waits for a plan
+  kAwaitBudget,  // waits for the budget plan that the step needs
+  kPrepare,      // sequences come, grow and go; a: how many
+  kCompress,     // boundaries; a: sequences
+  kAwaitStage,   // waits for the activations of the stage before
+  kReceive,      // takes them over; c: bytes
+  kForward,      // a: prompt tokens, b: decoded tokens
+  kSample,       // a: prompt tokens, b: decoded tokens
+  kAwaitRoom,    // waits until the stage after has room
+  kSend,         // hands activations on; c: bytes
+  kScore,        // prompts that reached a boundary; a: how many
+  kReport,       // the result to rank 0
   // Rank 0's scheduler.
   kPlan,        // a step was planned; a: prompt tokens, b: decoded tokens, c: runs
   kPreempt,     // a: requests
@@ -28,7 +30,7 @@ enum class TraceKind : std::uint8_t {
   kKvUsed,    // a: bytes
 };
 
-inline constexpr int kTraceKinds = 14;
+inline constexpr int kTraceKinds = 17;
 
 // Times are nanoseconds of the steady clock of the rank that recorded it.
 struct TraceRecord {

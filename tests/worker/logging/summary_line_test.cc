@@ -42,9 +42,15 @@ TEST(SummaryLine, FiguresAreTheDifferencesOfTheStats) {
   now.refused += 1;
   now.stages[0].kv_used_bytes = 250;
   now.stages[1].kv_used_bytes = 613;
+  for (auto& stage : now.stages) {
+    stage.layers.resize(2);
+    stage.layers[0].full_bytes = stage.layers[1].full_bytes = 1'000'000;
+    stage.layers[0].used_bytes = 100'000;
+    stage.layers[1].used_bytes = 396'000;
+  }
   EXPECT_EQ(summary_line(before, now, 10),
             "prompt 512.0 tokens/s, generation 96.4 tokens/s, running 7, waiting 2, KV 61.3 % of "
-            "stage 1, preemptions 4, refused 1");
+            "stage 1, kept 24.8 % of 4.0 MB, preemptions 4, refused 1");
 }
 
 TEST(SummaryLine, NothingHappenedNothingIsSaid) {
