@@ -210,6 +210,14 @@ Result<std::string> CompletionService::decode(const std::vector<std::int32_t>& i
   return tokenizer_.decode(ids, /*skip_special=*/false);
 }
 
+void CompletionService::show_prompt(const std::string& request_id,
+                                    std::span<const std::int32_t> ids) const {
+  // A token is a byte at least, so that these are enough.
+  const auto n_shown = std::min(ids.size(), static_cast<std::size_t>(config_.max_seen_bytes) + 1);
+  std::string text = tokenizer_.decode(ids.first(n_shown), /*skip_special=*/false);
+  config_.see_prompt(request_id, text);
+}
+
 std::optional<ApiError> CompletionService::run(GenerateRequest& request, Validated& validated,
                                                RunningCompletion& completion) const {
   const engine::EngineLimits& limits = engine_.limits();
@@ -232,6 +240,7 @@ std::optional<ApiError> CompletionService::run(GenerateRequest& request, Validat
     if (auto error = message_ends(*chat, out.prompt_ids, validated.kv.compress_at)) return error;
   }
   if (auto error = fit_to_prompt(validated.kv, out.prompt_ids.size())) return error;
+  if (config_.see_prompt) show_prompt(request.request_id, out.prompt_ids);
   std::string echo;
   if (request.echo) {
     const auto* text = std::get_if<std::string>(&request.prompt);

@@ -6,9 +6,12 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cluster/api/completion.h"
@@ -32,6 +35,10 @@ struct ServiceConfig {
   kvstore::KvPolicy kv_policy;  // of requests that bring none
   // Prompts that may wait for or be in tokenising; beyond, a request is refused with 503.
   std::int32_t max_queued_prompts = 256;
+  // Sees the text of every prompt that was tokenised, cut to about max_seen_bytes. Empty: nobody
+  // does. Called on the tokenizer pool.
+  std::function<void(std::string_view request_id, std::string_view text)> see_prompt;
+  std::int32_t max_seen_bytes = 1024;
   // What a refused client is told to wait.
   std::int64_t retry_after_ms = 1000;
 };
@@ -87,6 +94,7 @@ class CompletionService {
   // The lengths of the prompt `ids` at the ends of the messages in chat.compress_after, ascending.
   std::optional<ApiError> message_ends(const ChatPrompt& chat, const std::vector<std::int32_t>& ids,
                                        std::vector<std::int32_t>& ends) const;
+  void show_prompt(const std::string& request_id, std::span<const std::int32_t> ids) const;
   struct Validated {
     ValidatedSampling sampling;
     ValidatedKv kv;

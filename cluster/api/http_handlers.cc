@@ -7,6 +7,7 @@
 #include <charconv>
 #include <utility>
 
+#include "cluster/api/http_admin.h"
 #include "cluster/api/json_fields.h"
 #include "cluster/api/openai_request.h"
 #include "cluster/api/state_json.h"
@@ -28,7 +29,7 @@ bool is_json_type(std::string_view content_type) {
 
 bool takes_json(Route route) {
   return route == Route::kChatCompletions || route == Route::kCompletions ||
-         route == Route::kTokenize || route == Route::kDetokenize;
+         route == Route::kTokenize || route == Route::kDetokenize || is_admin(route);
 }
 
 // A JSON object from a body, or the response that says why there is none.
@@ -139,6 +140,8 @@ HttpResponse HttpHandlers::handle(const HttpRequest& request) const {
     case Route::kOptions:
     case Route::kChatCompletions:
     case Route::kCompletions:
+    case Route::kLogLevel:
+    case Route::kTrace:
       break;
   }
   return error_response({internal_error("a route without a handler")});

@@ -1,6 +1,7 @@
 #pragma once
 // The endpoints that answer at once: everything but generating.
 
+#include <boost/asio/thread_pool.hpp>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "cluster/api/api_keys.h"
+#include "cluster/api/cluster_admin.h"
 #include "cluster/api/completion_service.h"
 #include "cluster/api/http_message.h"
 
@@ -29,6 +31,9 @@ struct HttpOptions {
   std::string server_version;
   // Begins to drain and returns the number of requests that still run. Called on an I/O thread.
   std::function<std::int32_t()> drain;
+  // Orders to the whole cluster, carried out on the pool; both outlive the sessions. Null: refused.
+  ClusterAdmin* admin = nullptr;
+  boost::asio::thread_pool* admin_pool = nullptr;
   std::map<std::string, HttpPage, std::less<>> pages;  // by path
   // Between comments that keep proxies from closing a stream without output.
   std::int64_t ping_interval_ms = 15000;

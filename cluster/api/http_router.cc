@@ -32,6 +32,8 @@ constexpr std::array kRoutes{
     RouteEntry{"/metrics", "GET", Route::kMetrics, true},
     RouteEntry{"/v1/spindle/state", "GET", Route::kState, true},
     RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
+    RouteEntry{"/v1/spindle/log_level", "POST", Route::kLogLevel, false},
+    RouteEntry{"/v1/spindle/trace", "POST", Route::kTrace, false},
 };
 // Paths with an id in them: what comes before it and after it.
 struct IdRoute {

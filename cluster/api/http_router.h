@@ -25,6 +25,8 @@ enum class Route : std::uint8_t {
   kState,
   kCancelRequest,
   kDrain,
+  kLogLevel,
+  kTrace,
   kPage,  // a static page given to the server
 };
 

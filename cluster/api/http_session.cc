@@ -14,6 +14,7 @@
 #include <chrono>
 #include <utility>
 
+#include "cluster/api/http_admin.h"
 #include "cluster/api/json_fields.h"
 
 namespace spindle::api {
@@ -35,6 +36,7 @@ constexpr std::size_t kMaxPipelinedBytes = 64 * 1024;
 constexpr std::uint64_t kMaxDiscardBytes = 64 * 1024;
 // Larger bodies are parsed on the tokenizer's threads.
 constexpr std::size_t kMaxInlineParseBytes = 64 * 1024;
+constexpr std::string_view kEventStream = "text/event-stream; charset=utf-8";
 constexpr std::int64_t kLingerMs = 1000;
 constexpr std::size_t kMaxLingerBytes = 8 * 1024 * 1024;
 // A slow reader's backlog shall wait in our bounded buffer, not in the kernel's.
@@ -262,6 +264,7 @@ HttpSession::Task<bool> HttpSession::answer(HttpRequest& request) {
   if (route == Route::kChatCompletions || route == Route::kCompletions) {
     co_return co_await generate(request);
   }
+  if (is_admin(route)) co_return co_await administer(request);
   const HttpHandlers& handlers = context_->handlers;
   HttpResponse response;
   if (HttpHandlers::is_heavy(route)) {
@@ -329,7 +332,7 @@ HttpSession::Task<bool> HttpSession::generate(HttpRequest& request) {
 HttpSession::Task<bool> HttpSession::stream_output(const HttpRequest& request,
                                                    HttpGeneration& generation) {
   count(request, 200);
-  bool writable = co_await write_all(stream_head(request));
+  bool writable = co_await write_all(stream_head(request, kEventStream));
   const auto ping_interval =
       std::chrono::milliseconds(context_->handlers.options().ping_interval_ms);
   while (writable && !gone() && !generation.overflowed()) {
@@ -364,7 +367,7 @@ void HttpSession::watch_client() {
                                      if (!error) self->buffer_.commit(n);
                                      if (error && error != asio::error::operation_aborted)
                                        self->client_gone_ = true;
-                                     if (!error && self->generation_) {
+                                     if (!error && (self->generation_ || self->administering_)) {
                                        self->watch_client();
                                      } else {
                                        self->wake();
@@ -429,13 +432,15 @@ std::string HttpSession::response_head(const HttpRequest& request, const HttpRes
   return head;
 }
 
-std::string HttpSession::stream_head(const HttpRequest& request) const {
+std::string HttpSession::stream_head(const HttpRequest& request,
+                                     std::string_view content_type) const {
   const bool keep_alive = request.keep_alive && !stop_gently_ && !request.http_1_0;
   return status_line(200, request.http_1_0) +
          fmt::format(
-             "Content-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
+             "Content-Type: {}\r\nCache-Control: no-cache\r\n"
              "X-Accel-Buffering: no\r\nX-Request-Id: {}\r\n{}Connection: {}\r\n\r\n",
-             request.request_id, request.http_1_0 ? "" : "Transfer-Encoding: chunked\r\n",
+             content_type, request.request_id,
+             request.http_1_0 ? "" : "Transfer-Encoding: chunked\r\n",
              keep_alive ? "keep-alive" : "close");
 }
 

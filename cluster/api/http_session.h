@@ -25,6 +25,7 @@
 namespace spindle::api {
 
 class HttpSession;
+struct AdminAnswer;
 
 // What all sessions of a server share. Thread-safety: `sessions` and `stopped` under `mutex`; the
 // rest is constant.
@@ -73,6 +74,9 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   Task<bool> answer(HttpRequest& request);
   Task<bool> generate(HttpRequest& request);
   Task<std::optional<HttpResponse>> parse_generation(HttpRequest& request, OpenAiRequest& out);
+  // Gives an order to the whole cluster and waits for it (http_session_admin.cc).
+  Task<bool> administer(HttpRequest& request);
+  Task<bool> write_pieces(const HttpRequest& request, const AdminAnswer& answer);
   Task<bool> stream_output(const HttpRequest& request, HttpGeneration& generation);
   Task<bool> write_response(const HttpRequest& request, const HttpResponse& response);
   Task<bool> write_chunk(const HttpRequest& request, std::string_view data);
@@ -82,7 +86,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
 
   std::string response_head(const HttpRequest& request, const HttpResponse& response,
                             bool keep_alive) const;
-  std::string stream_head(const HttpRequest& request) const;
+  std::string stream_head(const HttpRequest& request, std::string_view content_type) const;
   void watch_client();
   Task<void> end_watch();
   void wake();
@@ -100,6 +104,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   std::shared_ptr<HttpGeneration> generation_;
   std::uint64_t bytes_written_ = 0;  // of the answer under way
   bool watching_ = false;
+  bool administering_ = false;
   bool client_gone_ = false;
   bool idle_ = false;
   bool stop_gently_ = false;

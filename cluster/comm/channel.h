@@ -13,10 +13,11 @@ enum class Channel : std::uint8_t {
   kPlan,        // rank 0 -> every rank: step plans
   kResult,      // every rank -> rank 0: step results
   kHeartbeat,   // PeerMonitor only
+  kOrder,       // rank 0 <-> every other rank: orders beside the steps, and their replies
   kCollective,  // HostGroup::broadcast, all_gather and barrier only
 };
 
-inline constexpr std::size_t kChannelCount = 5;
+inline constexpr std::size_t kChannelCount = 6;
 
 constexpr std::size_t channel_index(Channel channel) { return static_cast<std::size_t>(channel); }
 
@@ -30,6 +31,8 @@ constexpr std::string_view channel_name(Channel channel) {
       return "result";
     case Channel::kHeartbeat:
       return "heartbeat";
+    case Channel::kOrder:
+      return "order";
     case Channel::kCollective:
       return "collective";
   }

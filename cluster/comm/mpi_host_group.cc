@@ -18,8 +18,10 @@ using std::chrono::microseconds;
 constexpr int kTag = 0;
 constexpr std::chrono::milliseconds kAbortTimeout{2000};
 
-// Nobody waits for a heartbeat in a hurry; the others are part of every step.
+// Nobody waits for a heartbeat in a hurry. An order may be late, but one that follows another
+// closely is answered at once: that is how clocks are compared. The others are part of every step.
 BackoffPolicy policy_of(Channel channel) {
+  if (channel == Channel::kOrder) return {.max_sleep = microseconds(5000)};
   if (channel != Channel::kHeartbeat) return {.max_sleep = microseconds(1000)};
   return {
       .spin = microseconds(0), .min_sleep = microseconds(5000), .max_sleep = microseconds(5000)};

@@ -75,6 +75,7 @@ struct RequestEvents {
   engine::RequestHandle request = 0;
   std::vector<engine::PromptScore> scores;
   std::vector<engine::TokenEvent> tokens;
+  int preemptions = 0;
   bool ended = false;
   Status status;                   // with `ended`
   engine::RequestSummary summary;  // with `ended`

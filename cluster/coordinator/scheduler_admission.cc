@@ -256,6 +256,7 @@ void Scheduler::preempt(Request& request) {
   set_tokens_ahead(request, 0);
   --counters_.running;
   ++counters_.preemptions;
+  ++events_of(request).preemptions;
   counters_.recomputed_tokens += static_cast<std::uint64_t>(request.n_prefilled) +
                                  static_cast<std::uint64_t>(std::max(n_generated - 1, 0));
 

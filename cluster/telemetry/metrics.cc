@@ -166,6 +166,12 @@ void Metrics::count_refused(RefusalReason reason) {
   families_->refused[static_cast<std::size_t>(reason)]->Increment();
 }
 
+std::uint64_t Metrics::n_refused() const {
+  double sum = 0;
+  for (const auto* counter : families_->refused) sum += counter->Value();
+  return static_cast<std::uint64_t>(sum);
+}
+
 void Metrics::count_finished_choice(FinishedReason reason) {
   families_->finished[static_cast<std::size_t>(reason)]->Increment();
 }

@@ -81,6 +81,8 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   void count_refused(RefusalReason reason);
+  // For all reasons.
+  std::uint64_t n_refused() const;
   void count_finished_choice(FinishedReason reason);
   void observe_time_to_first_token(double seconds);
   void observe_inter_token_latency(double seconds);

@@ -166,6 +166,7 @@ void add_chat_options(CLI::App& app, ChatOptions& options) {
   add_output_options(app, options.output);
   add_sampling_options(app, options.sampling);
   add_kv_options(app, options.kv);
+  add_urgency_options(app, options.urgency);
   add_connection_options(app, options.connection);
 }
 
@@ -196,6 +197,7 @@ int run_chat(const ChatOptions& options) {
   if (const Status status = set_kv_fields(options.kv, request); !status.ok()) {
     return report_usage_error(status);
   }
+  set_urgency_fields(options.urgency, request);
   std::string document;
   if (!options.file.empty()) {
     Result<std::string> text = read_text_file(options.file);

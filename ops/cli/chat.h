@@ -12,6 +12,7 @@ struct ChatOptions {
   ConnectionOptions connection;
   SamplingOptions sampling;
   KvOptions kv;
+  UrgencyOptions urgency;
   OutputOptions output;
   std::string system;
   std::string message;  // empty: interactive

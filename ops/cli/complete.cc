@@ -41,6 +41,7 @@ void add_complete_options(CLI::App& app, CompleteOptions& options) {
   add_output_options(app, options.output);
   add_sampling_options(app, options.sampling);
   add_kv_options(app, options.kv);
+  add_urgency_options(app, options.urgency);
   add_connection_options(app, options.connection);
 }
 
@@ -82,6 +83,7 @@ int run_complete(const CompleteOptions& options) {
   if (const Status status = set_kv_fields(options.kv, request); !status.ok()) {
     return report_usage_error(status);
   }
+  set_urgency_fields(options.urgency, request);
 
   Result<std::unique_ptr<api::TcpClient>> client = connect(options.connection);
   if (!client.ok()) {

@@ -12,6 +12,7 @@ struct CompleteOptions {
   ConnectionOptions connection;
   SamplingOptions sampling;
   KvOptions kv;
+  UrgencyOptions urgency;
   OutputOptions output;
   std::string prompt;  // empty: from `file`, else from standard input
   std::string file;

@@ -17,6 +17,7 @@
 #include "ops/cli/output.h"
 #include "ops/cli/plan.h"
 #include "ops/cli/stats.h"
+#include "ops/cli/trace.h"
 
 namespace {
 
@@ -61,6 +62,13 @@ int run(int argc, char** argv) {
   auto* plan = app.add_subcommand("plan", "How much KV a cluster has, and how many requests run");
   add_plan_options(*plan, plan_options);
 
+  TraceOptions trace_options;
+  auto* trace = app.add_subcommand("trace", "Record a timeline of all ranks, for Perfetto");
+  add_trace_options(*trace, trace_options);
+  LogLevelOptions log_level_options;
+  auto* log_level = app.add_subcommand("log-level", "Change the level of the cluster's log");
+  add_log_level_options(*log_level, log_level_options);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -83,6 +91,12 @@ int run(int argc, char** argv) {
   }
   if (plan->parsed()) {
     return run_plan(plan_options);
+  }
+  if (trace->parsed()) {
+    return run_trace(trace_options);
+  }
+  if (log_level->parsed()) {
+    return run_log_level(log_level_options);
   }
   return stats->parsed() ? run_stats(stats_options) : run_drain(drain_options);
 }

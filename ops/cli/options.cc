@@ -99,6 +99,15 @@ void add_kv_options(CLI::App& app, KvOptions& options) {
       ->group("KV");
 }
 
+void add_urgency_options(CLI::App& app, UrgencyOptions& options) {
+  app.add_option("--priority", options.priority,
+                 "-100 to 100, lower goes first; waiting makes up for it")
+      ->group("Urgency");
+  app.add_option("--timeout-ms", options.timeout_ms,
+                 "The server gives the request up after this long, milliseconds")
+      ->group("Urgency");
+}
+
 void add_output_options(CLI::App& app, OutputOptions& options) {
   app.add_flag("--json", options.json, "One JSON object when finished, instead of streamed text")
       ->group("Output");
@@ -164,6 +173,11 @@ Status set_kv_fields(const KvOptions& options, api::v1::GenerateRequest& request
   request.set_session_id(options.session);
   request.set_keep_session(options.keep_session);
   return ok_status();
+}
+
+void set_urgency_fields(const UrgencyOptions& options, api::v1::GenerateRequest& request) {
+  if (options.priority) request.set_priority(*options.priority);
+  if (options.timeout_ms) request.set_timeout_ms(*options.timeout_ms);
 }
 
 Result<std::unique_ptr<api::TcpClient>> connect(const ConnectionOptions& options) {

@@ -54,6 +54,12 @@ struct KvOptions {
   bool keep_session = false;
 };
 
+// Unset: no urgency, no limit.
+struct UrgencyOptions {
+  std::optional<std::int32_t> priority;
+  std::optional<std::int64_t> timeout_ms;
+};
+
 struct OutputOptions {
   bool json = false;
   bool show_usage = false;
@@ -63,6 +69,7 @@ struct OutputOptions {
 void add_connection_options(CLI::App& app, ConnectionOptions& options);
 void add_sampling_options(CLI::App& app, SamplingOptions& options);
 void add_kv_options(CLI::App& app, KvOptions& options);
+void add_urgency_options(CLI::App& app, UrgencyOptions& options);
 void add_output_options(CLI::App& app, OutputOptions& options);
 
 // INVALID_ARGUMENT for what cannot be sent: a malformed --logit-bias, log-probabilities that nobody
@@ -72,6 +79,9 @@ Result<api::v1::SamplingParams> to_sampling_params(const SamplingOptions& option
 
 // INVALID_ARGUMENT for names that are no text. What a policy can be is the server's to judge.
 Status set_kv_fields(const KvOptions& options, api::v1::GenerateRequest& request);
+
+// What they can be is the server's to judge.
+void set_urgency_fields(const UrgencyOptions& options, api::v1::GenerateRequest& request);
 
 Result<std::unique_ptr<api::TcpClient>> connect(const ConnectionOptions& options);
 

@@ -40,6 +40,8 @@ TESTED_THROUGH = {
     "ops/cli/chat.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/complete.cc": "tests/ops/cli/cli_test.py",
     "ops/cli/eval.cc": "tests/ops/cli/eval_test.py",
+    "ops/cli/http_request.cc": "tests/ops/cli/trace_test.py",
+    "ops/cli/trace.cc": "tests/ops/cli/trace_test.py",
     "worker/bench/": "tests/gpu/run.sh",
 }
 # Paths of somebody's machine. Written in pieces, so that this file does not contain them.

@@ -263,9 +263,11 @@ class Cluster:
         assert first.startswith(b"data: "), first
         return response
 
-    def spindle(self, command, *arguments, seconds=60, check=True):
-        """Runs the client program against this cluster and returns what it printed."""
-        result = subprocess.run([binary("spindle"), command, "--port", str(self.tcp_port), *arguments],
+    def spindle(self, command, *arguments, seconds=60, check=True, port=None):
+        """Runs the client program against this cluster (`port`: its TCP API's) and returns what it
+        printed."""
+        result = subprocess.run([binary("spindle"), command, "--port", str(port or self.tcp_port),
+                                 *arguments],
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
                                 env={**os.environ, **self._environment}, check=False)
         if check:

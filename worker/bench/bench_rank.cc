@@ -41,6 +41,8 @@ Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& op
   settings.device = options.on_gpu() ? ComputeDevice::kCuda : ComputeDevice::kCpu;
   settings.host_name = world.host_name();
   settings.local_rank = world.local_rank();
+  auto recorder = std::make_unique<StepRecorder>();
+  settings.worker.recorder = recorder.get();
   const Deadline deadline = Deadline::after_ms(300000);
   const auto topology = agree_on_topology(settings, host, deadline);
   if (!topology.ok()) return topology.status();
@@ -49,7 +51,7 @@ Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& op
   if (!agreed.ok()) return agreed;
   auto stages = gather_stages(host, (*runtime)->info(), deadline);
   if (!stages.ok()) return stages.status();
-  return BenchRank{std::move(*runtime), std::move(*stages)};
+  return BenchRank{std::move(recorder), std::move(*runtime), std::move(*stages)};
 }
 
 coordinator::SchedulerConfig bench_scheduler_config(const BenchRank& rank,

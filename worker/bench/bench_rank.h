@@ -11,6 +11,7 @@
 #include "cluster/comm/mpi_world.h"
 #include "cluster/coordinator/scheduler.h"
 #include "worker/daemon/rank_runtime.h"
+#include "worker/trace/step_recorder.h"
 
 namespace spindle::worker {
 
@@ -32,7 +33,9 @@ struct BenchOptions {
 // Refers to `options` until the app has parsed.
 void add_bench_options(CLI::App& app, BenchOptions& options);
 
+// `recorder` is the stage worker's, off until somebody starts it.
 struct BenchRank {
+  std::unique_ptr<StepRecorder> recorder;
   std::unique_ptr<RankRuntime> runtime;
   std::vector<control::StageInfo> stages;
 };

@@ -6,8 +6,8 @@
 //
 // Every rank takes part; rank 0 submits requests to the real engine, without sockets and text.
 // Prefill is held against the rate of a library's matrix product, decode against the rate at which
-// one thread reads memory: a decode step must at least read the weights once. The mixed rows say how
-// busy the stages are while some requests decode and prompts come one after the other.
+// one thread reads memory: a decode step must at least read the weights once. The mixed rows say
+// how busy the stages are while some requests decode and prompts come one after the other.
 
 #include <fmt/format.h>
 
@@ -21,9 +21,11 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cluster/comm/mpi_world.h"
@@ -34,6 +36,8 @@
 #include "worker/daemon/rank_runtime.h"
 #include "worker/engine/pipeline_engine.h"
 #include "worker/model/llama_weights.h"
+#include "worker/orders/order_channel.h"
+#include "worker/trace/recording.h"
 
 namespace spindle::worker {
 namespace {
@@ -51,6 +55,7 @@ struct Options : BenchOptions {
   std::vector<int> mixed_batches = {16};
   int mixed_prompts = 8;
   int repeats = 3;  // of which the best counts
+  bool recording = false;
 };
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
@@ -271,6 +276,41 @@ auto best_of(int repeats, Measure&& measure, Rate&& rate) {
   return best;
 }
 
+OrderHandler recorder_orders(StepRecorder& recorder) {
+  return [&recorder](const control::Order& order) {
+    control::OrderReply reply;
+    if (!carry_out(order, recorder, reply)) reply.set_error("an order that it does not know");
+    return reply;
+  };
+}
+
+// Rank 0: the recorders of all ranks.
+void turn_recording(OrderClient& client, bool on) {
+  control::Order order;
+  if (on) {
+    order.mutable_start_recording()->set_max_records(65536);
+    order.mutable_start_recording()->set_duration_ms(600'000);
+  } else {
+    order.set_drop_recording(true);
+  }
+  const Status status = client.ask_all(order, Deadline::after_ms(10000));
+  CHECK(status.ok(), status.to_string());
+}
+
+// Decode rates with the recorders off and on, the best of each, measured in turn.
+std::pair<double, double> recording_cost(Bench& bench, OrderClient& client, int batch,
+                                         int repeats) {
+  double off = 0;
+  double on = 0;
+  for (int i = 0; i < repeats; ++i) {
+    off = std::max(off, bench.decode_rate(batch));
+    turn_recording(client, true);
+    on = std::max(on, bench.decode_rate(batch));
+    turn_recording(client, false);
+  }
+  return {off, on};
+}
+
 // Multiplications and additions of one prompt token's linear layers and of its attention over half
 // of the prompt, without the head (one row a prompt).
 double prefill_flops_per_token(const model::ModelConfig& m, int n_tokens) {
@@ -330,7 +370,7 @@ struct Limits {
 
 boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                             const std::vector<control::StageInfo>& stages, const Limits& limits,
-                            const Options& options) {
+                            const Options& options, OrderClient& orders) {
   double weight_bytes = 0;
   for (const auto& stage : stages) weight_bytes += static_cast<double>(stage.weight_bytes());
   const model::ModelConfig& m = rank.model();
@@ -399,6 +439,16 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                     {"full_kv_gb_per_s", kv_rate / 1e9},
                     {"share_of_read", share},
                     {"busy_shares", boost::json::value_from(decoding.busy_shares)}});
+    if (options.recording) {
+      const auto [off, on] = recording_cost(bench, orders, batch, options.repeats);
+      std::printf("decode   batch %2d, recorders off %8.1f, on %8.1f tokens/s: ratio %.4f\n", batch,
+                  off, on, on / off);
+      rows.push_back({{"phase", "recording"},
+                      {"batch", batch},
+                      {"off_tokens_per_s", off},
+                      {"on_tokens_per_s", on},
+                      {"ratio", on / off}});
+    }
     std::fflush(stdout);
   }
   for (const int batch : options.mixed_batches) {
@@ -434,6 +484,8 @@ Options parse(int argc, char** argv, CLI::App& app) {
       ->check(CLI::PositiveNumber);
   app.add_option("--repeats", options.repeats, "runs of a row, of which the best counts")
       ->check(CLI::PositiveNumber);
+  app.add_flag("--recording", options.recording,
+               "decode rows also with the recorders on, in turn with runs with them off");
   app.parse(argc, argv);
   return options;
 }
@@ -478,16 +530,22 @@ int run(int argc, char** argv) {
           yardsticks->memory_gb_per_s);
     }
   }
+  std::optional<OrderServer> orders;
+  if (host.rank() != 0) orders.emplace(host, recorder_orders(*started->recorder));
   std::thread stage_thread([&] {
     const Status ended = rank.worker().run();
     if (!ended.ok()) host.abort(1, ended.to_string());
   });
   if ((*world)->rank() == 0) {
     const coordinator::SchedulerConfig config = bench_scheduler_config(*started, options);
-    PipelineEngine engine(host, config, make_ledger(rank.store().shape(), stages), stages, {},
+    PipelineEngineOptions engine_options;
+    engine_options.recorder = started->recorder.get();
+    OrderClient client(host, recorder_orders(*started->recorder));
+    PipelineEngine engine(host, config, make_ledger(rank.store().shape(), stages), stages,
+                          engine_options,
                           [&host](const Status& status) { host.abort(1, status.to_string()); });
     engine.start();
-    const boost::json::object report = measure(engine, rank, stages, limits, options);
+    const boost::json::object report = measure(engine, rank, stages, limits, options, client);
     engine.stop();
     if (!options.json_file.empty()) {
       std::ofstream(options.json_file) << boost::json::serialize(report) << "\n";

@@ -77,6 +77,8 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"api.io_threads", 1, 256},
     {"api.tokenizer_threads", 1, 256},
     {"api.drain_timeout_ms", 0, kDayMs},
+    {"log.summary_interval_ms", 0, kDayMs},
+    {"log.max_prompt_bytes", 1, kMiB},
 });
 
 bool is_group(const FieldDescriptor& field) {

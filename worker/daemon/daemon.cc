@@ -3,8 +3,10 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -19,16 +21,19 @@
 #include "worker/config/cluster_settings.h"
 #include "worker/config/config_text.h"
 #include "worker/config/kv_policy.h"
+#include "worker/config/options.h"
 #include "worker/config/profile_table.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/front_end.h"
 #include "worker/daemon/host_resources.h"
-#include "worker/daemon/logging.h"
+#include "worker/daemon/rank_orders.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/daemon/signals.h"
 #include "worker/daemon/stop_latch.h"
 #include "worker/daemon/topology.h"
 #include "worker/engine/pipeline_engine.h"
+#include "worker/logging/logging.h"
+#include "worker/logging/summary_line.h"
 #include "worker/model/generation_config.h"
 
 namespace spindle::worker {
@@ -172,6 +177,23 @@ void log_levels(const coordinator::KvBalance& balance, std::size_t n_stages) {
                n_stages, ratios, balance.ladder.ratios[balance.ladder.own]);
 }
 
+// What every recording says of the cluster.
+Trace about_trace(const config::Config& config, const std::vector<control::StageInfo>& stages,
+                  int micro_batches) {
+  Trace trace;
+  trace.model = config.model().served_model_name();
+  trace.server_version = config::spindle_version();
+  trace.micro_batches = micro_batches;
+  for (const control::StageInfo& stage : stages) {
+    RankTrace& rank = trace.ranks.emplace_back();
+    rank.rank = stage.stage();
+    rank.device = stage.device();
+    rank.first_layer = stage.first_layer();
+    rank.n_layers = stage.n_layers();
+  }
+  return trace;
+}
+
 // Rank 0's part: the engine and the front end, until `stop` is requested.
 class Coordinator {
  public:
@@ -179,13 +201,15 @@ class Coordinator {
                                                      const config::Config& config,
                                                      RankRuntime& rank,
                                                      const std::vector<control::StageInfo>& stages,
-                                                     StopLatch& stop) {
+                                                     StepRecorder& recorder, StopLatch& stop) {
     auto generation = model::load_generation_config(config.model().path());
     if (!generation.ok()) return generation.status();
-    std::unique_ptr<Coordinator> self(new Coordinator(config));
-    PipelineEngineOptions options;
-    options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
     coordinator::SchedulerConfig scheduler = scheduler_config(config, rank, *generation, stages);
+    std::unique_ptr<Coordinator> self(new Coordinator(
+        world.host(), config, recorder, about_trace(config, stages, scheduler.max_in_flight)));
+    PipelineEngineOptions options;
+    options.recorder = &recorder;
+    options.step_timeout = std::chrono::milliseconds(config.cluster().step_timeout_ms());
     if (!config.kv().profile_table().empty()) {
       auto table = config::load_profile_table(config.kv().profile_table(), rank.model().n_layers,
                                               rank.model().n_kv_heads);
@@ -215,6 +239,7 @@ class Coordinator {
     front_end.config = config;
     front_end.generation = *generation;
     front_end.n_stages = world.size();
+    front_end.admin = &self->admin_;
     front_end.on_drain = [&engine, &stop] {
       engine.start_draining();
       stop.request("a client asked to drain");
@@ -233,8 +258,20 @@ class Coordinator {
     if (front_end_->tcp_port() != 0) {
       spdlog::info("ready: tcp {}:{}", config_.api().tcp().host(), front_end_->tcp_port());
     }
+    std::optional<SummaryLogger> summaries;
+    const std::chrono::milliseconds interval(config_.log().summary_interval_ms());
+    if (interval.count() > 0) {
+      const auto stats = [this] {
+        engine::EngineStats now = engine_->stats();
+        now.refused = front_end_->n_refused();  // also those that the engine never saw
+        return now;
+      };
+      summaries.emplace(stats, interval);
+    }
     spdlog::info("stopping: {}", stop.wait());
     const Status drained = engine_->drain(Deadline::after_ms(config_.api().drain_timeout_ms()));
+    summaries.reset();
+    admin_.stop();
     if (!drained.ok()) spdlog::warn("drain: {}", drained.message());
     engine_->stop();
     front_end_->stop(Deadline::after_ms(kFarewellMs));
@@ -244,9 +281,14 @@ class Coordinator {
   }
 
  private:
-  explicit Coordinator(config::Config config) : config_(std::move(config)) {}
+  Coordinator(comm::HostGroup& host, config::Config config, StepRecorder& recorder, Trace about)
+      : config_(std::move(config)),
+        orders_(host, rank_order_handler(recorder)),
+        admin_(orders_, std::move(about)) {}
 
   config::Config config_;
+  OrderClient orders_;
+  RankAdmin admin_;
   std::unique_ptr<PipelineEngine> engine_;
   std::unique_ptr<FrontEnd> front_end_;  // uses the engine: goes first
 };
@@ -281,6 +323,8 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   settings.worker.on_step = [&monitor](std::uint64_t step) {
     monitor.report(step, comm::RankState::kServing);
   };
+  StepRecorder recorder;
+  settings.worker.recorder = &recorder;
   const auto device = choose_device(config, host, startup());
   status = agree_on_outcome(host, device.status(), startup());
   if (!status.ok()) return leave(world, status);
@@ -296,11 +340,13 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   auto stages = gather_stages(host, (*rank)->info(), startup());
   if (!stages.ok()) return leave(world, stages.status());
 
+  set_log_stage(config.log(), world.rank(), (*rank)->info().stage());
+
   StopLatch stop;
   std::unique_ptr<Coordinator> coordinator;
   if (world.rank() == 0) {
     log_topology(*stages, **rank);
-    auto created = Coordinator::create(world, config, **rank, *stages, stop);
+    auto created = Coordinator::create(world, config, **rank, *stages, recorder, stop);
     status = created.status();
     if (created.ok()) coordinator = std::move(*created);
   }
@@ -312,12 +358,15 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
       [&stop](const char* name) { stop.request(name); },
       [&host](const char* name) { host.abort(kExitAborted, std::string("second ") + name); });
   monitor.report(0, comm::RankState::kServing);
+  std::optional<OrderServer> orders;
+  if (world.rank() != 0) orders.emplace(host, rank_order_handler(recorder));
   std::thread stage_thread([&] {
     const Status ended = (*rank)->worker().run();
     if (!ended.ok()) host.abort(kExitFailed, ended.to_string());
   });
   if (coordinator) coordinator->serve(stop);
   stage_thread.join();
+  orders.reset();
   monitor.stop();
   return kExitOk;
 }

@@ -17,6 +17,8 @@
 #include "cluster/text/tokenizer.h"
 #include "worker/config/kv_policy.h"
 #include "worker/config/options.h"
+#include "worker/logging/logging.h"
+#include "worker/logging/one_line.h"
 
 namespace spindle::worker {
 namespace {
@@ -51,6 +53,8 @@ struct FrontEnd::State {
   telemetry::Metrics metrics;
   std::unique_ptr<text::Tokenizer> tokenizer;
   boost::asio::thread_pool tokenizer_pool;
+  // One order may take a minute; the other thread can still refuse a second one like it.
+  boost::asio::thread_pool admin_pool{2};
   // Declared after what its handlers use, so that it goes first.
   boost::asio::io_context io;
   std::unique_ptr<api::CompletionService> service;
@@ -76,6 +80,14 @@ Result<api::ServiceConfig> service_config(const FrontEndOptions& options) {
   config.kv_policy = std::move(*policy);
   config.served_model_name = options.config.model().served_model_name();
   config.limits = options.config.api().limits();
+  const config::Log& log = options.config.log();
+  if (log.log_prompts()) {
+    config.max_seen_bytes = log.max_prompt_bytes();
+    config.see_prompt = [n = static_cast<std::size_t>(log.max_prompt_bytes())](
+                            std::string_view request_id, std::string_view text) {
+      log_request(spdlog::level::debug, request_id, "prompt: " + cut_text(text, n));
+    };
+  }
   config.max_queued_prompts = options.config.scheduler().max_num_queued_reqs();
   if (options.config.model().use_generation_config()) {
     const model::GenerationConfig& generation = options.generation;
@@ -133,6 +145,8 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
     http.api_keys.assign(api.api_key().begin(), api.api_key().end());
     http.server_version = config::spindle_version();
     http.drain = drain;
+    http.admin = state.options.admin;
+    http.admin_pool = &state.admin_pool;
     auto server = api::HttpServer::listen(state.io, *state.service, std::move(http));
     if (!server.ok()) return server.status().with_context("api.http");
     state.http = std::move(*server);
@@ -179,10 +193,14 @@ void FrontEnd::stop(Deadline deadline) {
   }
   // Queued work holds sockets of `io`; it is short, because the queue is bounded.
   state.tokenizer_pool.join();
+  // An order under way ends early when its session has been stopped.
+  state.admin_pool.join();
   state.work.reset();
   state.io.stop();
   for (std::thread& thread : state.threads) thread.join();
 }
+
+std::uint64_t FrontEnd::n_refused() const { return state_->metrics.n_refused(); }
 
 std::uint16_t FrontEnd::http_port() const { return state_->http ? state_->http->port() : 0; }
 std::uint16_t FrontEnd::tcp_port() const { return state_->tcp ? state_->tcp->port() : 0; }

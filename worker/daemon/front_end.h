@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "cluster/api/cluster_admin.h"
 #include "cluster/engine/engine.h"
 #include "kernels/core/deadline.h"
 #include "kernels/core/status.h"
@@ -19,6 +20,8 @@ struct FrontEndOptions {
   int n_stages = 1;
   // A client asked to drain. Called on an I/O thread.
   std::function<void()> on_drain;
+  // Orders to the whole cluster; outlives the front end. Null: refused.
+  api::ClusterAdmin* admin = nullptr;
 };
 
 // Owns the I/O and tokenizer threads and both servers; does not own the engine, which must outlive
@@ -35,6 +38,9 @@ class FrontEnd {
   // Takes no more connections, lets responses under way go out until the deadline, closes the rest.
   // The engine must have ended its requests.
   void stop(Deadline deadline);
+
+  // Prompts turned away before they ran, for whatever reason.
+  std::uint64_t n_refused() const;
 
   std::uint16_t http_port() const;  // 0: not enabled
   std::uint16_t tcp_port() const;

@@ -3,10 +3,14 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
 #include "kvstore/plan/kv_kind.h"
+#include "worker/engine/request_lines.h"
+#include "worker/logging/logging.h"
+#include "worker/trace/plan_trace.h"
 
 namespace spindle::worker {
 namespace {
@@ -103,14 +107,18 @@ void PipelineEngine::start() {
 
 Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest request,
                                                      std::shared_ptr<engine::EventSink> sink) {
-  const std::lock_guard lock(mutex_);
+  const std::string accepted = logs(spdlog::level::debug) ? accepted_line(request) : "";
+  std::string request_id = request.request_id;
+  std::unique_lock lock(mutex_);
   if (stopping_ || !failure_.ok()) return unavailable("the engine has stopped");
   auto handle = scheduler_.submit(std::move(request), now_us());
   if (!handle.ok()) return handle;
-  sinks_.emplace(*handle, std::move(sink));
+  clients_.emplace(*handle, Client{std::move(sink), request_id});
   if (idle_since_us_ > 0) idle_us_ += now_us() - std::exchange(idle_since_us_, 0);
   woken_ = true;
   wake_.notify_one();
+  lock.unlock();
+  if (!accepted.empty()) log_request(spdlog::level::debug, request_id, accepted);
   return handle;
 }
 
@@ -200,6 +208,11 @@ void PipelineEngine::note_moves(const coordinator::BudgetPlan& before,
     const std::size_t from = before.epoch == 0 ? own_level_ : before.levels[s];
     const std::size_t to = decision.plan.levels[s];
     if (from == to) continue;
+    record({.kind = TraceKind::kBudgetMove,
+            .step = decision.plan.effective_step,
+            .a = static_cast<std::int64_t>(s),
+            .b = std::llround(level_ratios_[from] * 1e6),
+            .c = std::llround(level_ratios_[to] * 1e6)});
     ++(to > from ? stages_[s].kv_moves_stronger : stages_[s].kv_moves_lighter);
     moves_.push_back({unix_ms, decision.plan.effective_step, static_cast<std::int32_t>(s),
                       level_ratios_[from], level_ratios_[to], decision.why});
@@ -221,9 +234,9 @@ void PipelineEngine::start_draining() {
 Status PipelineEngine::drain(Deadline deadline) {
   std::unique_lock lock(mutex_);
   scheduler_.start_draining();
-  const auto is_drained = [this] { return sinks_.empty() || !failure_.ok(); };
+  const auto is_drained = [this] { return clients_.empty() || !failure_.ok(); };
   if (drained_.wait_until(lock, deadline.at(), is_drained)) return failure_;
-  const std::size_t n_left = sinks_.size();
+  const std::size_t n_left = clients_.size();
   scheduler_.fail_all(cancelled("the server is stopping"), now_us());
   woken_ = true;
   wake_.notify_one();
@@ -280,9 +293,28 @@ void PipelineEngine::schedule_loop() {
   }
 }
 
+void PipelineEngine::record(TraceRecord moment) const {
+  if (options_.recorder == nullptr || !options_.recorder->is_on()) return;
+  moment.begin_ns = trace_clock_ns();
+  options_.recorder->add(moment);
+}
+
+void PipelineEngine::record_plan(const control::StepPlan& plan) const {
+  if (options_.recorder == nullptr || !options_.recorder->is_on()) return;
+  const PlanTokens tokens = count_tokens(plan);
+  record({.kind = TraceKind::kPlan,
+          .step = plan.step(),
+          .a = tokens.prefill,
+          .b = tokens.decode,
+          .c = plan.runs_size()});
+  const engine::EngineStats stats = scheduler_.stats();
+  record({.kind = TraceKind::kRequests, .a = stats.running, .b = stats.waiting});
+}
+
 bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
   while (auto plan = scheduler_.next_step(now_us())) {
     plan->set_idle_us(static_cast<std::uint64_t>(std::exchange(idle_us_, 0)));
+    record_plan(*plan);
     const std::string bytes = plan->SerializeAsString();
     count_step_tokens(*plan, step_tokens_);
     lock.unlock();
@@ -315,36 +347,48 @@ Status PipelineEngine::take_result(const control::StepResult& result) {
 
 void PipelineEngine::dispatch_events(std::unique_lock<std::mutex>& lock) {
   struct Delivery {
-    std::shared_ptr<engine::EventSink> sink;
+    Client client;
     coordinator::RequestEvents events;
   };
   std::vector<Delivery> deliveries;
   for (coordinator::RequestEvents& events : scheduler_.take_events()) {
-    const auto found = sinks_.find(events.request);
-    CHECK(found != sinks_.end(), "events of a request without a sink");
+    const auto found = clients_.find(events.request);
+    CHECK(found != clients_.end(), "events of a request without a client");
     deliveries.push_back({found->second, std::move(events)});
-    if (deliveries.back().events.ended) sinks_.erase(found);
+    if (deliveries.back().events.ended) clients_.erase(found);
   }
   if (deliveries.empty()) return;
-  if (sinks_.empty()) drained_.notify_all();
+  if (clients_.empty()) drained_.notify_all();
   lock.unlock();
-  for (const auto& [sink, events] : deliveries) {
-    if (!events.scores.empty()) sink->on_prompt_scores(events.scores);
-    if (!events.tokens.empty()) sink->on_tokens(events.tokens);
-    if (events.ended) sink->on_end(events.status, events.summary);
+  for (const auto& [client, events] : deliveries) {
+    if (events.preemptions > 0) {
+      log_request(spdlog::level::debug, client.request_id, "preempted: waits for room again");
+      record({.kind = TraceKind::kPreempt, .a = events.preemptions});
+    }
+    if (!events.scores.empty()) client.sink->on_prompt_scores(events.scores);
+    if (!events.tokens.empty()) client.sink->on_tokens(events.tokens);
+    if (events.ended) end(client, events.status, events.summary);
   }
   lock.lock();
+}
+
+void PipelineEngine::end(const Client& client, const Status& status,
+                         const engine::RequestSummary& summary) {
+  const bool failed = !status.ok() && status.code() != StatusCode::kCancelled;
+  const auto level = failed ? spdlog::level::warn : spdlog::level::debug;
+  if (logs(level)) log_request(level, client.request_id, ended_line(status, summary));
+  client.sink->on_end(status, summary);
 }
 
 void PipelineEngine::fail(std::unique_lock<std::mutex>& lock, const Status& status) {
   failure_ = status;
   dispatch_events(lock);
   // The stages will not report what they freed, so the scheduler cannot end these in order.
-  auto sinks = std::exchange(sinks_, {});
+  auto clients = std::exchange(clients_, {});
   drained_.notify_all();
   lock.unlock();
   const Status reason = internal_error("the cluster failed: " + status.message());
-  for (const auto& [handle, sink] : sinks) sink->on_end(reason, {});
+  for (const auto& [handle, client] : clients) end(client, reason, {});
   if (on_failure_) on_failure_(status);
   lock.lock();
 }

@@ -18,12 +18,15 @@
 #include "cluster/coordinator/scheduler.h"
 #include "cluster/engine/engine.h"
 #include "proto/control.pb.h"
+#include "worker/trace/step_recorder.h"
 
 namespace spindle::worker {
 
 struct PipelineEngineOptions {
   // A step that takes longer means a stage is stuck: on_failure is called.
   std::chrono::milliseconds step_timeout{120000};
+  // What the scheduler decides, while it is on. Not owned; null: nothing.
+  StepRecorder* recorder = nullptr;
 };
 
 // Two threads of its own: one schedules and dispatches events, one waits for results. Sinks are
@@ -66,6 +69,11 @@ class PipelineEngine final : public engine::Engine {
   Status admission() const override;
 
  private:
+  struct Client {
+    std::shared_ptr<engine::EventSink> sink;
+    std::string request_id;
+  };
+
   void schedule_loop();
   void receive_loop();
   bool send_plans(std::unique_lock<std::mutex>& lock);
@@ -74,8 +82,13 @@ class PipelineEngine final : public engine::Engine {
                   const coordinator::BudgetDecision& decision);
   Status take_result(const control::StepResult& result);
   void dispatch_events(std::unique_lock<std::mutex>& lock);
+  static void end(const Client& client, const Status& status,
+                  const engine::RequestSummary& summary);
   void fail(std::unique_lock<std::mutex>& lock, const Status& status);
   Status check_step_deadline() const;
+  // A moment of the scheduler, when a recording is on.
+  void record(TraceRecord moment) const;
+  void record_plan(const control::StepPlan& plan) const;
   bool has_work() const;
   std::int64_t now_us() const;
   std::string slowest_stages(std::uint64_t step) const;
@@ -91,7 +104,7 @@ class PipelineEngine final : public engine::Engine {
   std::condition_variable drained_;  // drain()
   // Guarded by mutex_.
   coordinator::Scheduler scheduler_;
-  std::unordered_map<engine::RequestHandle, std::shared_ptr<engine::EventSink>> sinks_;
+  std::unordered_map<engine::RequestHandle, Client> clients_;
   std::deque<control::StepResult> results_;
   std::vector<engine::StageState> stages_;
   std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported

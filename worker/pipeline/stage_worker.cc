@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "worker/trace/plan_trace.h"
+
 namespace spindle::worker {
 namespace {
 
@@ -12,6 +14,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kPlanWaitMs = 500;
 // Reports of all layers while nothing but decoding happens.
 constexpr std::chrono::milliseconds kLayerReports{250};
+// Shorter ones while it is recorded: a wait that outlasts the recording is lost.
+constexpr std::int64_t kRecordedWaitMs = 20;
 
 std::uint64_t micros_since(Clock::time_point start) {
   return static_cast<std::uint64_t>(
@@ -30,7 +34,8 @@ StageWorker::StageWorker(comm::HostGroup& host, comm::DeviceGroup& device, Stage
       sampler_(context),
       // Every rank reports when its step is done, and a step may take that long.
       budgets_(device, options.step_timeout),
-      options_(std::move(options)) {}
+      options_(std::move(options)),
+      tracer_(options_.recorder) {}
 
 Status StageWorker::run() {
   stage_.bind_thread();
@@ -45,7 +50,9 @@ Status StageWorker::run() {
 Status StageWorker::work() {
   stage_.clock().mark(StageTime::kOther);
   while (true) {
-    auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
+    auto message = host_.recv(0, comm::Channel::kPlan,
+                              Deadline::after_ms(tracer_.is_on() ? kRecordedWaitMs : kPlanWaitMs));
+    tracer_.slice(TraceKind::kIdle, 0);
     if (!message.ok()) {
       if (message.status().code() == StatusCode::kDeadlineExceeded) continue;
       return message.status();
@@ -69,6 +76,9 @@ Status StageWorker::work() {
     }
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
                                    Deadline::after(options_.step_timeout));
+    tracer_.slice(TraceKind::kReport, plan.step());
+    tracer_.value(TraceKind::kKvUsed, plan.step(),
+                  static_cast<std::int64_t>(result.kv_used_bytes()));
     if (!status.ok()) return status;
     if (!sent.ok()) return sent;
     if (options_.on_step) options_.on_step(plan.step());
@@ -109,9 +119,11 @@ Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& 
   if (plan.budget_epoch() > 0) {
     Status status = budgets_.await(plan.budget_epoch(), plan.step());
     if (!status.ok()) return status;
+    tracer_.slice(TraceKind::kAwaitBudget, plan.step());
     stage_.clock().mark(StageTime::kEmpty);
   }
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
+  tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
   stage_.clock().mark(StageTime::kOther);
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
@@ -121,7 +133,10 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
   for (const control::Compress& order : plan.compress()) {
     if (Status status = compress(order, result); !status.ok()) return status;
   }
-  if (!plan.compress().empty()) stage_.clock().mark(StageTime::kCompress);
+  if (!plan.compress().empty()) {
+    tracer_.slice(TraceKind::kCompress, plan.step(), plan.compress_size());
+    stage_.clock().mark(StageTime::kCompress);
+  }
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
     Status status = store_.fork(fork.parent(), child.sequence(), fork.n_tokens(),
@@ -269,12 +284,17 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     const Status status =
         device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
+    tracer_.wait_and_transfer(TraceKind::kAwaitStage, TraceKind::kReceive, plan.step(), 0,
+                              static_cast<std::int64_t>(activations.size()));
     stage_.clock().mark(StageTime::kUpstream);
   }
   if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
+  const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
+  tracer_.slice(TraceKind::kForward, plan.step(), counts.prefill, counts.decode);
   if (config.is_last) {
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
+    tracer_.slice(TraceKind::kSample, plan.step(), counts.prefill, counts.decode);
     stage_.clock().mark(StageTime::kBusy);
   } else {
     stage_.clock().mark(StageTime::kBusy);
@@ -282,10 +302,15 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     const Status sent =
         device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
     if (!sent.ok()) return sent;
+    tracer_.slice(TraceKind::kSend, plan.step(), 0, 0,
+                  static_cast<std::int64_t>(activations.size()));
     stage_.clock().mark(StageTime::kDownstream);
   }
   score_boundaries(plan, result);
-  if (!result.boundary_scores().empty()) stage_.clock().mark(StageTime::kCompress);
+  if (!result.boundary_scores().empty()) {
+    tracer_.slice(TraceKind::kScore, plan.step(), result.boundary_scores_size());
+    stage_.clock().mark(StageTime::kCompress);
+  }
   return ok_status();
 }
 

@@ -18,6 +18,7 @@
 #include "worker/pipeline/budget_exchange.h"
 #include "worker/stage/stage.h"
 #include "worker/stage/token_sampler.h"
+#include "worker/trace/stage_tracer.h"
 
 namespace spindle::worker {
 
@@ -26,6 +27,8 @@ struct StageWorkerOptions {
   std::chrono::milliseconds step_timeout{120000};
   // Called on the stage's thread after every step, with its number.
   std::function<void(std::uint64_t step)> on_step = {};
+  // What the stage thread does, while it is on. Not owned; null: nothing.
+  StepRecorder* recorder = nullptr;
   // Walks all pages after every step; for tests.
   bool check_invariants = false;
 };
@@ -74,6 +77,7 @@ class StageWorker {
   bool began_ = false;  // had its first plan
   comm::TensorTimes reported_tensor_times_;
   std::chrono::steady_clock::time_point layers_reported_at_;
+  StageTracer tracer_;
   std::vector<float> score_logits_;
   std::vector<StageRun> runs_;
   std::vector<std::int32_t> tokens_;

@@ -54,6 +54,8 @@ ApiTestServer::ApiTestServer(ApiTestOptions options)
   http.api_keys = options.api_keys;
   http.server_version = "1.2.3";
   http.ping_interval_ms = options.ping_interval_ms;
+  http.admin = options.admin;
+  http.admin_pool = &admin_pool_;
   http.pages.emplace("/page", HttpPage{"text/html; charset=utf-8", "<p>a page</p>"});
   http.drain = [this] {
     ++n_drains_;
@@ -72,6 +74,7 @@ ApiTestServer::~ApiTestServer() {
   server_->stop_now();
   CHECK(server_->wait_stopped(Deadline::after_ms(20000)), "sessions did not end");
   pool_.join();
+  admin_pool_.join();
   work_.reset();
   for (std::thread& thread : threads_) thread.join();
   // What it still posts is never run.

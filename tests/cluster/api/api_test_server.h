@@ -30,6 +30,7 @@ struct ApiTestOptions {
   std::chrono::microseconds token_delay{0};  // of the default script
   GenerationDefaults defaults;
   kvstore::KvPolicy kv_policy;
+  ClusterAdmin* admin = nullptr;
   // Replaces the bundled model's chat template.
   std::string chat_template;
 };
@@ -60,6 +61,7 @@ class ApiTestServer {
   boost::asio::io_context io_;
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
   boost::asio::thread_pool pool_{1};
+  boost::asio::thread_pool admin_pool_{2};
   telemetry::Metrics metrics_{kModel};
   std::atomic<int> n_drains_{0};
   std::unique_ptr<FakeEngine> engine_;

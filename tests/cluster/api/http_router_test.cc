@@ -54,7 +54,8 @@ TEST(HttpRouter, OpensSixPathsOnly) {
   for (const std::string path :
        {"/health", "/live", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/x",
         "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/spindle/state",
-        "/v1/spindle/drain", "/v1/spindle/requests/1/cancel", "/nowhere"}) {
+        "/v1/spindle/drain", "/v1/spindle/log_level", "/v1/spindle/trace",
+        "/v1/spindle/requests/1/cancel", "/nowhere"}) {
     for (const char* method : {"GET", "POST", "OPTIONS"}) {
       EXPECT_EQ(match_route(method, path).needs_key, !open.contains(path)) << path;
     }

@@ -32,7 +32,7 @@ std::string text_of(const GenerateRequest& request) {
   if (messages.empty()) return "";
   const auto content = messages.back().at("content").as_string();
   const std::string last(content.begin(), content.end());
-  for (const char* word : {"slow", "fail", "refuse"}) {
+  for (const char* word : {"slow", "fail", "refuse", "urgency"}) {
     if (last.starts_with(word)) return last;
   }
   return std::to_string(messages.size()) + ": " + last;
@@ -61,6 +61,7 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
         max_tokens_(static_cast<std::size_t>(request.sampling.max_tokens.value_or(1'000'000))),
         logprobs_(request.sampling.logprobs.has_value()),
         policy_(policy_text(request)),
+        urgency_(std::to_string(request.priority) + " " + std::to_string(request.timeout_ms)),
         session_id_(request.session_id),
         prompt_scores_(request.prompt_scores) {}
 
@@ -132,6 +133,11 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
     }
     if (mode_ == "policy") {
       emit(policy_);
+      finish();
+      return;
+    }
+    if (mode_ == "urgency") {
+      emit(urgency_);
       finish();
       return;
     }
@@ -208,6 +214,7 @@ class ScriptedService::Run : public Completion, public std::enable_shared_from_t
   const std::size_t max_tokens_;
   const bool logprobs_;
   const std::string policy_;
+  const std::string urgency_;
   const std::string session_id_;
   const std::optional<PromptScoresRequest> prompt_scores_;
   std::string mode_;

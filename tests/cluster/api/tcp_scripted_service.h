@@ -8,6 +8,7 @@
 //   silent    accepted, then nothing until cancelled
 //   flood     4 KiB deltas as fast as they are taken until cancelled
 //   escape    a delta with terminal escape sequences
+//   urgency   priority and time limit in ms: "-7 2500"
 //   policy    profile, ratio, bytes, session and whether it is kept: "int4 0.5 0 name keep"
 //   otherwise the prompt is echoed word by word (max_tokens words of it), for each of n choices
 //

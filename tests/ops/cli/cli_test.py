@@ -205,6 +205,14 @@ class CliTest(unittest.TestCase):
             self.assertEqual(self.spindle("complete", "x", *args).returncode, 2, args)
             self.assertEqual(self.spindle("chat", "--message", "x", *args).returncode, 2, args)
 
+    def test_urgency_reaches_the_server(self):
+        for command in (["complete", "urgency"], ["chat", "--message", "urgency"]):
+            self.assertIn("0 0", self.spindle(*command).stdout)
+            done = self.spindle(*command, "--priority", "-7", "--timeout-ms", "2500")
+            self.assertIn("-7 2500", done.stdout)
+            done = self.spindle(*command, "--priority", "high")
+            self.assertEqual(done.returncode, 2)
+
     def test_kv_chart(self):
         for command in (["complete", "a b"], ["chat", "--message", "a b"]):
             done = self.spindle(*command, "--show-kv", env=clean_environment(LC_ALL="C.UTF-8"))
