@@ -74,7 +74,7 @@ def heatmap(title, description, metric, unit, *, width=8):
                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "reverse": False,
                          "exponent": 0.5, "scale": "exponential", "fill": "dark-orange"},
                "filterValues": {"le": 1e-9}, "exemplars": {"color": "rgba(255,0,255,0.7)"},
-               "legend": {"show": True}, "rowsFrame": {"layout": "auto"},
+               "legend": {"show": True}, "showValue": "never", "rowsFrame": {"layout": "auto"},
                "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
                "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit}}
     return panel("heatmap", title, description, unit, width, 8, queries, options)
@@ -84,6 +84,7 @@ def stat(title, description, unit, expression, *, width=3, thresholds=(), decima
     """One large figure: the present value."""
     options = {"colorMode": "value" if thresholds else "none", "graphMode": "area", "justifyMode": "auto",
                "orientation": "auto", "textMode": "auto", "wideLayout": True,
+               "showPercentChange": False, "percentChangeColorMode": "standard",
                "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
     return panel("stat", title, description, unit, width, 4, targets(expression), options,
                  thresholds=thresholds, decimals=decimals, mappings=mappings)
@@ -91,8 +92,7 @@ def stat(title, description, unit, expression, *, width=3, thresholds=(), decima
 
 def table(title, description, unit, expression, columns, *, width=12, height=6):
     """The present labels of a series; columns: {label or Value: heading}, everything else is hidden."""
-    options = {"showHeader": True, "cellHeight": "sm",
-               "footer": {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""}}
+    options = {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}
     result = panel("table", title, description, unit, width, height,
                    targets(expression, format="table", instant=True), options)
     result["targets"][0]["range"] = False
@@ -138,7 +138,7 @@ def label_variable(name, label, metric):
 def datasource_variable():
     return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus",
             "refresh": 1, "regex": "", "hide": 0, "multi": False, "includeAll": False,
-            "current": {}, "options": []}
+            "current": {"text": "default", "value": "default"}, "options": []}
 
 
 def event(name, expression, color, text):
