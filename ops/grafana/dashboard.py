@@ -124,7 +124,8 @@ KV = [
           "the held tokens would take uncompressed.", "bytes",
           [(f"sum(spindle_kv_{what}_bytes{{STAGE}})", what)
            for what in ("capacity", "committed", "used", "peak", "full")]),
-    graph("Budget", "Bytes that the balancer lets the stage's requests have at its present level.", "bytes",
+    graph("Budget", "Bytes that the balancer plans for the requests that should run together, at the "
+          "stage's present level. Without a balancer the pool's size.", "bytes",
           [("spindle_kv_budget_bytes{STAGE}", STAGE_LEGEND)]),
     graph("Representations", "Bytes held, by the form they are held in.", "bytes",
           [("sum by (repr) (spindle_kv_stored_bytes{STAGE})", "{{repr}}")], stack=True),
@@ -170,10 +171,11 @@ BALANCE = [
 PIPELINE = [
     graph("Busy", "Share of its time that a stage computes. The highest is the stage that limits the others.",
           "percentunit", [(f"rate(spindle_stage_busy_seconds_total{{STAGE}}{RATE})", STAGE_LEGEND)]),
-    graph("Bubbles by cause", "Share of time without work, mean of the chosen stages. empty: nothing to do; "
-          "upstream: waits for the stage before; downstream: waits for the stage behind.", "percentunit",
+    graph("Bubbles by cause", "Share of time that a stage cannot compute although the cluster has requests, mean of "
+          "the chosen stages. empty: it has no step; upstream: it waits for activations; downstream: the next stage "
+          "does not take its activations.", "percentunit",
           [(f"avg by (cause) (rate(spindle_stage_bubble_seconds_total{{STAGE}}{RATE}))", "{{cause}}")], stack=True),
-    graph("Bubbles", "Share of time without work, by stage.", "percentunit",
+    graph("Bubbles", "The same by stage, all causes.", "percentunit",
           [(f"sum without (cause) (rate(spindle_stage_bubble_seconds_total{{STAGE}}{RATE}))", STAGE_LEGEND)]),
     graph("Transfer", "Share of time in sending and receiving activations.", "percentunit",
           [(f"rate(spindle_stage_transfer_seconds_total{{STAGE}}{RATE})", STAGE_LEGEND + " {{op}}")]),
