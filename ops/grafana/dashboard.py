@@ -88,9 +88,11 @@ THROUGHPUT = [
 ]
 
 QUEUE = [
-    graph("Requests in the engine", "Running and waiting.", "short",
+    graph("Requests in the engine", "Running and waiting, and how many sequences may run at most. Running at that "
+          "line with KV to spare: raise scheduler.max_num_seqs.", "short",
           [("sum(spindle_num_requests_running{CLUSTER})", "running"),
-           ("sum(spindle_num_requests_waiting{CLUSTER})", "waiting")]),
+           ("sum(spindle_num_requests_waiting{CLUSTER})", "waiting"),
+           ("sum(spindle_max_num_seqs{CLUSTER})", "limit")]),
     graph("Prompt tokens waiting", "Prompt tokens of the queued requests: the work that is due.", "short",
           [("sum by (instance) (spindle_num_prompt_tokens_waiting{CLUSTER})", "{{instance}}")]),
     graph("Refused", "Requests turned away before they ran. invalid is the client's fault, queue_full and "
@@ -119,7 +121,8 @@ KV = [
           [("spindle_kv_used_bytes{STAGE} / (spindle_kv_capacity_bytes{STAGE} > 0)", STAGE_LEGEND)]),
     graph("Kept, of uncompressed", "Bytes held, of what the same tokens take in 16 bit: the compression. "
           "0.2 is five times smaller.", "percentunit",
-          [("spindle_kv_used_bytes{STAGE} / (spindle_kv_full_bytes{STAGE} > 0)", STAGE_LEGEND)]),
+          [("sum without (repr) (spindle_kv_stored_bytes{STAGE}) / (spindle_kv_full_bytes{STAGE} > 0)",
+            STAGE_LEGEND)]),
     graph("Bytes of the stages", "Sum over the chosen stages: pool, promised, held, most ever held, and what "
           "the held tokens would take uncompressed.", "bytes",
           [(f"sum(spindle_kv_{what}_bytes{{STAGE}})", what)
@@ -140,7 +143,8 @@ KV = [
 ]
 
 POLICIES = [
-    graph("Layers by policy", "Layers of the chosen stages, by the plan that most of their KV has.", "short",
+    graph("Layers by policy", "Layers of the chosen stages, by the plan that most of their KV has; none: they hold "
+          "nothing.", "short",
           [("sum by (policy) (spindle_kv_layers{STAGE})", "{{policy}}")], stack=True, width=12),
     table("Layers by stage and policy, now", "The same by stage. Single layers are in /v1/spindle/state and in "
           "the built-in dashboard.", "none", "spindle_kv_layers{STAGE} > 0",
@@ -177,7 +181,7 @@ PIPELINE = [
           [(f"avg by (cause) (rate(spindle_stage_bubble_seconds_total{{STAGE}}{RATE}))", "{{cause}}")], stack=True),
     graph("Bubbles", "The same by stage, all causes.", "percentunit",
           [(f"sum without (cause) (rate(spindle_stage_bubble_seconds_total{{STAGE}}{RATE}))", STAGE_LEGEND)]),
-    graph("Transfer", "Share of time in sending and receiving activations.", "percentunit",
+    graph("Transfer", "Share of time in sending and receiving activations, once both sides are there.", "percentunit",
           [(f"rate(spindle_stage_transfer_seconds_total{{STAGE}}{RATE})", STAGE_LEGEND + " {{op}}")]),
     graph("Compression", "Share of time in compressing KV at boundaries.", "percentunit",
           [(f"rate(spindle_stage_compress_seconds_total{{STAGE}}{RATE})", STAGE_LEGEND)]),
@@ -186,7 +190,7 @@ PIPELINE = [
           [("sum by (instance) (spindle_micro_batches_in_flight{CLUSTER})", "{{instance}}")]),
     graph("Steps of the stages", "Steps per second that each stage ran.", "ops",
           [(f"rate(spindle_stage_steps_total{{STAGE}}{RATE})", STAGE_LEGEND)], width=12),
-    graph("Age of the newest report", "Since the last sign of life of each stage.", "s",
+    graph("Age of the newest report", "Since each stage last reported a step. It grows while there is nothing to do.", "s",
           [("spindle_worker_last_report_seconds{STAGE}", STAGE_LEGEND)], width=12),
 ]
 
@@ -200,7 +204,8 @@ PROCESS = [
     table("Version", "What runs where.", "none", "spindle_build_info{HTTP}",
           {"instance": "Cluster", "version": "Version"}, height=4),
     table("KV configuration", "How the cache was configured.", "none", "spindle_cache_config_info{CLUSTER}",
-          {"instance": "Cluster", "model_name": "Model"}, height=8),
+          {"instance": "Cluster", "policy": "Policy", "ratio": "Ratio", "cache_dtype": "Type", "sinks": "Sinks",
+           "recent": "Recent", "balance": "Balance", "max_sessions": "Sessions"}, height=8),
     graph("HTTP sizes, mean", "Bytes of bodies.", "bytes",
           [(f"sum(rate(spindle_http_{what}_size_bytes_sum{{HTTP}}{RATE}))"
             f" / sum(rate(spindle_http_{what}_size_bytes_count{{HTTP}}{RATE}))", what)
