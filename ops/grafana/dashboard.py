@@ -120,7 +120,8 @@ KV = [
     graph("Used", "Bytes really held, of the pool.", "percentunit",
           [("spindle_kv_used_bytes{STAGE} / (spindle_kv_capacity_bytes{STAGE} > 0)", STAGE_LEGEND)]),
     graph("Kept, of uncompressed", "Bytes held, of what the same tokens take in 16 bit: the compression. "
-          "0.2 is five times smaller.", "percentunit",
+          "20 % is five times smaller; a little above 100 %: not compressed yet, and pages that are not full.",
+          "percentunit",
           [("sum without (repr) (spindle_kv_stored_bytes{STAGE}) / (spindle_kv_full_bytes{STAGE} > 0)",
             STAGE_LEGEND)]),
     graph("Bytes of the stages", "Sum over the chosen stages: pool, promised, held, most ever held, and what "
