@@ -54,6 +54,9 @@ class HttpHandlers {
     return route == Route::kTokenize || route == Route::kDetokenize;
   }
 
+  // The body of /v1/spindle/state, as it is now.
+  std::string state_json() const;
+
   CompletionService& service() const { return service_; }
   const HttpOptions& options() const { return options_; }
 
@@ -64,7 +67,7 @@ class HttpHandlers {
   HttpResponse detokenize(const std::string& body) const;
   HttpResponse health() const;
   HttpResponse ready() const;
-  HttpResponse state() const;
+  HttpResponse cancel_request(const std::string& id) const;
   HttpResponse drain() const;
   HttpResponse page(std::string_view path) const;
   boost::json::object model_object() const;

@@ -23,6 +23,7 @@ enum class Route : std::uint8_t {
   kVersion,
   kMetrics,
   kState,
+  kCancelRequest,
   kDrain,
   kPage,  // a static page given to the server
 };
@@ -33,7 +34,7 @@ struct RouteMatch {
   std::string_view handler = "none";
   // For 405 and OPTIONS: the methods of this path, "GET, HEAD, OPTIONS".
   std::string_view allow;
-  // The last part of /v1/models/{id}, decoded.
+  // The {id} of the path, decoded.
   std::string argument;
   // Needs the API key when one is set. Everything does but a short list, also what is not found.
   bool needs_key = true;
