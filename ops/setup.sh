@@ -12,7 +12,7 @@ usage: ops/setup.sh [options]
 Installs the missing packages (Debian 12, Ubuntu 24.04), then configures and builds.
 Without options: the programs, optimised, in build/ (binaries in build/bin/).
 
-  --tests          also build the tests and install the npm packages they use
+  --tests          also build the tests and install what only they use: prometheus, npm packages
   --preset NAME    build a preset of CMakePresets.json in build-NAME/ instead
                    (cpu-debug: ASan + UBSan, cpu-tsan: TSan)
   --no-packages    do not look at or install system packages
@@ -58,6 +58,8 @@ deploy_test_packages=(
   debootstrap lintian systemd-container iproute2 man-db groff mandoc zsh fish
   python3-yaml python3-jsonschema
 )
+# Real ones beside a real cluster.
+test_packages=(prometheus)
 
 # Sets `system` and `needed`; the only names that differ are Boost's.
 choose_packages() {
@@ -68,7 +70,7 @@ choose_packages() {
   fi
   system="$id $version"
   needed=("${common_packages[@]}")
-  if $with_tests; then needed+=("${deploy_test_packages[@]}"); fi
+  if $with_tests; then needed+=("${deploy_test_packages[@]}" "${test_packages[@]}"); fi
   case $system in
     'debian 12') needed+=(libboost1.81-dev) ;;
     'ubuntu 24.04') needed+=(libboost1.83-dev) ;;
