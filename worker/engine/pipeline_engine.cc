@@ -313,8 +313,8 @@ void PipelineEngine::record_plan(const control::StepPlan& plan) const {
 
 bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
   while (auto plan = scheduler_.next_step(now_us())) {
-    plan->set_idle_us(static_cast<std::uint64_t>(std::exchange(idle_us_, 0)));
     record_plan(*plan);
+    plan->set_idle_us(static_cast<std::uint64_t>(std::exchange(idle_us_, 0)));
     const std::string bytes = plan->SerializeAsString();
     count_step_tokens(*plan, step_tokens_);
     lock.unlock();

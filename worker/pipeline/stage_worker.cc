@@ -12,10 +12,10 @@ using Clock = std::chrono::steady_clock;
 
 // Long waits are cut into short ones, so that a shutdown of the group ends them.
 constexpr std::int64_t kPlanWaitMs = 500;
-// Reports of all layers while nothing but decoding happens.
-constexpr std::chrono::milliseconds kLayerReports{250};
 // Shorter ones while it is recorded: a wait that outlasts the recording is lost.
 constexpr std::int64_t kRecordedWaitMs = 20;
+// Reports of all layers while nothing but decoding happens.
+constexpr std::chrono::milliseconds kLayerReports{250};
 
 std::uint64_t micros_since(Clock::time_point start) {
   return static_cast<std::uint64_t>(
@@ -76,7 +76,10 @@ Status StageWorker::work() {
     }
     const Status sent = host_.send(0, comm::Channel::kResult, result.SerializeAsString(),
                                    Deadline::after(options_.step_timeout));
-    tracer_.slice(TraceKind::kReport, plan.step());
+    tracer_.slice(TraceKind::kReport, plan.step(), static_cast<std::int64_t>(result.busy_us()),
+                  static_cast<std::int64_t>(result.compress_us()),
+                  static_cast<std::int64_t>(result.empty_us() + result.upstream_us() +
+                                            result.downstream_us()));
     tracer_.value(TraceKind::kKvUsed, plan.step(),
                   static_cast<std::int64_t>(result.kv_used_bytes()));
     if (!status.ok()) return status;
@@ -119,12 +122,12 @@ Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& 
   if (plan.budget_epoch() > 0) {
     Status status = budgets_.await(plan.budget_epoch(), plan.step());
     if (!status.ok()) return status;
-    tracer_.slice(TraceKind::kAwaitBudget, plan.step());
     stage_.clock().mark(StageTime::kEmpty);
+    tracer_.slice(TraceKind::kAwaitBudget, plan.step());
   }
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
-  tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
   stage_.clock().mark(StageTime::kOther);
+  tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
 
@@ -134,8 +137,8 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
     if (Status status = compress(order, result); !status.ok()) return status;
   }
   if (!plan.compress().empty()) {
-    tracer_.slice(TraceKind::kCompress, plan.step(), plan.compress_size());
     stage_.clock().mark(StageTime::kCompress);
+    tracer_.slice(TraceKind::kCompress, plan.step(), plan.compress_size());
   }
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
@@ -281,12 +284,12 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   }
   const std::span<std::byte> activations = stage_.activations(n_tokens);
   if (!config.is_first) {
+    const comm::TensorTimes before = traced_tensor_times();
     const Status status =
         device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
-    tracer_.wait_and_transfer(TraceKind::kAwaitStage, TraceKind::kReceive, plan.step(), 0,
-                              static_cast<std::int64_t>(activations.size()));
     stage_.clock().mark(StageTime::kUpstream);
+    trace_transfer(plan.step(), before, activations.size(), /*sent=*/false);
   }
   if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
   const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
@@ -294,24 +297,44 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   if (config.is_last) {
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
-    tracer_.slice(TraceKind::kSample, plan.step(), counts.prefill, counts.decode);
     stage_.clock().mark(StageTime::kBusy);
+    tracer_.slice(TraceKind::kSample, plan.step(), counts.prefill, counts.decode);
   } else {
     stage_.clock().mark(StageTime::kBusy);
     // The next stage works while this one scores.
+    const comm::TensorTimes sending = traced_tensor_times();
     const Status sent =
         device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
     if (!sent.ok()) return sent;
-    tracer_.slice(TraceKind::kSend, plan.step(), 0, 0,
-                  static_cast<std::int64_t>(activations.size()));
     stage_.clock().mark(StageTime::kDownstream);
+    trace_transfer(plan.step(), sending, activations.size(), /*sent=*/true);
   }
   score_boundaries(plan, result);
   if (!result.boundary_scores().empty()) {
-    tracer_.slice(TraceKind::kScore, plan.step(), result.boundary_scores_size());
     stage_.clock().mark(StageTime::kCompress);
+    tracer_.slice(TraceKind::kScore, plan.step(), result.boundary_scores_size());
   }
   return ok_status();
+}
+
+comm::TensorTimes StageWorker::traced_tensor_times() {
+  return tracer_.is_on() ? device_.tensor_times() : comm::TensorTimes();
+}
+
+// A slice of what moving a tensor took since `before`, after one of the wait for the other side.
+void StageWorker::trace_transfer(std::uint64_t step, const comm::TensorTimes& before,
+                                 std::size_t n_bytes, bool sent) {
+  if (!tracer_.is_on()) return;
+  const comm::TensorTimes now = device_.tensor_times();
+  const std::uint64_t us = sent ? now.send_us - before.send_us : now.receive_us - before.receive_us;
+  const auto bytes = static_cast<std::int64_t>(n_bytes);
+  if (sent && !now.in_calls) {  // it was handed to the device
+    tracer_.slice(TraceKind::kSend, step, 0, 0, bytes);
+    return;
+  }
+  tracer_.wait_and_transfer(sent ? TraceKind::kAwaitRoom : TraceKind::kAwaitStage,
+                            sent ? TraceKind::kSend : TraceKind::kReceive, step,
+                            now.in_calls ? static_cast<std::int64_t>(us) * 1000 : 0, bytes);
 }
 
 void StageWorker::score_boundaries(const control::StepPlan& plan, control::StepResult& result) {

@@ -58,6 +58,9 @@ class StageWorker {
   void open_boundaries(const control::OpenSequence& open);
   std::int64_t reserve_pages(const google::protobuf::RepeatedField<std::int64_t>& pages) const;
   Status score_prompt(const control::StepPlan& plan, control::StepResult& result);
+  comm::TensorTimes traced_tensor_times();
+  void trace_transfer(std::uint64_t step, const comm::TensorTimes& before, std::size_t n_bytes,
+                      bool sent);
   void score_boundaries(const control::StepPlan& plan, control::StepResult& result);
   Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
   Status sample(const control::StepPlan& plan, control::StepResult& result);
@@ -74,10 +77,10 @@ class StageWorker {
   std::uint64_t planned_bytes_ = 0;
   std::uint64_t kept_bytes_ = 0;
   StageWorkerOptions options_;
+  StageTracer tracer_;
   bool began_ = false;  // had its first plan
   comm::TensorTimes reported_tensor_times_;
   std::chrono::steady_clock::time_point layers_reported_at_;
-  StageTracer tracer_;
   std::vector<float> score_logits_;
   std::vector<StageRun> runs_;
   std::vector<std::int32_t> tokens_;

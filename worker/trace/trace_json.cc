@@ -111,6 +111,10 @@ Words words_of(const TraceRecord& record, int micro_batches) {
     case TraceKind::kReceive:
       words.args += fmt::format(R"(,"bytes":{})", record.c);
       break;
+    case TraceKind::kReport:
+      words.args += fmt::format(R"(,"busy_us":{},"compress_us":{},"bubble_us":{})", record.a,
+                                record.b, record.c);
+      break;
     case TraceKind::kPrepare:
     case TraceKind::kCompress:
     case TraceKind::kScore:
@@ -188,7 +192,9 @@ void TraceWriter::append_head(std::string& out) const {
       {"times",
        "slices are the stage thread's own; on a GPU it runs ahead of the device, so that forward "
        "and "
-       "send are what it took to enqueue them"},
+       "send are what it took to enqueue them; busy_us, compress_us and bubble_us of a report are "
+       "the "
+       "stage's own clock since its last report, on a GPU by the device's events"},
       {"ranks", std::move(ranks)}};
   out += "{\"displayTimeUnit\":\"ms\",\"otherData\":" + json::serialize(other) +
          ",\"traceEvents\":[\n";

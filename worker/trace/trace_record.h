@@ -20,7 +20,7 @@ enum class TraceKind : std::uint8_t {
   kAwaitRoom,    // waits until the stage after has room
   kSend,         // hands activations on; c: bytes
   kScore,        // prompts that reached a boundary; a: how many
-  kReport,       // the result to rank 0
+  kReport,  // the result to rank 0; a, b, c: busy, compression and bubble of the stage clock, in us
   // Rank 0's scheduler.
   kPlan,        // a step was planned; a: prompt tokens, b: decoded tokens, c: runs
   kPreempt,     // a: requests
