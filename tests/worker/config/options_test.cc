@@ -73,6 +73,7 @@ INSTANTIATE_TEST_SUITE_P(
         Flag{{"--device", "cuda"}, "compute.device = CUDA"},
         Flag{{"--device", "auto"}, "compute.device = AUTO"},
         Flag{{"--gpu-memory-utilization", "0.5"}, "compute.gpu_memory_utilization = 0.5"},
+        Flag{{"--metrics-compat", "vllm"}, "api.http.metrics_compat = VLLM"},
         Flag{{"--seed", "42"}, "scheduler.seed = 42"},
         Flag{{"--set", "api.tcp.port=9001"}, "api.tcp.port = 9001"},
         Flag{{"--set", "api.tcp.port=1", "--set", "api.tcp.port=2"}, "api.tcp.port = 2"},
