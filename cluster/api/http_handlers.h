@@ -1,10 +1,10 @@
 #pragma once
-// The endpoints that answer at once: everything but generating.
+// The endpoints that answer at once: everything but generating and the event stream.
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,14 +12,9 @@
 #include "cluster/api/api_keys.h"
 #include "cluster/api/completion_service.h"
 #include "cluster/api/http_message.h"
+#include "cluster/api/http_pages.h"
 
 namespace spindle::api {
-
-// A fixed document served without a key, such as the dashboard's page.
-struct HttpPage {
-  std::string content_type;
-  std::string body;
-};
 
 // What the HTTP sessions need to know; shared by all of them.
 struct HttpOptions {
@@ -29,7 +24,10 @@ struct HttpOptions {
   std::string server_version;
   // Begins to drain and returns the number of requests that still run. Called on an I/O thread.
   std::function<std::int32_t()> drain;
-  std::map<std::string, HttpPage, std::less<>> pages;  // by path
+  HttpPages::Map pages;  // served without a key
+  // The event stream of the state: how often, and to how many at a time.
+  std::int64_t state_interval_ms = 1000;
+  std::size_t max_state_streams = 32;
   // Between comments that keep proxies from closing a stream without output.
   std::int64_t ping_interval_ms = 15000;
 };
@@ -49,6 +47,8 @@ class HttpHandlers {
   }
   // Routes other than the two that generate. Work in proportion to the body: see is_heavy.
   HttpResponse handle(const HttpRequest& request) const;
+  // The state as JSON on one line.
+  HttpResponse state() const;
   // Must be handled on the tokenizer pool.
   static bool is_heavy(Route route) {
     return route == Route::kTokenize || route == Route::kDetokenize;
@@ -64,14 +64,13 @@ class HttpHandlers {
   HttpResponse detokenize(const std::string& body) const;
   HttpResponse health() const;
   HttpResponse ready() const;
-  HttpResponse state() const;
   HttpResponse drain() const;
-  HttpResponse page(std::string_view path) const;
   boost::json::object model_object() const;
 
   CompletionService& service_;
   HttpOptions options_;
   ApiKeys keys_;
+  HttpPages pages_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   const std::int64_t created_;  // Unix time
 };

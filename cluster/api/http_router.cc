@@ -30,6 +30,7 @@ constexpr std::array kRoutes{
     RouteEntry{"/version", "GET", Route::kVersion, true},
     RouteEntry{"/metrics", "GET", Route::kMetrics, true},
     RouteEntry{"/v1/spindle/state", "GET", Route::kState, false},
+    RouteEntry{"/v1/spindle/events", "GET", Route::kEvents, true},
     RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";

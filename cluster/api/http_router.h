@@ -23,6 +23,7 @@ enum class Route : std::uint8_t {
   kVersion,
   kMetrics,
   kState,
+  kEvents,  // the state as a stream
   kDrain,
   kPage,  // a static page given to the server
 };

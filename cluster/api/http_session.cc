@@ -77,6 +77,7 @@ void read_head(const Parser::value_type& message, const HttpHandlers& handlers,
   request.target = view(message.target());
   request.authorization = view(message[http::field::authorization]);
   request.content_type = view(message[http::field::content_type]);
+  request.if_none_match = view(message[http::field::if_none_match]);
   request.keep_alive = message.keep_alive();
   request.http_1_0 = message.version() < 11;
   if (auto id = sanitize_request_id(view(message["X-Request-Id"])); !id.empty()) {
@@ -141,6 +142,7 @@ void HttpSession::stop_gently() {
     self->stop_gently_ = true;
     error_code ignored;
     if (self->idle_) self->socket_.cancel(ignored);
+    if (self->streaming_state_) self->wake();
   });
 }
 
@@ -258,6 +260,7 @@ HttpSession::Task<bool> HttpSession::answer(HttpRequest& request) {
   if (route == Route::kChatCompletions || route == Route::kCompletions) {
     co_return co_await generate(request);
   }
+  if (route == Route::kEvents) co_return co_await stream_state(request);
   const HttpHandlers& handlers = context_->handlers;
   HttpResponse response;
   if (HttpHandlers::is_heavy(route)) {
@@ -360,7 +363,7 @@ void HttpSession::watch_client() {
                                      if (!error) self->buffer_.commit(n);
                                      if (error && error != asio::error::operation_aborted)
                                        self->client_gone_ = true;
-                                     if (!error && self->generation_) {
+                                     if (!error && (self->generation_ || self->streaming_state_)) {
                                        self->watch_client();
                                      } else {
                                        self->wake();
@@ -406,7 +409,7 @@ void HttpSession::count(const HttpRequest& request, int status) const {
 std::string HttpSession::response_head(const HttpRequest& request, const HttpResponse& response,
                                        bool keep_alive) const {
   std::string head = status_line(response.status, request.http_1_0);
-  if (response.status != 204) {
+  if (response.status != 204 && response.status != 304) {  // these have no body
     head += fmt::format("Content-Type: {}\r\nContent-Length: {}\r\n", response.content_type,
                         response.body.size());
   }

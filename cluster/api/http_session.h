@@ -19,6 +19,7 @@
 #include "cluster/api/http_handlers.h"
 #include "cluster/api/http_message.h"
 #include "cluster/api/socket_deadline.h"
+#include "cluster/api/state_feed.h"
 #include "proto/config.pb.h"
 
 namespace spindle::api {
@@ -26,13 +27,18 @@ namespace spindle::api {
 class HttpSession;
 
 // What all sessions of a server share. Thread-safety: `sessions` and `stopped` under `mutex`; the
-// rest is constant.
+// feed sees to itself, the rest is constant.
 struct HttpSessionContext {
   HttpSessionContext(CompletionService& service, HttpOptions options)
-      : handlers(service, std::move(options)), limits(service.config().limits) {}
+      : handlers(service, std::move(options)),
+        limits(service.config().limits),
+        state_feed([this] { return handlers.state().body; },
+                   std::chrono::milliseconds(handlers.options().state_interval_ms),
+                   handlers.options().max_state_streams) {}
 
   const HttpHandlers handlers;
   const config::Limits limits;
+  StateFeed state_feed;
   std::mutex mutex;
   std::condition_variable session_ended;
   std::unordered_map<HttpSession*, std::weak_ptr<HttpSession>> sessions;
@@ -73,6 +79,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   Task<bool> generate(HttpRequest& request);
   Task<std::optional<HttpResponse>> parse_generation(HttpRequest& request, OpenAiRequest& out);
   Task<bool> stream_output(const HttpRequest& request, HttpGeneration& generation);
+  Task<bool> stream_state(const HttpRequest& request);
   Task<bool> write_response(const HttpRequest& request, const HttpResponse& response);
   Task<bool> write_chunk(const HttpRequest& request, std::string_view data);
   Task<bool> write_all(std::string_view data);
@@ -95,6 +102,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   boost::asio::steady_timer change_;  // never fires early unless something has changed
   boost::asio::cancellation_signal watch_cancel_;
   std::shared_ptr<HttpGeneration> generation_;
+  bool streaming_state_ = false;
   bool watching_ = false;
   bool client_gone_ = false;
   bool idle_ = false;

@@ -36,12 +36,13 @@ TEST(HttpRouter, DecodesTheModelId) {
   EXPECT_EQ(percent_decode("%zz%41"), "%zzA");
 }
 
-TEST(HttpRouter, OpensFivePathsOnly) {
-  const std::set<std::string> open{"/health", "/live", "/ready", "/version", "/metrics"};
+TEST(HttpRouter, OpensWhatProbesAndTheDashboardNeedOnly) {
+  const std::set<std::string> open{"/health",  "/live",    "/ready",
+                                   "/version", "/metrics", "/v1/spindle/events"};
   for (const std::string path :
        {"/health", "/live", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/x",
         "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/spindle/state",
-        "/v1/spindle/drain", "/nowhere"}) {
+        "/v1/spindle/events", "/v1/spindle/drain", "/nowhere"}) {
     for (const char* method : {"GET", "POST", "OPTIONS"}) {
       EXPECT_EQ(match_route(method, path).needs_key, !open.contains(path)) << path;
     }
