@@ -98,7 +98,9 @@ RouteMatch match_route(std::string_view method, std::string_view target) {
 }
 
 RouteMatch match_page(std::string_view method, std::string_view path) {
-  return matched({path, "GET", Route::kPage, true}, method);
+  RouteMatch match = matched({path, "GET", Route::kPage, true}, method);
+  match.handler = "page";  // one label for all of them
+  return match;
 }
 
 std::string sanitize_request_id(std::string_view value) {

@@ -17,6 +17,7 @@
 #include "cluster/text/tokenizer.h"
 #include "worker/config/kv_policy.h"
 #include "worker/config/options.h"
+#include "worker/daemon/dashboard_pages.h"
 
 namespace spindle::worker {
 
@@ -111,6 +112,7 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
     http.api_keys.assign(api.api_key().begin(), api.api_key().end());
     http.server_version = config::spindle_version();
     http.drain = drain;
+    http.pages = dashboard_pages();
     auto server = api::HttpServer::listen(state.io, *state.service, std::move(http));
     if (!server.ok()) return server.status().with_context("api.http");
     state.http = std::move(*server);

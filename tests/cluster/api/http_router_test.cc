@@ -49,6 +49,14 @@ TEST(HttpRouter, OpensWhatProbesAndTheDashboardNeedOnly) {
   }
 }
 
+TEST(HttpRouter, GivesAllPagesOneLabel) {
+  const RouteMatch match = match_page("GET", "/dashboard/app.js");
+  EXPECT_EQ(match.route, Route::kPage);
+  EXPECT_EQ(match.handler, "page");
+  EXPECT_FALSE(match.needs_key);
+  EXPECT_EQ(match_page("POST", "/dashboard/app.js").route, Route::kMethodNotAllowed);
+}
+
 TEST(HttpRouter, MakesDistinctRequestIds) {
   const std::string id = make_request_id();
   EXPECT_EQ(id.size(), 32u);
