@@ -8,7 +8,8 @@ const STATE = new URL('../v1/spindle/state', import.meta.url);
 const CANCEL = (id) => new URL(`../v1/spindle/requests/${encodeURIComponent(id)}/cancel`, import.meta.url);
 // A state is due every second.
 const SILENCE_MS = 6000;
-const REQUEST_MS = 10000;
+const ASK_MS = 3000;
+const CANCEL_MS = 10000;
 
 export class Connection {
   // onState(state, receivedAt), receivedAt of performance.now(); onLink(): `link` has changed.
@@ -17,6 +18,7 @@ export class Connection {
     this.onLink = onLink;
     this.link = { state: 'connecting', retryAtMs: 0 };
     this.attempt = 0;
+    this.received = 0;  // states of streams
   }
 
   start() {
@@ -68,6 +70,7 @@ export class Connection {
       return;  // not ours; silence will tell
     }
     this.attempt = 0;
+    this.received += 1;
     this.#watch();
     if (this.link.state !== 'live') this.#set({ state: 'live', retryAtMs: 0 });
     this.onState(state, receivedAt);
@@ -81,16 +84,20 @@ export class Connection {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.#open(), wait);
     const retryAtMs = Date.now() + wait;
-    this.#set({ state: this.link.state === 'polling' ? 'polling' : 'lost', retryAtMs });
+    const before = this.received;
+    const state = await this.#ask();
+    if (this.received !== before) return;  // it has come back meanwhile
+    this.#set({ state: state ? 'polling' : 'lost', retryAtMs });
+    if (state) this.onState(state, performance.now());
+  }
+
+  // The state, or null without an answer.
+  async #ask() {
     try {
-      const response = await fetch(STATE, { signal: AbortSignal.timeout(REQUEST_MS), cache: 'no-store' });
-      if (!response.ok) throw new Error(String(response.status));
-      const state = await response.json();
-      if (this.link.state === 'live') return;
-      this.#set({ state: 'polling', retryAtMs });
-      this.onState(state, performance.now());
+      const response = await fetch(STATE, { signal: AbortSignal.timeout(ASK_MS), cache: 'no-store' });
+      return response.ok ? await response.json() : null;
     } catch {
-      if (this.link.state !== 'live') this.#set({ state: 'lost', retryAtMs });
+      return null;
     }
   }
 
@@ -99,7 +106,7 @@ export class Connection {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     try {
       const response = await fetch(CANCEL(id), {
-        method: 'POST', headers, signal: AbortSignal.timeout(REQUEST_MS),
+        method: 'POST', headers, signal: AbortSignal.timeout(CANCEL_MS),
       });
       return { status: response.status };
     } catch {
