@@ -24,6 +24,7 @@ export class HeatMap {
     this.canvas = panel.querySelector('canvas');
     this.frame = panel.querySelector('.heat-picture');
     this.detail = panel.querySelector('.heat-detail');
+    this.spoken = panel.querySelector('.heat-spoken');  // read aloud: when the cursor moves only
     this.legend = panel.querySelector('.heat-legend');
     this.note = panel.querySelector('.panel-note');
     this.cursor = -1;
@@ -50,6 +51,7 @@ export class HeatMap {
       if (to === this.cursor && !event.key.startsWith('Arrow')) return;
       event.preventDefault();
       this.#point(to);
+      setText(this.spoken, this.detail.textContent);
     });
     new ResizeObserver(() => this.state && this.update(this.state)).observe(this.frame);
   }
