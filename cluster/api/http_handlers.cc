@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <charconv>
 #include <utility>
 
 #include "cluster/api/json_fields.h"
 #include "cluster/api/openai_request.h"
+#include "cluster/api/state_json.h"
 
 namespace spindle::api {
 namespace json = boost::json;
@@ -27,40 +29,6 @@ bool is_json_type(std::string_view content_type) {
 bool takes_json(Route route) {
   return route == Route::kChatCompletions || route == Route::kCompletions ||
          route == Route::kTokenize || route == Route::kDetokenize;
-}
-
-json::object stage_object(const engine::StageState& stage) {
-  json::array layers;
-  for (std::size_t i = 0; i < stage.layer_used_bytes.size(); ++i) {
-    layers.push_back({{"layer", stage.first_layer + static_cast<std::int64_t>(i)},
-                      {"used_bytes", stage.layer_used_bytes[i]}});
-  }
-  return {{"stage", stage.stage},
-          {"host", stage.host},
-          {"device", stage.device},
-          {"first_layer", stage.first_layer},
-          {"n_layers", stage.n_layers},
-          {"weight_bytes", stage.weight_bytes},
-          {"kv_capacity_bytes", stage.kv_capacity_bytes},
-          {"kv_used_bytes", stage.kv_used_bytes},
-          {"kv_peak_bytes", stage.kv_peak_bytes},
-          {"kv_committed_bytes", stage.kv_committed_bytes},
-          {"kv_level_ratio", stage.kv_level_ratio},
-          {"kv_price", stage.kv_price},
-          {"steps", stage.steps},
-          {"busy_seconds", stage.busy_seconds},
-          {"layers", std::move(layers)}};
-}
-
-json::object requests_object(const engine::EngineStats& stats) {
-  return {{"running", stats.running},
-          {"waiting", stats.waiting},
-          {"waiting_prompt_tokens", stats.waiting_prompt_tokens},
-          {"accepted", stats.accepted},
-          {"finished", stats.finished},
-          {"failed", stats.failed},
-          {"cancelled", stats.cancelled},
-          {"refused", stats.refused}};
 }
 
 // A JSON object from a body, or the response that says why there is none.
@@ -160,7 +128,9 @@ HttpResponse HttpHandlers::handle(const HttpRequest& request) const {
       return {.content_type = std::string(telemetry::Metrics::kContentType),
               .body = service_.metrics().render(service_.engine().stats())};
     case Route::kState:
-      return state();
+      return json_response(state_json());
+    case Route::kCancelRequest:
+      return cancel_request(request.match.argument);
     case Route::kDrain:
       return drain();
     case Route::kPage:
@@ -249,22 +219,26 @@ HttpResponse HttpHandlers::ready() const {
   return json_response(R"({"status":"ready"})");
 }
 
-HttpResponse HttpHandlers::state() const {
-  const engine::EngineStats stats = service_.engine().stats();
-  const engine::EngineLimits& limits = service_.engine().limits();
-  json::array stages;
-  for (const engine::StageState& stage : stats.stages) stages.push_back(stage_object(stage));
+std::string HttpHandlers::state_json() const {
   const std::chrono::duration<double> uptime = std::chrono::steady_clock::now() - started_;
-  return json_response(json::serialize(json::object{{"model", service_.config().served_model_name},
-                                                    {"version", options_.server_version},
-                                                    {"max_model_len", limits.max_model_len},
-                                                    {"uptime_seconds", uptime.count()},
-                                                    {"draining", stats.draining},
-                                                    {"requests", requests_object(stats)},
-                                                    {"prompt_tokens", stats.prompt_tokens},
-                                                    {"generation_tokens", stats.generation_tokens},
-                                                    {"steps", stats.steps},
-                                                    {"stages", std::move(stages)}}));
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return api::state_json(
+      {.model = service_.config().served_model_name,
+       .version = options_.server_version,
+       .max_model_len = service_.engine().limits().max_model_len,
+       .uptime_seconds = uptime.count(),
+       .unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(now).count()},
+      service_.engine().snapshot(), service_.metrics().latencies());
+}
+
+HttpResponse HttpHandlers::cancel_request(const std::string& id) const {
+  engine::RequestHandle handle = 0;
+  const auto [end, error] = std::from_chars(id.data(), id.data() + id.size(), handle);
+  const bool is_handle = error == std::errc() && end == id.data() + id.size();
+  if (!is_handle || !service_.engine().cancel(handle)) {
+    return http_error_response(404, "no such request runs or waits", "not_found");
+  }
+  return json_response(R"({"cancelled":true})", 202);
 }
 
 HttpResponse HttpHandlers::drain() const {

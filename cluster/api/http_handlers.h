@@ -47,12 +47,13 @@ class HttpHandlers {
   }
   // Routes other than the two that generate. Work in proportion to the body: see is_heavy.
   HttpResponse handle(const HttpRequest& request) const;
-  // The state as JSON on one line.
-  HttpResponse state() const;
   // Must be handled on the tokenizer pool.
   static bool is_heavy(Route route) {
     return route == Route::kTokenize || route == Route::kDetokenize;
   }
+
+  // The body of /v1/spindle/state, as it is now, on one line.
+  std::string state_json() const;
 
   CompletionService& service() const { return service_; }
   const HttpOptions& options() const { return options_; }
@@ -64,6 +65,7 @@ class HttpHandlers {
   HttpResponse detokenize(const std::string& body) const;
   HttpResponse health() const;
   HttpResponse ready() const;
+  HttpResponse cancel_request(const std::string& id) const;
   HttpResponse drain() const;
   boost::json::object model_object() const;
 

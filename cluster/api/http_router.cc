@@ -17,7 +17,8 @@ struct RouteEntry {
   bool open;  // without API key
 };
 
-// The open list is vLLM's, plus /live and /ready: probes and scrapers have no key.
+// The open list is vLLM's, plus /live and /ready: probes and scrapers have no key. The state says
+// little more than the metrics, and is as open as they are.
 constexpr std::array kRoutes{
     RouteEntry{"/v1/chat/completions", "POST", Route::kChatCompletions, false},
     RouteEntry{"/v1/completions", "POST", Route::kCompletions, false},
@@ -29,12 +30,22 @@ constexpr std::array kRoutes{
     RouteEntry{"/ready", "GET", Route::kReady, true},
     RouteEntry{"/version", "GET", Route::kVersion, true},
     RouteEntry{"/metrics", "GET", Route::kMetrics, true},
-    RouteEntry{"/v1/spindle/state", "GET", Route::kState, false},
+    RouteEntry{"/v1/spindle/state", "GET", Route::kState, true},
     RouteEntry{"/v1/spindle/events", "GET", Route::kEvents, true},
     RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
 };
-constexpr std::string_view kModelPrefix = "/v1/models/";
-constexpr RouteEntry kModelRoute{"/v1/models/{id}", "GET", Route::kModel, false};
+// Paths with an id in them: what comes before it and after it.
+struct IdRoute {
+  std::string_view before;
+  std::string_view after;
+  RouteEntry entry;
+};
+constexpr std::array kIdRoutes{
+    IdRoute{"/v1/models/", "", {"/v1/models/{id}", "GET", Route::kModel, false}},
+    IdRoute{"/v1/spindle/requests/",
+            "/cancel",
+            {"/v1/spindle/requests/{id}/cancel", "POST", Route::kCancelRequest, false}},
+};
 constexpr std::size_t kMaxRequestIdBytes = 128;
 
 int hex_digit(char c) {
@@ -89,9 +100,13 @@ RouteMatch match_route(std::string_view method, std::string_view target) {
   for (const RouteEntry& entry : kRoutes) {
     if (path == entry.path) return matched(entry, method);
   }
-  if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) {
-    RouteMatch match = matched(kModelRoute, method);
-    match.argument = percent_decode(path.substr(kModelPrefix.size()));
+  for (const IdRoute& route : kIdRoutes) {
+    const std::size_t around = route.before.size() + route.after.size();
+    if (path.size() <= around || !path.starts_with(route.before) || !path.ends_with(route.after)) {
+      continue;
+    }
+    RouteMatch match = matched(route.entry, method);
+    match.argument = percent_decode(path.substr(route.before.size(), path.size() - around));
     return match;
   }
   return {};

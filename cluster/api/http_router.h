@@ -24,6 +24,7 @@ enum class Route : std::uint8_t {
   kMetrics,
   kState,
   kEvents,  // the state as a stream
+  kCancelRequest,
   kDrain,
   kPage,  // a static page given to the server
 };
@@ -34,7 +35,7 @@ struct RouteMatch {
   std::string_view handler = "none";
   // For 405 and OPTIONS: the methods of this path, "GET, HEAD, OPTIONS".
   std::string_view allow;
-  // The last part of /v1/models/{id}, decoded.
+  // The {id} of the path, decoded.
   std::string argument;
   // Needs the API key when one is set. Everything does but a short list, also what is not found.
   bool needs_key = true;

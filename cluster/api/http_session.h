@@ -32,7 +32,7 @@ struct HttpSessionContext {
   HttpSessionContext(CompletionService& service, HttpOptions options)
       : handlers(service, std::move(options)),
         limits(service.config().limits),
-        state_feed([this] { return handlers.state().body; },
+        state_feed([this] { return handlers.state_json(); },
                    std::chrono::milliseconds(handlers.options().state_interval_ms),
                    handlers.options().max_state_streams) {}
 

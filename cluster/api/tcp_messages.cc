@@ -317,10 +317,10 @@ v1::Stats to_message(const engine::EngineStats& stats) {
     stage.set_weight_bytes(state.weight_bytes);
     stage.set_steps(state.steps);
     stage.set_busy_seconds(state.busy_seconds);
-    for (std::size_t i = 0; i < state.layer_used_bytes.size(); ++i) {
+    for (const engine::LayerState& held : state.layers) {
       v1::LayerKv& layer = *stage.add_layers();
-      layer.set_layer(state.first_layer + static_cast<std::int32_t>(i));
-      layer.set_used_bytes(state.layer_used_bytes[i]);
+      layer.set_layer(held.layer);
+      layer.set_used_bytes(held.used_bytes);
     }
   }
   return message;

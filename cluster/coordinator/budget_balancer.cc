@@ -103,6 +103,7 @@ BudgetBalancer::BudgetBalancer(BalancerConfig config)
       levels_(config_.curves.size(), config_.own_level),
       measured_(config_.curves.size()),
       prices_(config_.curves.size()),
+      planned_bytes_(config_.curves.size()),
       extra_(config_.curves.size()),
       reliefs_(config_.curves.size(), {.hold_us = config_.relief_hold_us}) {
   for (Measured& measured : measured_) measured.factor.resize(config_.curves.front().size());
@@ -252,6 +253,16 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
   return targets;
 }
 
+// The other side of requests_that_fit().
+void BudgetBalancer::note_planned(const BalancerInput& input, const std::vector<StageLoad>& loads) {
+  for (std::size_t s = 0; s < loads.size(); ++s) {
+    const double bytes = loads[s].bytes[static_cast<std::size_t>(levels_[s])];
+    const double first = std::max(loads[s].peak, bytes);
+    planned_bytes_[s] =
+        of_bytes(input.ledger[s].fixed_bytes) + first + std::max(wanted_ - 1.0, 0.0) * bytes;
+  }
+}
+
 // Time to exhaustion is free bytes over growth, which is the rate of admission, the same for all
 // stages, times a request's bytes: stages compare by the requests that they have room for.
 bool BudgetBalancer::exhausted_first(const BalancerInput& input,
@@ -341,7 +352,8 @@ void BudgetBalancer::note_move(std::size_t stage, bool stronger, std::int64_t no
 BudgetDecision BudgetBalancer::move_to(const BalancerInput& input, const std::vector<int>& target,
                                        BudgetReason reason, std::string why) {
   BudgetDecision decision;
-  decision.reason = std::move(why);
+  decision.reason = why;
+  decision.why = std::move(why);
   std::size_t n_moved = 0;
   for (std::size_t s = 0; s < target.size(); ++s) {
     const int before = levels_[s];
@@ -383,6 +395,7 @@ Result<std::optional<BudgetDecision>> BudgetBalancer::decide(const BalancerInput
   smooth_demand(input);
   const std::vector<StageLoad> loads = project(input);
   const std::vector<Target> targets = find_targets(loads);
+  note_planned(input, loads);
   note_lighter(input, targets);
   if (moved_us_ && input.now_us - *moved_us_ < config_.cooldown_us) return none;
   for (const BudgetReport& report : input.reports) {

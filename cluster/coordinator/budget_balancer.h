@@ -81,7 +81,8 @@ struct BalancerInput {
 
 struct BudgetDecision {
   BudgetPlan plan;
-  std::string reason;  // what moved from where to where, and why
+  std::string why;     // a short sentence
+  std::string reason;  // it, and what moved from where to where
 };
 
 class BudgetBalancer {
@@ -101,6 +102,9 @@ class BudgetBalancer {
   const std::vector<double>& prices() const { return prices_; }
   double wanted_requests() const { return wanted_; }
   double fitting_requests() const { return fitting_; }
+  // [n_stages]: KV that those wanted take at the present levels, one of them in its prefill, beside
+  // what levels do not reach; at least for one request. 0 before the first decide().
+  const std::vector<double>& planned_bytes() const { return planned_bytes_; }
 
  private:
   // Real bytes over planned ones, by level. Levels differ in it, and one that was measured must not
@@ -129,6 +133,7 @@ class BudgetBalancer {
   void smooth_demand(const BalancerInput& input);
   std::vector<StageLoad> project(const BalancerInput& input) const;
   std::vector<Target> find_targets(const std::vector<StageLoad>& loads);
+  void note_planned(const BalancerInput& input, const std::vector<StageLoad>& loads);
   double fitting(const std::vector<StageLoad>& loads, const std::vector<int>& levels) const;
   bool exhausted_first(const BalancerInput& input, const std::vector<StageLoad>& loads,
                        const std::vector<Target>& targets) const;
@@ -145,11 +150,12 @@ class BudgetBalancer {
 
   BalancerConfig config_;
   int n_levels_ = 0;
-  std::vector<int> levels_;         // [n_stages]
-  std::vector<Measured> measured_;  // [n_stages]
-  std::vector<double> prices_;      // [n_stages]
-  std::vector<double> extra_;       // [n_stages], LedgerUse::extra_bytes smoothed
-  std::vector<Relief> reliefs_;     // [n_stages]
+  std::vector<int> levels_;            // [n_stages]
+  std::vector<Measured> measured_;     // [n_stages]
+  std::vector<double> prices_;         // [n_stages]
+  std::vector<double> planned_bytes_;  // [n_stages]
+  std::vector<double> extra_;          // [n_stages], LedgerUse::extra_bytes smoothed
+  std::vector<Relief> reliefs_;        // [n_stages]
   std::uint64_t epoch_ = 0;
   std::optional<std::int64_t> first_us_;
   std::uint64_t first_step_ = 0;

@@ -107,11 +107,11 @@ void Scheduler::count_waiting(Request& request, int sign) {
   waiting_kv_bytes_ += request.queued_bytes;
 }
 
-void Scheduler::cancel(engine::RequestHandle request, std::int64_t now_us) {
+bool Scheduler::cancel(engine::RequestHandle request, std::int64_t now_us) {
   const auto found = requests_.find(request);
-  if (found != requests_.end()) {
-    stop_request(*found->second, cancelled("the request was cancelled"), now_us);
-  }
+  if (found == requests_.end() || has_ended(*found->second)) return false;
+  stop_request(*found->second, cancelled("the request was cancelled"), now_us);
+  return true;
 }
 
 void Scheduler::finish_choice(engine::RequestHandle request, std::int32_t choice,
@@ -143,8 +143,8 @@ void Scheduler::fail_all(const Status& status, std::int64_t now_us) {
 }
 
 void Scheduler::stop_request(Request& request, const Status& status, std::int64_t now_us) {
+  if (has_ended(request)) return;  // its KV is being freed
   Choice& first = request.choices.front();
-  if (request.choices_left == 0 && !first.kept) return;  // ended already, its KV is being freed
   request.status = status;
   std::erase(prefilling_, request.handle);
   for (Choice& choice : request.choices) end_choice(request, choice);
@@ -253,9 +253,15 @@ std::optional<std::pair<std::int64_t, std::uint64_t>> Scheduler::oldest_step() c
 engine::EngineStats Scheduler::stats() const {
   engine::EngineStats stats = counters_;
   stats.steps = next_step_ - 1;
+  stats.max_num_seqs = config_.max_num_seqs;
+  stats.micro_batches_in_flight = in_flight();
   stats.draining = draining_;
   add_budget(stats);
   return stats;
+}
+
+bool Scheduler::has_ended(const Request& request) {
+  return request.choices_left == 0 && !request.choices.front().kept;
 }
 
 Status Scheduler::on_result(const control::StepResult& result, std::int64_t now_us) {
@@ -322,7 +328,10 @@ void Scheduler::on_sampled(const control::Sampled& sampled, std::int64_t now_us)
                  now_us);
     return;
   }
-  if (request.first_token_us == 0) request.first_token_us = now_us;
+  if (request.first_token_us == 0) {
+    request.first_token_us = now_us;
+    counters_.completed_prompt_tokens += static_cast<std::uint64_t>(request.n_before_output());
+  }
   if (choice.state == Choice::State::kPrompt) {
     ++decoding_sequences_;
     if (!choice.on_stages) to_fork_.push_back(choice.sequence);

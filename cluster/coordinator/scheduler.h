@@ -88,7 +88,8 @@ class Scheduler {
   // OK, or why a request would be refused whatever it asks for.
   Status admission() const;
   Result<engine::RequestHandle> submit(engine::EngineRequest request, std::int64_t now_us);
-  void cancel(engine::RequestHandle request, std::int64_t now_us);
+  // False for a request that is not there or has ended.
+  bool cancel(engine::RequestHandle request, std::int64_t now_us);
   void finish_choice(engine::RequestHandle request, std::int32_t choice, std::int64_t now_us);
   // From now on submit refuses with UNAVAILABLE.
   void start_draining() { draining_ = true; }
@@ -117,6 +118,9 @@ class Scheduler {
   std::optional<std::pair<std::int64_t, std::uint64_t>> oldest_step() const;
   // Everything but the stages' own figures; of those what rank 0 decides.
   engine::EngineStats stats() const;
+  // Those that stats() counts as running, oldest first, then those that wait, in their order; at
+  // most `limit`.
+  std::vector<engine::ActiveRequest> active_requests(std::size_t limit, std::int64_t now_us) const;
   const KvLedger& ledger() const { return ledger_; }
   const SchedulerConfig& config() const { return config_; }
 
@@ -148,6 +152,9 @@ class Scheduler {
     std::int64_t used_us = 0;
   };
 
+  // Nothing of it will run; the stages may still have to free its KV.
+  static bool has_ended(const Request& request);
+  static engine::ActiveRequest active_request(const Request& request, std::int64_t now_us);
   Status check_kv(Request& request) const;
   void count_waiting(Request& request, int sign);
   Status check_pages(const control::StepResult& result, std::size_t stage, const Step& step) const;

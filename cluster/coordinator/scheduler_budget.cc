@@ -41,10 +41,16 @@ void Scheduler::add_budget(engine::EngineStats& stats) const {
     stage.stage = static_cast<std::int32_t>(s);
     stage.kv_committed_bytes =
         static_cast<std::uint64_t>(ledger_.committed_pages(s)) * ledger_.shape().page_bytes();
+    stage.kv_budget_bytes =
+        static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * ledger_.shape().page_bytes();
     if (!balancer_) continue;
+    if (const double planned = balancer_->planned_bytes()[s]; planned > 0) {
+      stage.kv_budget_bytes = static_cast<std::uint64_t>(planned);
+    }
     stage.kv_level_ratio = ladder_.ratios[levels_[s]];
     stage.kv_price = balancer_->prices()[s];
   }
+  stats.balances = balancer_.has_value();
   if (!balancer_) return;
   stats.budget_plans = budget_plan_.epoch;
   stats.wanted_requests = balancer_->wanted_requests();

@@ -3,11 +3,14 @@
 // in, token events out. It knows nothing of text, sockets or stages, and everything that crosses it
 // is a plain value, so that the two sides can live in different processes.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -164,6 +167,28 @@ class EventSink {
   virtual void on_end(const Status& status, const RequestSummary& summary) = 0;
 };
 
+// The forms in which KV bytes lie in memory, as kvstore::KvForm orders them.
+inline constexpr std::size_t kKvForms = 7;
+inline constexpr std::array<std::string_view, kKvForms> kKvFormNames{
+    "raw", "window", "int4", "kivi", "lloyd", "codebook", "token"};
+
+// What one layer holds of all sequences.
+struct LayerState {
+  std::int32_t layer = 0;
+  std::uint64_t used_bytes = 0;
+  std::uint64_t full_bytes = 0;  // the same logical tokens uncompressed in 16 bit
+  std::string plan;              // that most of the bytes are under; "" when nothing is held
+  std::int64_t logical_tokens = 0;
+  std::int64_t retained_tokens = 0;  // mean over the KV heads
+};
+
+// Time that a stage could not compute while the cluster had requests.
+struct BubbleSeconds {
+  double empty = 0;       // no step plan waited for it
+  double upstream = 0;    // it had a plan and waited for activations
+  double downstream = 0;  // it had activations to send and the next stage took none
+};
+
 struct StageState {
   std::int32_t stage = 0;
   std::string host;
@@ -175,13 +200,34 @@ struct StageState {
   std::uint64_t kv_used_bytes = 0;
   std::uint64_t kv_peak_bytes = 0;
   std::uint64_t kv_committed_bytes = 0;  // promised by the ledger
+  // That the balancer plans for the requests that should run together, at the stage's present
+  // level; the capacity without a balancer.
+  std::uint64_t kv_budget_bytes = 0;
   // Size, as a share of the uncompressed bytes, that its layers are planned for at present where a
   // request asked for none, and the price of its bytes; 0 without a balancer.
   double kv_level_ratio = 0;
   double kv_price = 0;
-  std::vector<std::uint64_t> layer_used_bytes;
+  std::uint64_t kv_moves_stronger = 0;  // of its level
+  std::uint64_t kv_moves_lighter = 0;
+  // Layers and forms are of one moment, at most some steps ago; layers is empty before the first.
+  std::vector<LayerState> layers;
+  std::array<std::uint64_t, kKvForms> kv_form_bytes = {};  // their sum is that of the layers
   std::uint64_t steps = 0;
-  double busy_seconds = 0;
+  double busy_seconds = 0;  // computing
+  BubbleSeconds bubble;
+  double compress_seconds = 0;  // scoring and carrying out boundaries
+  // Moving activations from the moment that the other side was there.
+  double send_seconds = 0;
+  double receive_seconds = 0;
+  double report_age_seconds = 0;  // since its last report, or since the start
+};
+
+// Tokens of a step, counted into buckets of these upper bounds and one beyond them.
+inline constexpr std::array<std::int32_t, 13> kStepTokenBounds{
+    1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+struct StepTokens {
+  std::array<std::uint64_t, kStepTokenBounds.size() + 1> counts = {};  // not cumulative
+  std::uint64_t sum = 0;
 };
 
 // A snapshot. accepted = finished + failed + cancelled + running + waiting, always.
@@ -197,9 +243,15 @@ struct EngineStats {
   std::uint64_t expired = 0;      // of those failed: their time was up
   std::uint64_t preemptions = 0;  // a running request gave its KV to another and waits again
   std::uint64_t recomputed_tokens = 0;
-  std::uint64_t prompt_tokens = 0;      // prefilled
+  std::uint64_t prompt_tokens = 0;  // prefilled, also those computed anew
+  // Of the prompts whose first token was sampled, each once.
+  std::uint64_t completed_prompt_tokens = 0;
   std::uint64_t generation_tokens = 0;  // sampled
   std::uint64_t steps = 0;
+  StepTokens step_tokens;
+  std::int32_t max_num_seqs = 0;
+  std::int32_t micro_batches_in_flight = 0;
+  bool balances = false;            // whether there is a balancer
   std::uint64_t budget_plans = 0;   // the balancer's decisions
   std::uint64_t budget_rounds = 0;  // reports that it looked at
   double budget_seconds = 0;        // that it took for them
@@ -207,6 +259,39 @@ struct EngineStats {
   double fitting_requests = 0;      // of those, how many fit
   bool draining = false;
   std::vector<StageState> stages;
+};
+
+// A stage's KV level that the balancer moved.
+struct BudgetMove {
+  std::int64_t unix_ms = 0;
+  std::uint64_t step = 0;  // from which on it is in effect
+  std::int32_t stage = 0;
+  double from_ratio = 0;  // StageState::kv_level_ratio
+  double to_ratio = 0;
+  std::string reason;
+};
+inline constexpr std::size_t kMaxBudgetMoves = 64;
+
+// An accepted request that has not ended.
+struct ActiveRequest {
+  std::uint64_t handle = 0;
+  bool running = false;
+  std::int32_t priority = 0;
+  std::int32_t prompt_tokens = 0;
+  std::int32_t prefilled_tokens = 0;  // of the prompt, and of its output when it is computed anew
+  std::int32_t generated_tokens = 0;  // of all choices
+  std::int32_t max_tokens = 0;        // that all choices may come to
+  std::int64_t age_us = 0;            // since submit
+  std::string policy;                 // profile, and its size where the request asked for one
+};
+inline constexpr std::size_t kMaxActiveRequests = 200;
+
+// Everything to look at, of one moment.
+struct EngineSnapshot {
+  EngineStats stats;
+  std::vector<BudgetMove> moves;               // the newest last, at most kMaxBudgetMoves
+  std::vector<ActiveRequest> active_requests;  // running first, at most kMaxActiveRequests
+  std::int64_t n_active_requests = 0;
 };
 
 struct EngineLimits {
@@ -228,13 +313,16 @@ class Engine {
   // is full; UNAVAILABLE when draining or stopped. The sink is held until on_end returned.
   virtual Result<RequestHandle> submit(EngineRequest request, std::shared_ptr<EventSink> sink) = 0;
 
-  // Ends a request early; on_end follows with CANCELLED. Unknown and ended handles are ignored.
-  virtual void cancel(RequestHandle handle) = 0;
+  // Ends a request early; on_end follows with CANCELLED. False, and nothing happens, for unknown
+  // and ended handles.
+  virtual bool cancel(RequestHandle handle) = 0;
 
   // Ends one choice early as kStop (its stop string was seen). No event follows for that choice.
   virtual void finish_choice(RequestHandle handle, std::int32_t choice) = 0;
 
   virtual EngineStats stats() const = 0;
+  // Work in proportion to the requests: for people and dashboards, not for every request.
+  virtual EngineSnapshot snapshot() const = 0;
   virtual const EngineLimits& limits() const = 0;
 
   // Cheap test before tokenising: OK, or why a request would be refused right now.

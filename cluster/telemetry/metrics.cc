@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -280,6 +281,22 @@ void Metrics::count_http_request(std::string_view handler, std::string_view meth
             {"method", std::string(known_method(method))},
             {"status", status_class(status)}})
       .Increment();
+}
+
+Latencies Metrics::latencies() const {
+  const auto counts = [](const prometheus::Histogram& histogram) {
+    LatencyCounts out;
+    const prometheus::ClientMetric::Histogram now = histogram.Collect().histogram;
+    for (const prometheus::ClientMetric::Bucket& bucket : now.bucket) {
+      if (!std::isinf(bucket.upper_bound)) out.bounds.push_back(bucket.upper_bound);
+      out.counts.push_back(bucket.cumulative_count);
+    }
+    out.sum = now.sample_sum;
+    return out;
+  };
+  return {.time_to_first_token = counts(families_->first_token),
+          .inter_token = counts(families_->inter_token),
+          .e2e = counts(families_->e2e)};
 }
 
 std::string Metrics::render(const engine::EngineStats& stats) const {

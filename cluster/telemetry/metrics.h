@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cluster/engine/engine.h"
 
@@ -20,6 +21,18 @@ enum class RefusalReason : std::uint8_t {
 
 // How one choice of a request ended; label values follow vLLM (stop, length, abort, error).
 enum class FinishedReason : std::uint8_t { kStop, kLength, kAbort, kError };
+
+// A histogram as it is: counts[i] observations up to bounds[i], and all of them last.
+struct LatencyCounts {
+  std::vector<double> bounds;
+  std::vector<std::uint64_t> counts;  // [n_bounds + 1], cumulative
+  double sum = 0;
+};
+struct Latencies {
+  LatencyCounts time_to_first_token;
+  LatencyCounts inter_token;
+  LatencyCounts e2e;
+};
 
 // The counters and histograms of one server. Nothing here is global: two servers in one process
 // have two Metrics. Requests running, waiting, accepted and so on are not counted here but taken
@@ -45,6 +58,8 @@ class Metrics {
                        std::int64_t generation_tokens);
   // `handler` is a route's pattern from a fixed table, never a path sent by a client.
   void count_http_request(std::string_view handler, std::string_view method, int status);
+
+  Latencies latencies() const;
 
   // Prometheus text exposition format 0.0.4 of everything, with the engine's state as given.
   std::string render(const engine::EngineStats& stats) const;

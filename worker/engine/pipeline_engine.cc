@@ -13,6 +13,25 @@ constexpr std::int64_t kPlanSendMs = 10000;
 // How often an idle schedule loop looks at the oldest step's age.
 constexpr std::chrono::milliseconds kDeadlinePoll{200};
 
+void count_step_tokens(const control::StepPlan& plan, engine::StepTokens& tokens) {
+  std::int64_t n_tokens = 0;
+  for (const control::Run& run : plan.runs()) n_tokens += run.tokens_size();
+  if (n_tokens == 0) return;  // it frees KV only
+  const auto bucket =
+      std::lower_bound(engine::kStepTokenBounds.begin(), engine::kStepTokenBounds.end(), n_tokens) -
+      engine::kStepTokenBounds.begin();
+  ++tokens.counts[static_cast<std::size_t>(bucket)];
+  tokens.sum += static_cast<std::uint64_t>(n_tokens);
+}
+
+void take_layers(const control::StepResult& result, engine::StageState& stage) {
+  stage.layers.resize(static_cast<std::size_t>(result.layer_used_bytes_size()));
+  for (std::size_t i = 0; i < stage.layers.size(); ++i) {
+    stage.layers[i].layer = stage.first_layer + static_cast<std::int32_t>(i);
+    stage.layers[i].used_bytes = result.layer_used_bytes(static_cast<int>(i));
+  }
+}
+
 }  // namespace
 
 PipelineEngine::PipelineEngine(comm::HostGroup& host, coordinator::SchedulerConfig config,
@@ -24,7 +43,8 @@ PipelineEngine::PipelineEngine(comm::HostGroup& host, coordinator::SchedulerConf
       options_(options),
       on_failure_(std::move(on_failure)),
       scheduler_(std::move(config), std::move(ledger)),
-      last_step_(stages.size()) {
+      last_step_(stages.size()),
+      reported_us_(stages.size()) {
   for (const control::StageInfo& info : stages) {
     engine::StageState state;
     state.stage = info.stage();
@@ -34,7 +54,6 @@ PipelineEngine::PipelineEngine(comm::HostGroup& host, coordinator::SchedulerConf
     state.n_layers = info.n_layers();
     state.weight_bytes = info.weight_bytes();
     state.kv_capacity_bytes = info.kv_capacity_bytes();
-    state.layer_used_bytes.resize(static_cast<std::size_t>(info.n_layers()));
     stages_.push_back(std::move(state));
   }
 }
@@ -64,11 +83,12 @@ Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest reque
   return handle;
 }
 
-void PipelineEngine::cancel(engine::RequestHandle handle) {
+bool PipelineEngine::cancel(engine::RequestHandle handle) {
   const std::lock_guard lock(mutex_);
-  scheduler_.cancel(handle, now_us());
+  const bool is_known = scheduler_.cancel(handle, now_us());
   woken_ = true;
   wake_.notify_one();
+  return is_known;
 }
 
 void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t choice) {
@@ -80,23 +100,44 @@ void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t ch
 
 engine::EngineStats PipelineEngine::stats() const {
   const std::lock_guard lock(mutex_);
+  return locked_stats();
+}
+
+engine::EngineStats PipelineEngine::locked_stats() const {
+  const std::int64_t now = now_us();
   engine::EngineStats stats = scheduler_.stats();
   std::vector<engine::StageState> stages = stages_;
   for (std::size_t s = 0; s < stages.size(); ++s) {
     const engine::StageState& decided = stats.stages[s];
     stages[s].kv_committed_bytes = decided.kv_committed_bytes;
+    stages[s].kv_budget_bytes = decided.kv_budget_bytes;
     stages[s].kv_level_ratio = decided.kv_level_ratio;
     stages[s].kv_price = decided.kv_price;
+    stages[s].report_age_seconds = static_cast<double>(now - reported_us_[s]) * 1e-6;
   }
   stats.stages = std::move(stages);
+  stats.step_tokens = step_tokens_;
   stats.budget_rounds = budget_rounds_;
   stats.budget_seconds = static_cast<double>(budget_us_) * 1e-6;
   return stats;
 }
 
+engine::EngineSnapshot PipelineEngine::snapshot() const {
+  const std::lock_guard lock(mutex_);
+  engine::EngineSnapshot snapshot;
+  snapshot.stats = locked_stats();
+  snapshot.moves.assign(moves_.begin(), moves_.end());
+  snapshot.active_requests = scheduler_.active_requests(engine::kMaxActiveRequests, now_us());
+  snapshot.n_active_requests =
+      std::int64_t{snapshot.stats.running} + std::int64_t{snapshot.stats.waiting};
+  return snapshot;
+}
+
 void PipelineEngine::set_balancer(coordinator::BudgetBalancer balancer,
                                   kvstore::LevelLadder ladder) {
   const std::lock_guard lock(mutex_);
+  level_ratios_ = ladder.ratios;
+  own_level_ = ladder.own;
   scheduler_.set_balancer(std::move(balancer), std::move(ladder));
 }
 
@@ -104,6 +145,7 @@ Result<coordinator::BudgetPlan> PipelineEngine::balance(
     std::span<const coordinator::BudgetReport> reports) {
   const std::lock_guard lock(mutex_);
   const std::int64_t began = now_us();
+  const coordinator::BudgetPlan before = scheduler_.budget_plan();
   const auto decision = scheduler_.balance(reports, began);
   ++budget_rounds_;
   budget_us_ += now_us() - began;
@@ -113,8 +155,25 @@ Result<coordinator::BudgetPlan> PipelineEngine::balance(
   if (decision->has_value()) {
     spdlog::info("KV budgets, plan {} from step {}: {}", plan.epoch, plan.effective_step,
                  (*decision)->reason);
+    note_moves(before, **decision);
   }
   return plan;
+}
+
+void PipelineEngine::note_moves(const coordinator::BudgetPlan& before,
+                                const coordinator::BudgetDecision& decision) {
+  const std::int64_t unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                                   std::chrono::system_clock::now().time_since_epoch())
+                                   .count();
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    const std::size_t from = before.epoch == 0 ? own_level_ : before.levels[s];
+    const std::size_t to = decision.plan.levels[s];
+    if (from == to) continue;
+    ++(to > from ? stages_[s].kv_moves_stronger : stages_[s].kv_moves_lighter);
+    moves_.push_back({unix_ms, decision.plan.effective_step, static_cast<std::int32_t>(s),
+                      level_ratios_[from], level_ratios_[to], decision.why});
+    if (moves_.size() > engine::kMaxBudgetMoves) moves_.pop_front();
+  }
 }
 
 Status PipelineEngine::admission() const {
@@ -192,6 +251,7 @@ void PipelineEngine::schedule_loop() {
 bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
   while (auto plan = scheduler_.next_step(now_us())) {
     const std::string bytes = plan->SerializeAsString();
+    count_step_tokens(*plan, step_tokens_);
     lock.unlock();
     Status status;
     for (int rank = 0; rank < host_.size() && status.ok(); ++rank) {
@@ -212,10 +272,11 @@ Status PipelineEngine::take_result(const control::StepResult& result) {
   engine::StageState& stage = stages_[index];
   stage.kv_used_bytes = result.kv_used_bytes();
   stage.kv_peak_bytes = result.kv_peak_bytes();
-  stage.layer_used_bytes.assign(result.layer_used_bytes().begin(), result.layer_used_bytes().end());
+  take_layers(result, stage);
   stage.busy_seconds += static_cast<double>(result.busy_us()) * 1e-6;
   ++stage.steps;
   last_step_[index] = result.step();
+  reported_us_[index] = now_us();
   return ok_status();
 }
 

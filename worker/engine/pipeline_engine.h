@@ -58,9 +58,10 @@ class PipelineEngine final : public engine::Engine {
 
   Result<engine::RequestHandle> submit(engine::EngineRequest request,
                                        std::shared_ptr<engine::EventSink> sink) override;
-  void cancel(engine::RequestHandle handle) override;
+  bool cancel(engine::RequestHandle handle) override;
   void finish_choice(engine::RequestHandle handle, std::int32_t choice) override;
   engine::EngineStats stats() const override;
+  engine::EngineSnapshot snapshot() const override;
   const engine::EngineLimits& limits() const override { return limits_; }
   Status admission() const override;
 
@@ -68,6 +69,9 @@ class PipelineEngine final : public engine::Engine {
   void schedule_loop();
   void receive_loop();
   bool send_plans(std::unique_lock<std::mutex>& lock);
+  engine::EngineStats locked_stats() const;
+  void note_moves(const coordinator::BudgetPlan& before,
+                  const coordinator::BudgetDecision& decision);
   Status take_result(const control::StepResult& result);
   void dispatch_events(std::unique_lock<std::mutex>& lock);
   void fail(std::unique_lock<std::mutex>& lock, const Status& status);
@@ -92,7 +96,12 @@ class PipelineEngine final : public engine::Engine {
   std::vector<engine::StageState> stages_;
   std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported
   std::uint64_t budget_rounds_ = 0;
-  std::int64_t budget_us_ = 0;  // of decisions
+  std::int64_t budget_us_ = 0;        // of decisions
+  std::vector<double> level_ratios_;  // of the balancer's ladder
+  std::size_t own_level_ = 0;
+  std::deque<engine::BudgetMove> moves_;
+  std::vector<std::int64_t> reported_us_;  // [n_stages] when each last reported
+  engine::StepTokens step_tokens_;
   Status failure_;
   bool stopping_ = false;
   bool woken_ = false;

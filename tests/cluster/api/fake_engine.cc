@@ -27,10 +27,15 @@ FakeEngine::FakeEngine(engine::EngineLimits limits, ScriptFor script_for)
   stage.kv_capacity_bytes = 1 << 20;
   stage.kv_used_bytes = 300;
   stage.kv_peak_bytes = 500;
-  stage.layer_used_bytes = {100, 200};
+  stage.bubble = {0.25, 0.5, 0.125};
+  stage.send_seconds = 0.5;
+  stage.receive_seconds = 0.25;
+  stage.compress_seconds = 2;
+  stage.layers = {{0, 100, 400, "EVICT lloyd4", 50, 20}, {1, 200, 400, "FULL raw", 50, 50}};
   stats_.stages = {stage, stage};
   stats_.stages[1].stage = 1;
   stats_.stages[1].first_layer = 2;
+  for (engine::LayerState& layer : stats_.stages[1].layers) layer.layer += 2;
   thread_ = std::thread([this] { run(); });
 }
 
@@ -66,13 +71,14 @@ Result<engine::RequestHandle> FakeEngine::submit(engine::EngineRequest request,
   return handle;
 }
 
-void FakeEngine::cancel(engine::RequestHandle handle) {
+bool FakeEngine::cancel(engine::RequestHandle handle) {
   const std::lock_guard lock(mutex_);
   const auto it = active_.find(handle);
-  if (it == active_.end()) return;
+  if (it == active_.end()) return false;
   it->second.cancelled = true;
   it->second.due = Clock::now();
   changed_.notify_all();
+  return true;
 }
 
 void FakeEngine::finish_choice(engine::RequestHandle handle, std::int32_t choice) {
@@ -88,6 +94,32 @@ void FakeEngine::finish_choice(engine::RequestHandle handle, std::int32_t choice
 engine::EngineStats FakeEngine::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;
+}
+
+engine::EngineSnapshot FakeEngine::snapshot() const {
+  const std::lock_guard lock(mutex_);
+  engine::EngineSnapshot snapshot;
+  snapshot.stats = stats_;
+  snapshot.moves.push_back({.unix_ms = 1700000000000,
+                            .step = 120,
+                            .stage = 1,
+                            .from_ratio = 0.5,
+                            .to_ratio = 0.25,
+                            .reason = "9.0 requests should run together and 4.5 fit"});
+  for (const auto& [handle, active] : active_) {
+    if (snapshot.active_requests.size() == engine::kMaxActiveRequests) break;
+    engine::ActiveRequest& shown = snapshot.active_requests.emplace_back();
+    shown.handle = handle;
+    shown.running = true;
+    shown.priority = active.request.priority;
+    shown.prompt_tokens = static_cast<std::int32_t>(active.request.prompt_ids.size());
+    shown.prefilled_tokens = shown.prompt_tokens;
+    shown.generated_tokens = active.completion_tokens;
+    shown.max_tokens = active.request.sampling.max_tokens * active.request.sampling.n_choices;
+    shown.policy = kvstore::profile_name(active.request.kv_policy.profile);
+  }
+  snapshot.n_active_requests = static_cast<std::int64_t>(active_.size());
+  return snapshot;
 }
 
 Status FakeEngine::admission() const {

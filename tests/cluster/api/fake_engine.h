@@ -46,9 +46,11 @@ class FakeEngine final : public engine::Engine {
 
   Result<engine::RequestHandle> submit(engine::EngineRequest request,
                                        std::shared_ptr<engine::EventSink> sink) override;
-  void cancel(engine::RequestHandle handle) override;
+  bool cancel(engine::RequestHandle handle) override;
   void finish_choice(engine::RequestHandle handle, std::int32_t choice) override;
   engine::EngineStats stats() const override;
+  // With one move and the requests under way.
+  engine::EngineSnapshot snapshot() const override;
   const engine::EngineLimits& limits() const override { return limits_; }
   Status admission() const override;
 

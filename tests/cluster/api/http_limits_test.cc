@@ -256,15 +256,16 @@ TEST(HttpLimits, DeniesEverythingButTheOpenPathsWithoutAKey) {
   options.api_keys = {"sk-one", "sk-two"};
   ApiTestServer server(options);
   HttpTestClient client(server.port());
-  for (const char* path : {"/health", "/live", "/ready", "/version", "/metrics", "/page"}) {
+  for (const char* path :
+       {"/health", "/live", "/ready", "/version", "/metrics", "/page", "/v1/spindle/state"}) {
     EXPECT_EQ(client.get(path).status, 200) << path;
   }
   const std::vector<std::pair<std::string, std::string>> closed{
-      {"POST", "/v1/completions"},  {"POST", "/v1/chat/completions"},
-      {"GET", "/v1/models"},        {"GET", "/v1/models/x"},
-      {"POST", "/tokenize"},        {"POST", "/detokenize"},
-      {"GET", "/v1/spindle/state"}, {"POST", "/v1/spindle/drain"},
-      {"GET", "/nowhere"},          {"DELETE", "/v1/completions"},
+      {"POST", "/v1/completions"},   {"POST", "/v1/chat/completions"},
+      {"GET", "/v1/models"},         {"GET", "/v1/models/x"},
+      {"POST", "/tokenize"},         {"POST", "/detokenize"},
+      {"POST", "/v1/spindle/drain"}, {"POST", "/v1/spindle/requests/1/cancel"},
+      {"GET", "/nowhere"},           {"DELETE", "/v1/completions"},
       {"OPTIONS", "/v1/models"}};
   for (const auto& [method, path] : closed) {
     for (const std::string header :

@@ -36,13 +36,26 @@ TEST(HttpRouter, DecodesTheModelId) {
   EXPECT_EQ(percent_decode("%zz%41"), "%zzA");
 }
 
+TEST(HttpRouter, FindsTheRequestToCancel) {
+  const RouteMatch match = match_route("POST", "/v1/spindle/requests/42/cancel");
+  EXPECT_EQ(match.route, Route::kCancelRequest);
+  EXPECT_EQ(match.handler, "/v1/spindle/requests/{id}/cancel");
+  EXPECT_EQ(match.argument, "42");
+  EXPECT_EQ(match_route("GET", "/v1/spindle/requests/42/cancel").route, Route::kMethodNotAllowed);
+  for (const char* path : {"/v1/spindle/requests/", "/v1/spindle/requests/cancel",
+                           "/v1/spindle/requests//cancel", "/v1/spindle/requests/42"}) {
+    EXPECT_EQ(match_route("POST", path).route, Route::kNotFound) << path;
+  }
+}
+
 TEST(HttpRouter, OpensWhatProbesAndTheDashboardNeedOnly) {
-  const std::set<std::string> open{"/health",  "/live",    "/ready",
-                                   "/version", "/metrics", "/v1/spindle/events"};
+  const std::set<std::string> open{"/health",           "/live",    "/ready",
+                                   "/version",          "/metrics", "/v1/spindle/state",
+                                   "/v1/spindle/events"};
   for (const std::string path :
        {"/health", "/live", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/x",
         "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/spindle/state",
-        "/v1/spindle/events", "/v1/spindle/drain", "/nowhere"}) {
+        "/v1/spindle/events", "/v1/spindle/drain", "/v1/spindle/requests/1/cancel", "/nowhere"}) {
     for (const char* method : {"GET", "POST", "OPTIONS"}) {
       EXPECT_EQ(match_route(method, path).needs_key, !open.contains(path)) << path;
     }

@@ -284,7 +284,11 @@ engine::EngineStats ScriptedService::stats() const {
     state.kv_capacity_bytes = 64U << 20U;
     state.kv_used_bytes = 16U << 20U;
     state.kv_peak_bytes = 32U << 20U;
-    state.layer_used_bytes = {12U << 20U, 4U << 20U};
+    state.layers.resize(2);
+    state.layers[0].layer = state.first_layer;
+    state.layers[0].used_bytes = 12U << 20U;
+    state.layers[1].layer = state.first_layer + 1;
+    state.layers[1].used_bytes = 4U << 20U;
     state.steps = 10;
     state.busy_seconds = 0.5;
     stats.stages.push_back(state);
