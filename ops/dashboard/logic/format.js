@@ -45,6 +45,12 @@ export function percent(share) {
   return `${value < 9.95 && value > 0 ? value.toFixed(1) : value.toFixed(0)}%`;
 }
 
+// At an axis, where 0.25% must not become 0.3%.
+export function percentTick(share) {
+  if (!Number.isFinite(share)) return MISSING;
+  return `${Number((share * 100).toFixed(3))}%`;
+}
+
 // A latency.
 export function seconds(value) {
   if (!Number.isFinite(value)) return MISSING;

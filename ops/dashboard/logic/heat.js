@@ -17,17 +17,24 @@ const sizeOf = ([width, height, gap]) => ({ width, height, gap });
 
 // Rows of `perRow` stages that fill the width; null when the cells would be too small to read.
 function roomy(counts, width, maxHeight, perRow) {
-  const most = Math.max(1, ...counts);
   const gap = 3;
   const rows = Math.ceil(counts.length / perRow);
-  const forStage = (width - (perRow - 1) * STAGE_GAP) / perRow;
-  const cellWidth = Math.min(MAX_CELL.width, Math.floor((forStage + gap) / most) - gap);
+  // By the row with the most layers.
+  let cellWidth = MAX_CELL.width;
+  for (let row = 0; row < rows; row += 1) {
+    const inRow = counts.slice(row * perRow, (row + 1) * perRow);
+    const layers = Math.max(1, inRow.reduce((sum, n) => sum + n, 0));
+    const free = width - (inRow.length - 1) * (STAGE_GAP - gap);
+    cellWidth = Math.min(cellWidth, Math.floor((free + gap) / layers) - gap);
+  }
   const forRow = (maxHeight - (rows - 1) * ROW_GAP) / rows - LABEL_HEIGHT;
   const cellHeight = Math.min(MAX_CELL.height, Math.floor(forRow));
   if (cellWidth < MIN_ROOMY.width || cellHeight < MIN_ROOMY.height) return null;
   const size = { width: cellWidth, height: Math.min(cellHeight, Math.max(40, 3 * cellWidth)), gap };
+  const picture = flow(counts, width, size);
+  if (picture.height > maxHeight) return null;
   const worth = Math.min(size.width, WORDS_WIDTH) + Math.min(size.height, WORDS_WIDTH);
-  return { size, picture: flow(counts, width, size), worth };
+  return { size, picture, worth };
 }
 
 function groupColumns(size, n, width) {

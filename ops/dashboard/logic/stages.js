@@ -48,23 +48,19 @@ export function kvShares(stage) {
   };
 }
 
-// The stages that stand still while others take steps: { stage, seconds } each. `track` is the Map
-// that remembers, by stage, the last change; pass the same one every time.
+// The stages that fell silent while others report or take steps: { stage, seconds } each. `track` is
+// the Map that remembers, by stage, the last change; pass the same one every time. When all are
+// silent there is nothing to do.
 export function silentStages(track, stages, nowMs, limitSeconds) {
-  let newest = -Infinity;
   for (const stage of stages) {
     const known = track.get(stage.stage);
     if (!known || known.steps !== stage.steps) {
       track.set(stage.stage, { steps: stage.steps, atMs: nowMs });
     }
-    newest = Math.max(newest, track.get(stage.stage).atMs);
   }
-  const silent = [];
-  for (const stage of stages) {
-    const reported = stage.last_report_seconds;
-    const still = (newest - track.get(stage.stage).atMs) / 1000;
-    const seconds = Number.isFinite(reported) ? reported : still;
-    if (seconds > limitSeconds) silent.push({ stage: stage.stage, seconds });
-  }
-  return silent;
+  const ages = stages.map((stage) => (Number.isFinite(stage.report_age_seconds)
+    ? stage.report_age_seconds : (nowMs - track.get(stage.stage).atMs) / 1000));
+  const newest = Math.min(...ages);
+  return stages.map((stage, i) => ({ stage: stage.stage, seconds: ages[i] - newest }))
+    .filter(({ seconds }) => seconds > limitSeconds);
 }

@@ -34,7 +34,6 @@ export class HeatMap {
       { label: 'Layer' }, { label: 'Stage' }, { label: 'Plan' }, { label: 'Full', numeric: true },
       { label: 'Kept', numeric: true }, { label: 'Share', numeric: true },
       { label: 'Tokens', numeric: true }, { label: 'Retained', numeric: true }], 'KV by layer');
-    this.table.onOpen = () => this.update(this.state);
     this.canvas.addEventListener('pointermove', (event) => {
       if (this.picture) this.#point(cellAt(this.picture, event.offsetX, event.offsetY));
     });

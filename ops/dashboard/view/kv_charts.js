@@ -1,7 +1,7 @@
 // KV by stage over time: how full the pools are, the size that layers are planned for, and the
 // balancer's moves, marked in the chart and explained in a list.
 
-import { bytes, clock, percent } from '../logic/format.js';
+import { bytes, clock, percent, percentTick } from '../logic/format.js';
 import { direction, listMoves, spread } from '../logic/moves.js';
 import { shares } from '../logic/series.js';
 import { color, fillList, make, setAttribute, setText } from './dom.js';
@@ -83,11 +83,13 @@ export class KvCharts {
     this.use = new LineChart(Library, find('kv-use'), [], (value) => this.#format(value), {
       ...common,
       axisWidth: 64,
+      tick: (value) => (this.stage === null ? percentTick(value) : bytes(value)),
       onDraw: (u) => this.named && drawEndLabels(u, this.useLabels),
     });
     this.level = new LineChart(Library, find('kv-level'), [], percent, {
       ...common,
-      axisWidth: 44,
+      axisWidth: 50,
+      tick: percentTick,
       onDraw: (u) => {
         if (this.named) drawEndLabels(u, this.levelLabels);
         drawMoves(u, this.moves);

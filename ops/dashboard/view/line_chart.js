@@ -7,6 +7,7 @@ import { color, fillList, make, setAttribute, setText } from './dom.js';
 import { TableBehind } from './table.js';
 
 const FONT = '11px ui-sans-serif, system-ui, sans-serif';
+const HEIGHT = 150;
 const SYNC = 'spindle';
 
 export async function loadChartLibrary() {
@@ -31,7 +32,8 @@ const MIN_SPAN_SECONDS = 60;
 
 export class LineChart {
   // series: [{ label, color (of the style sheet), dash, width, fill }]; format: number to text.
-  // options: height, max (of the y axis), table (the caption), onDraw(u), splits.
+  // options: height, axisWidth, rightPadding, tick (numbers at the axis), whole (they are whole numbers),
+  // legend (false: none), onDraw(u).
   constructor(Library, panel, series, format, options = {}) {
     this.Library = Library;
     this.panel = panel;
@@ -39,13 +41,13 @@ export class LineChart {
     this.legend = panel.querySelector('.chart-legend');
     this.format = format;
     this.options = options;
-    this.caption = options.caption ?? panel.querySelector('h2, h3').textContent;
+    this.caption = panel.querySelector('h2, h3').textContent;
     this.frame.setAttribute('role', 'img');
     this.setSeries(series);
     this.table = new TableBehind(panel, this.frame, [
       { label: 'Series' }, { label: 'Now', numeric: true }, { label: 'Least', numeric: true },
       { label: 'Mean', numeric: true }, { label: 'Most', numeric: true }], this.caption);
-    this.table.onOpen = () => { this.#size(); this.#texts(); };
+    this.table.onOpen = () => this.#size();
     if (!Library && !this.table.open) this.table.toggle();
     new ResizeObserver(() => this.#size()).observe(this.frame);
   }
@@ -66,7 +68,7 @@ export class LineChart {
     };
     return {
       width: Math.max(120, this.frame.clientWidth),
-      height: this.#height(),
+      height: options.height ?? HEIGHT,
       padding: [8, options.rightPadding ?? 8, 0, 0],
       legend: { show: false },
       cursor: {
@@ -74,14 +76,14 @@ export class LineChart {
       },
       scales: {
         x: { time: true },
-        y: { range: (u, low, high) => [0, options.max ?? (high > 0 ? high * 1.1 : 1)] },
+        y: { range: (u, low, high) => [0, high > 0 ? high * 1.1 : 1] },
       },
       axes: [
         { ...axis, space: 70, values: timeTexts, grid: { show: false }, size: 24, gap: 4 },
         {
           ...axis, size: options.axisWidth ?? 58, gap: 6, space: 28,
           incrs: options.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] : undefined,
-          splits: options.splits, values: (u, splits) => splits.map((at) => this.format(at)),
+          values: (u, splits) => splits.map((at) => (options.tick ?? this.format)(at)),
         },
       ],
       series: [{}, ...this.series.map((one) => ({
@@ -101,14 +103,10 @@ export class LineChart {
     };
   }
 
-  #height() {
-    return this.options.height ?? 150;
-  }
-
   #size() {
     const width = this.frame.clientWidth;
     if (this.chart && width > 0 && width !== this.chart.width) {
-      this.chart.setSize({ width, height: this.#height() });
+      this.chart.setSize({ width, height: this.options.height ?? HEIGHT });
     }
   }
 

@@ -29,12 +29,18 @@ export class TableBehind {
     this.button.setAttribute('aria-expanded', String(this.open));
     this.button.firstChild.textContent = this.open ? 'Picture' : 'Table';
     this.onOpen();
+    this.#fill();
   }
 
-  // rows: arrays of texts. Costs nothing while the table is closed.
+  // makeRows(): arrays of texts. Costs nothing while the table is closed.
   update(makeRows) {
-    if (!this.open) return;
-    fillList(this.body, makeRows(), () => {
+    this.makeRows = makeRows;
+    this.#fill();
+  }
+
+  #fill() {
+    if (!this.open || !this.makeRows) return;
+    fillList(this.body, this.makeRows(), () => {
       const row = make('tr');
       this.columns.forEach((column, i) => row.append(i === 0
         ? make('th', { scope: 'row' }) : make(column.numeric ? 'td.number' : 'td')));

@@ -32,6 +32,8 @@ test('percentages', () => {
   assert.equal(format.percent(0.012), '1.2%');
   assert.equal(format.percent(0.0996), '10%');
   assert.equal(format.percent(1), '100%');
+  assert.equal(format.percentTick(0.0025), '0.25%');
+  assert.equal(format.percentTick(0.1 + 0.2), '30%');
 });
 
 test('times', () => {
@@ -47,7 +49,7 @@ test('times', () => {
 });
 
 test('what is not a number is a dash', () => {
-  for (const name of ['count', 'rate', 'bytes', 'percent', 'seconds', 'duration', 'clock']) {
+  for (const name of ['count', 'rate', 'bytes', 'percent', 'percentTick', 'seconds', 'duration', 'clock']) {
     for (const value of [NaN, undefined, null, Infinity]) assert.equal(format[name](value), '–', `${name} of ${value}`);
   }
 });

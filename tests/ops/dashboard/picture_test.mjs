@@ -5,7 +5,7 @@ import { cellAt, cellRect, layout, neighbour } from '../../../ops/dashboard/logi
 import { keptShare, parsePlan, planTotals } from '../../../ops/dashboard/logic/plans.js';
 
 const SHAPES = [
-  { counts: [4, 4, 4], width: 770 }, { counts: [12], width: 360 }, { counts: [7, 5], width: 770 },
+  { counts: [4, 4, 4], width: 770 }, { counts: [12], width: 360 }, { counts: [7, 5], width: 770 }, { counts: [5, 4, 3], width: 770 },
   { counts: new Array(8).fill(10), width: 770 }, { counts: new Array(64).fill(2), width: 770 },
   { counts: new Array(64).fill(128), width: 770 }, { counts: new Array(64).fill(128), width: 340 },
   { counts: [1, 0, 80], width: 500 }, { counts: [3], width: 20 },
@@ -33,6 +33,8 @@ for (const { counts, width } of SHAPES) {
 test('few layers get large cells in one row, many stay in reach', () => {
   const few = layout([4, 4, 4], 770, 300);
   assert.ok(few.size.width >= 52 && new Set(few.groups.map((group) => group.y)).size === 1);
+  const uneven = layout([5, 4, 3], 770, 300);
+  assert.ok(uneven.size.width >= 52 && new Set(uneven.groups.map((group) => group.y)).size === 1);
   const many = layout(new Array(64).fill(128), 770, 300);
   assert.ok(many.height <= 500, String(many.height));
   assert.ok(many.inLines);

@@ -35,7 +35,10 @@ test('a stage that stands still while others go on', () => {
   assert.deepEqual(at(15000, 3, 1), [{ stage: 1, seconds: 15 }]);
   assert.deepEqual(at(16000, 4, 2), []);
   assert.deepEqual(at(90000, 4, 2), [], 'nobody takes steps: there is nothing to do');
-  assert.deepEqual(silentStages(new Map(), [{ stage: 0, steps: 1, last_report_seconds: 30 }], 0, 10), [{ stage: 0, seconds: 30 }]);
+  const reports = (...ages) => silentStages(new Map(), ages.map((age, stage) => ({ stage, steps: 1, report_age_seconds: age })), 0, 10);
+  assert.deepEqual(reports(0.5, 30.5), [{ stage: 1, seconds: 30 }]);
+  assert.deepEqual(reports(300, 300), [], 'an idle cluster');
+  assert.deepEqual(reports(), []);
 });
 
 test('what needs attention', () => {
