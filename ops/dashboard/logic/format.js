@@ -60,6 +60,11 @@ export function seconds(value) {
   return value < 120 ? `${short(value)} s` : duration(value);
 }
 
+// At an axis: "50 ms" instead of "50.0 ms".
+export function secondsTick(value) {
+  return seconds(value).replace(/(\.\d*?)0+ /, '$1 ').replace('. ', ' ');
+}
+
 // A length of time that a person waits.
 export function duration(value) {
   if (!Number.isFinite(value)) return MISSING;

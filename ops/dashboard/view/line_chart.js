@@ -48,7 +48,10 @@ export class LineChart {
       { label: 'Series' }, { label: 'Now', numeric: true }, { label: 'Least', numeric: true },
       { label: 'Mean', numeric: true }, { label: 'Most', numeric: true }], this.caption);
     this.table.onOpen = () => this.#size();
-    if (!Library && !this.table.open) this.table.toggle();
+    if (!Library) {
+      this.table.toggle();
+      this.table.button.hidden = true;
+    }
     new ResizeObserver(() => this.#size()).observe(this.frame);
   }
 

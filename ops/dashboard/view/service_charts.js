@@ -1,6 +1,6 @@
 // Throughput and latencies.
 
-import { count, rate, seconds } from '../logic/format.js';
+import { count, rate, seconds, secondsTick } from '../logic/format.js';
 import { LineChart } from './line_chart.js';
 
 const QUANTILES = [
@@ -18,7 +18,7 @@ export class ServiceCharts {
         { label: 'running', color: 'line-strong', width: 1.75, fill: 'line-fill', stepped: true },
         { label: 'waiting', color: 'line-alert', dash: [4, 3], stepped: true }], count, { axisWidth: 44, whole: true })],
       ...['ttft', 'itl', 'e2e'].map((key) => (
-        [`${key}95`, `${key}50`, new LineChart(Library, find(key), QUANTILES, seconds)])),
+        [`${key}95`, `${key}50`, new LineChart(Library, find(key), QUANTILES, seconds, { tick: secondsTick })])),
     ];
   }
 

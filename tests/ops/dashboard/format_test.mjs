@@ -42,6 +42,11 @@ test('times', () => {
   assert.equal(format.seconds(0.0234), '23.4 ms');
   assert.equal(format.seconds(3.797), '3.80 s');
   assert.equal(format.seconds(125), '2 min 5 s');
+  assert.equal(format.secondsTick(0.05), '50 ms');
+  assert.equal(format.secondsTick(0.0125), '12.5 ms');
+  assert.equal(format.secondsTick(5), '5 s');
+  assert.equal(format.secondsTick(100), '100 s');
+  assert.equal(format.secondsTick(0), '0');
   assert.equal(format.duration(59.9), '59 s');
   assert.equal(format.duration(3600), '1 h 0 min');
   assert.equal(format.duration(90061), '1 d 1 h');
