@@ -14,7 +14,7 @@ const LATENCIES = {
 };
 const COLUMNS = ['time', 'generation', 'prompt', 'running', 'waiting',
   ...Object.keys(LATENCIES).flatMap((key) => [`${key}50`, `${key}95`])];
-const STAGE_COLUMNS = ['used', 'committed', 'capacity', 'level'];
+const STAGE_COLUMNS = ['used', 'committed', 'budget', 'capacity', 'level'];
 
 function countersOf(state) {
   return {
@@ -102,6 +102,7 @@ export class History {
       const columns = this.stages[i];
       columns.used.push(stage.kv_used_bytes);
       columns.committed.push(stage.kv_committed_bytes ?? null);
+      columns.budget.push(stage.kv_budget_bytes ?? null);
       columns.capacity.push(stage.kv_capacity_bytes);
       columns.level.push(stage.kv_level_ratio > 0 ? stage.kv_level_ratio : null);
     });

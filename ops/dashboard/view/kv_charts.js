@@ -130,8 +130,9 @@ export class KvCharts {
       this.use.setSeries([
         { label: 'Used', color: 'line-strong', fill: 'line-fill', width: 1.75 },
         { label: 'Promised', color: 'line-soft', dash: [4, 3] },
+        { label: 'Budget', color: 'line-alert', dash: [2, 3] },
         { label: 'Pool', color: 'mark', width: 1 }]);
-      this.useLabels = ['used', 'promised', 'pool'];
+      this.useLabels = ['used', 'promised', 'budget', 'pool'];
     }
   }
 
@@ -148,7 +149,7 @@ export class KvCharts {
       .filter(({ stage }) => this.stage === null || stage.stage === this.stage);
     const useColumns = this.stage === null
       ? chosen.map(({ columns }) => shares(columns.used, columns.capacity))
-      : [chosen[0].columns.used, chosen[0].columns.committed, chosen[0].columns.capacity];
+      : ['used', 'committed', 'budget', 'capacity'].map((name) => chosen[0].columns[name]);
     this.use.update(time, useColumns, windowSeconds);
     this.level.update(time, chosen.map(({ columns }) => columns.level), windowSeconds);
     this.#list(state);

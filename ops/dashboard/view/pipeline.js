@@ -56,7 +56,8 @@ export class Pipeline {
       ...TIME_PARTS.map((part) => ({ label: part.label, numeric: true })),
       { label: 'Compress', numeric: true }, { label: 'Transfer', numeric: true },
       { label: 'Weights', numeric: true }, { label: 'KV used', numeric: true },
-      { label: 'KV promised', numeric: true }, { label: 'KV peak', numeric: true },
+      { label: 'KV promised', numeric: true }, { label: 'KV budget', numeric: true },
+      { label: 'KV peak', numeric: true },
       { label: 'KV pool', numeric: true }, { label: 'Steps', numeric: true }], 'Stages');
   }
 
@@ -74,7 +75,7 @@ export class Pipeline {
         ...TIME_PARTS.map((part) => (share ? percent(share[part.key]) : '–')),
         share ? percent(share.compress) : '–', share ? percent(share.transfer) : '–',
         bytes(stage.weight_bytes), bytes(stage.kv_used_bytes), bytes(stage.kv_committed_bytes),
-        bytes(stage.kv_peak_bytes), bytes(stage.kv_capacity_bytes), String(stage.steps)];
+        bytes(stage.kv_budget_bytes), bytes(stage.kv_peak_bytes), bytes(stage.kv_capacity_bytes), String(stage.steps)];
     }));
   }
 }

@@ -22,6 +22,7 @@ from cluster import MODEL, ROOT, Cluster, golden, wait_until  # noqa: E402
 
 KEY = "sk-dashboard-test"
 STAGES = 3
+MAX_STREAMS = 32
 SHOTS = pathlib.Path(os.environ.get("SPINDLE_BINARY_DIR", ROOT / "build")) / "dashboard"
 # A stated bar: one second from a state's arrival to the frame that shows it.
 BIG_STAGES, BIG_LAYERS, BIG_SECONDS = 64, 128, 1.0
@@ -223,18 +224,42 @@ class LiveClusterTest(unittest.TestCase):
     def test_phone_and_accessibility(self):
         with Load(self.cluster, clients=3):
             browser.wait("document.querySelectorAll('#requests tbody tr').length >= 2", 15)
-            for scheme in ("light", "dark"):
-                browser("theme", scheme=scheme)
-                found = browser("axe")
-                serious = [one for one in found if one["impact"] in ("serious", "critical")]
-                self.assertEqual(serious, [], json.dumps(serious, indent=1))
+            browser("theme", scheme="dark")
+            self.assert_accessible()
             browser("open", url=self.url, width=390, height=844, scale=2)
             browser.wait("document.querySelectorAll('#requests tbody tr').length >= 2", 15)
             browser.wait("document.querySelector('#throughput canvas').clientWidth > 100")
             self.assertLessEqual(browser.eval("document.documentElement.scrollWidth"), 390)
             browser("shot", file=str(SHOTS / "phone.png"))
-            serious = [one for one in browser("axe") if one["impact"] in ("serious", "critical")]
-            self.assertEqual(serious, [], json.dumps(serious, indent=1))
+            self.assert_accessible()
+
+    def assert_accessible(self):
+        serious = [one for one in browser("axe") if one["impact"] in ("serious", "critical")]
+        self.assertEqual(serious, [], json.dumps(serious, indent=1))
+
+    def test_more_pages_than_streams(self):
+        """The page asks now and then when the server has no stream left, and follows again when it has."""
+        browser("open", url=self.url.replace("/dashboard", "/live"))  # gives the stream of setUp back
+        taken = []
+        try:
+            while True:
+                connection = self.cluster.connection(10)
+                connection.request("GET", "/v1/spindle/events")
+                response = connection.getresponse()
+                taken.append((response, connection))
+                if response.status != 200:
+                    break
+                self.assertLessEqual(len(taken), MAX_STREAMS)
+            self.assertEqual(response.status, 503)
+            browser("open", url=self.url)
+            browser.wait("document.querySelector('#link').dataset.state === 'polling'")
+            browser.wait("document.querySelectorAll('.stage').length === 3")
+            self.assertIn("Slow updates", browser.text("#conditions"))
+        finally:
+            for response, connection in taken:
+                response.close()
+                connection.close()
+        browser.wait("document.querySelector('#link').dataset.state === 'live'", 15)
 
     def test_z_recovers_when_the_cluster_comes_back(self):
         """The last one: it stops the cluster that the others use."""

@@ -177,7 +177,7 @@ export class Simulation {
       stage: stage.stage, host: `node-${Math.floor(stage.stage / 8)}`, device: `cuda:${stage.stage % 8}`,
       first_layer: stage.stage * stage.layers, n_layers: stage.layers, weight_bytes: 6 * GIB,
       kv_capacity_bytes: stage.capacity, kv_used_bytes: used, kv_peak_bytes: stage.peak,
-      kv_committed_bytes: Math.min(stage.capacity, used * 1.4), kv_level_ratio: stage.level, kv_price: 1,
+      kv_committed_bytes: Math.min(stage.capacity, used * 1.4), kv_budget_bytes: used * 1.6, kv_level_ratio: stage.level, kv_price: 1,
       steps: stage.steps, busy_seconds: stage.busy, bubble_seconds: { ...stage.bubble },
       compress_seconds: stage.compress, transfer_seconds: stage.transfer, layers,
     };
