@@ -35,3 +35,16 @@ export function summary(values, first) {
 export function shares(part, whole) {
   return part.map((value, i) => (value === null || !(whole[i] > 0) ? null : value / whole[i]));
 }
+
+// Distances between an axis' ticks to choose from: 1, 2 and 5 times the powers of ten, or powers of two.
+export function decimalSteps(fromPower, toPower) {
+  const steps = [];
+  for (let power = fromPower; power <= toPower; power += 1) {
+    for (const digit of [1, 2, 5]) steps.push(Number(`${digit}e${power}`));
+  }
+  return steps;
+}
+
+export function binarySteps() {
+  return Array.from({ length: 50 }, (_, i) => 2 ** i);
+}

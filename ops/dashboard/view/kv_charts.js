@@ -3,7 +3,7 @@
 
 import { bytes, clock, percent, percentTick } from '../logic/format.js';
 import { direction, listMoves, spread } from '../logic/moves.js';
-import { shares } from '../logic/series.js';
+import { binarySteps, decimalSteps, shares } from '../logic/series.js';
 import { color, fillList, make, setAttribute, setText } from './dom.js';
 import { LineChart } from './line_chart.js';
 
@@ -84,6 +84,7 @@ export class KvCharts {
       ...common,
       axisWidth: 64,
       tick: (value) => (this.stage === null ? percentTick(value) : bytes(value)),
+      steps: () => (this.stage === null ? decimalSteps(-5, 0) : binarySteps()),
       onDraw: (u) => this.named && drawEndLabels(u, this.useLabels),
     });
     this.level = new LineChart(Library, find('kv-level'), [], percent, {

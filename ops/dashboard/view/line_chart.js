@@ -32,8 +32,8 @@ const MIN_SPAN_SECONDS = 60;
 
 export class LineChart {
   // series: [{ label, color (of the style sheet), dash, width, fill }]; format: number to text.
-  // options: height, axisWidth, rightPadding, tick (numbers at the axis), whole (they are whole numbers),
-  // legend (false: none), onDraw(u).
+  // options: height, axisWidth, rightPadding, tick (numbers at the axis), steps() (distances
+  // of its ticks to choose from), legend (false: none), onDraw(u).
   constructor(Library, panel, series, format, options = {}) {
     this.Library = Library;
     this.panel = panel;
@@ -85,7 +85,7 @@ export class LineChart {
         { ...axis, space: 70, values: timeTexts, grid: { show: false }, size: 24, gap: 4 },
         {
           ...axis, size: options.axisWidth ?? 58, gap: 6, space: 28,
-          incrs: options.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] : undefined,
+          incrs: options.steps ? () => options.steps() : undefined,
           values: (u, splits) => splits.map((at) => (options.tick ?? this.format)(at)),
         },
       ],

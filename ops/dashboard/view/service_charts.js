@@ -1,6 +1,7 @@
 // Throughput and latencies.
 
 import { count, rate, seconds, secondsTick } from '../logic/format.js';
+import { decimalSteps } from '../logic/series.js';
 import { LineChart } from './line_chart.js';
 
 const QUANTILES = [
@@ -16,7 +17,7 @@ export class ServiceCharts {
         { label: 'prompt', color: 'line-soft', dash: [4, 3] }], rate)],
       ['running', 'waiting', new LineChart(Library, find('load'), [
         { label: 'running', color: 'line-strong', width: 1.75, fill: 'line-fill', stepped: true },
-        { label: 'waiting', color: 'line-alert', dash: [4, 3], stepped: true }], count, { axisWidth: 44, whole: true })],
+        { label: 'waiting', color: 'line-alert', dash: [4, 3], stepped: true }], count, { axisWidth: 44, steps: () => decimalSteps(0, 6) })],
       ...['ttft', 'itl', 'e2e'].map((key) => (
         [`${key}95`, `${key}50`, new LineChart(Library, find(key), QUANTILES, seconds, { tick: secondsTick })])),
     ];

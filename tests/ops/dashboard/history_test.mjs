@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { difference, quantile, total } from '../../../ops/dashboard/logic/histogram.js';
 import { History, sampleBefore } from '../../../ops/dashboard/logic/history.js';
-import { firstWithin, shares, summary } from '../../../ops/dashboard/logic/series.js';
+import { binarySteps, decimalSteps, firstWithin, shares, summary } from '../../../ops/dashboard/logic/series.js';
 import { randomSource, Simulation } from './simulation.mjs';
 
 const histogram = (counts, bounds = [1, 2, 4]) => ({ bounds, counts, sum: 0 });
@@ -137,4 +137,9 @@ test('parts of columns', () => {
   assert.deepEqual(summary([5, null, 1, 3], 1), { last: 3, min: 1, mean: 2, max: 3 });
   assert.deepEqual(summary([null], 0), { last: null, min: null, mean: null, max: null });
   assert.deepEqual(shares([1, null, 3], [2, 2, 0]), [0.5, null, null]);
+});
+
+test('ticks', () => {
+  assert.deepEqual(decimalSteps(-1, 1), [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]);
+  assert.deepEqual(binarySteps().slice(9, 12), [512, 1024, 2048]);
 });
