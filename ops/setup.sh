@@ -130,7 +130,7 @@ default_jobs() {
 configure() {
   local folder=$1
   # A build file exists only after a configure that worked; from then on ninja follows changes.
-  if [[ -f $folder/build.ninja ]]; then
+  if [[ -f $folder/build.ninja ]] && ! $charts_came; then
     say "configure: $folder is configured"
     return
   fi
@@ -172,6 +172,8 @@ npm_packages() {
   node_is_there && (cd "$folder" && npm ci --no-audit --no-fund --fetch-retries="$2")
 }
 
+find_charts() { find "$root/ops/dashboard/node_modules/uplot/dist" -name uPlot.esm.js 2>/dev/null || true; }
+
 if $list_only; then
   choose_packages || say "not Debian 12 or Ubuntu 24.04 ($system): names may differ"
   if [[ ${needed[*]} != *npm* ]]; then needed+=(nodejs npm); fi
@@ -186,12 +188,15 @@ fi
 if $build; then
   folder=$root/build${preset:+-$preset}
   # Before the build, which puts the dashboard's chart library into the daemon.
+  had_charts=$(find_charts)
   retries=1
   if $with_tests; then retries=5; fi
   if ! npm_packages ops/dashboard "$retries"; then
     if $with_tests; then fail 'npm ci in ops/dashboard failed: is the npm registry reachable?'; fi
     say 'npm failed: the dashboard is built without charts'
   fi
+  charts_came=false
+  if [[ $(find_charts) != "$had_charts" ]]; then charts_came=true; fi
   configure "$folder"
   compile "$folder"
   if $with_tests; then
