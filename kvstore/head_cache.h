@@ -14,6 +14,7 @@
 #include "kernels/attention.h"
 #include "kernels/kv_block.h"
 #include "kvstore/page_pool.h"
+#include "kvstore/plan/kv_kind.h"
 #include "kvstore/plan/kv_plan.h"
 
 namespace spindle::kvstore {
@@ -58,6 +59,7 @@ struct HeadCache {
 
   // Running sums, so that reports need not walk the blocks.
   std::uint64_t piece_bytes = 0;  // that the blocks, means and books take in the arena
+  FormBytes form_bytes = {};      // the same by form; raw ones are kRaw whatever the mode
   BlockTokens block_tokens;
 
   std::int64_t n_block_tokens() const { return block_tokens.n_visible; }

@@ -1,6 +1,7 @@
 #include "kvstore/kv_store.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -30,7 +31,7 @@ KvStore::KvStore(const KvStoreConfig& config, std::unique_ptr<KvMemory> memory,
     : config_(config),
       memory_(std::move(memory)),
       pool_(std::move(pool)),
-      layer_used_bytes_(static_cast<std::size_t>(config.n_layers)) {}
+      usage_(config.n_layers, config.shape.n_kv_heads) {}
 
 void KvStore::set_token_table(const std::uint16_t* k, const std::uint16_t* v) {
   token_k_ = k;
@@ -186,7 +187,8 @@ Status KvStore::fork(SequenceId parent, SequenceId child, std::int64_t n_tokens,
   }
   memory_->copy(copies);
   memory_->tables_changed(child, TableChange::kAll);
-  count_bytes(forked, 1);
+  usage_.add_tokens(n_tokens);
+  count_use(forked, 1);
   refresh_heads(sequences_.emplace(child, std::move(forked)).first->second);
   return ok_status();
 }
@@ -256,11 +258,12 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
                               " reserved");
   }
   extended.n_tokens = n_tokens;
+  usage_.add_tokens(n_new);
   if (config_.keeps_token_ids) {
     extended.token_ids.insert(extended.token_ids.end(), tokens.begin(), tokens.end());
   }
   if (!needs_pages) return ok_status();
-  count_bytes(extended, -1);
+  count_use(extended, -1);
   for (HeadCache& cache : extended.caches) {
     const std::int64_t wanted =
         pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens);
@@ -268,7 +271,7 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
       add_tail_page(extended, cache);
     }
   }
-  count_bytes(extended, 1);
+  count_use(extended, 1);
   refresh_heads(extended);
   memory_->tables_changed(sequence, TableChange::kPages);
   return ok_status();
@@ -329,7 +332,8 @@ Result<FreedBytes> KvStore::free(SequenceId sequence) {
         head_bytes(cache);
     for (const PageId page : cache.tail_pages) pool_->release(page);
   }
-  count_bytes(freed, -1);
+  count_use(freed, -1);
+  usage_.add_tokens(-freed.n_tokens);
   bytes.kept_bytes = n_pages * pool_->page_bytes();
   freed.arena.clear();
   pool_->unreserve(freed.reserved_pages);
@@ -353,15 +357,23 @@ KvStats KvStore::stats() const {
   stats.capacity_bytes = static_cast<std::uint64_t>(pool_->n_pages()) * page_bytes;
   stats.used_bytes = static_cast<std::uint64_t>(pool_->n_used()) * page_bytes;
   stats.peak_bytes = static_cast<std::uint64_t>(pool_->peak_used()) * page_bytes;
-  stats.layer_used_bytes = layer_used_bytes_;
+  for (std::size_t layer = 0; layer < static_cast<std::size_t>(config_.n_layers); ++layer) {
+    stats.layer_used_bytes.push_back(usage_.used_bytes(layer));
+  }
   return stats;
+}
+
+KvUse KvStore::use() const {
+  KvUse use = usage_.report();
+  use.layer_full_bytes = full_bytes(config_.shape, 1, use.logical_tokens);
+  return use;
 }
 
 void KvStore::check_invariants() const {
   pool_->check_invariants();
   std::unordered_set<PageId> pages;
   std::int64_t reserved = 0;
-  std::vector<std::uint64_t> layer_bytes(static_cast<std::size_t>(config_.n_layers));
+  KvUsage usage(config_.n_layers, config_.shape.n_kv_heads);
   for (const auto& [id, sequence] : sequences_) {
     reserved += sequence.reserved_pages;
     CHECK(pages_to_extend(sequence, sequence.n_tokens) == 0, "pages of a tail = its tokens' pages");
@@ -371,21 +383,26 @@ void KvStore::check_invariants() const {
     for (const HeadCache& cache : sequence.caches) {
       pages.insert(cache.tail_pages.begin(), cache.tail_pages.end());
       live_bytes += cache.piece_bytes;
-      CHECK(cache.piece_bytes == piece_bytes(cache), "bytes of a head's pieces");
+      const FormBytes forms = form_bytes(cache);
+      CHECK(cache.form_bytes == forms, "forms of a head's pieces");
+      CHECK(cache.piece_bytes == std::accumulate(forms.begin(), forms.end(), std::uint64_t{0}),
+            "bytes of a head's pieces");
       BlockTokens tokens;
       for (const kernels::KvBlock& block : cache.blocks) tokens.count(block, 1);
       CHECK(cache.block_tokens == tokens, "tokens of a head's blocks");
     }
     for (std::size_t table = 0; table < n_tables(); ++table) {
-      layer_bytes[table / static_cast<std::size_t>(config_.shape.n_kv_heads)] +=
-          head_bytes(sequence.caches[table]);
+      const HeadCache& cache = sequence.caches[table];
+      usage.add(table / static_cast<std::size_t>(config_.shape.n_kv_heads), cache,
+                tail_bytes(cache));
     }
+    usage.add_tokens(sequence.n_tokens);
     CHECK(live_bytes == sequence.arena.live_bytes(), "pieces of the heads = bytes in the arena");
     std::vector<PageId> arena_pages;
     sequence.arena.append_pages(arena_pages);
     pages.insert(arena_pages.begin(), arena_pages.end());
   }
-  CHECK(layer_bytes == layer_used_bytes_, "bytes of the layers = those of their heads");
+  CHECK(usage == usage_, "sums of the layers = those of their heads");
   CHECK(reserved == pool_->n_reserved(), "reservations of sequences = reserved pages");
   CHECK(static_cast<std::int64_t>(pages.size()) == pool_->n_used(), "pages in tables = used");
 }

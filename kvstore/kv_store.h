@@ -33,6 +33,7 @@
 #include "kvstore/encoded_head.h"
 #include "kvstore/head_cache.h"
 #include "kvstore/kv_memory.h"
+#include "kvstore/kv_usage.h"
 #include "kvstore/page_pool.h"
 #include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_shape.h"
@@ -182,6 +183,8 @@ class KvStore {
   int n_layers() const { return config_.n_layers; }
   kernels::KvPageLayout page_layout() const;
   KvStats stats() const;
+  // Work in proportion to the layers.
+  KvUse use() const;
   const PagePool& pool() const { return *pool_; }
   const KvMemory& memory() const { return *memory_; }
   // Compares the pool with the page tables; walks everything, for tests and debug builds.
@@ -244,12 +247,15 @@ class KvStore {
                         const StageBoundary& boundary, std::span<HeadMove> moves);
   void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
-  std::uint64_t head_bytes(const HeadCache& cache) const {
-    return cache.tail_pages.size() * pool_->page_bytes() + cache.piece_bytes;
+  std::uint64_t tail_bytes(const HeadCache& cache) const {
+    return cache.tail_pages.size() * pool_->page_bytes();
   }
-  void count_bytes(const Sequence& sequence, int sign);
+  std::uint64_t head_bytes(const HeadCache& cache) const {
+    return tail_bytes(cache) + cache.piece_bytes;
+  }
+  void count_use(const Sequence& sequence, int sign);
   // Walks the blocks.
-  std::uint64_t piece_bytes(const HeadCache& cache) const;
+  FormBytes form_bytes(const HeadCache& cache) const;
   HeadKept head_kept(const HeadCache& cache, std::int64_t n_tokens) const;
 
   KvStoreConfig config_;
@@ -258,7 +264,7 @@ class KvStore {
   const std::uint16_t* token_k_ = nullptr;
   const std::uint16_t* token_v_ = nullptr;
   std::unordered_map<SequenceId, Sequence> sequences_;
-  std::vector<std::uint64_t> layer_used_bytes_;  // KvStats
+  KvUsage usage_;
 };
 
 }  // namespace spindle::kvstore

@@ -113,9 +113,10 @@ void KvStore::free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_
 }
 
 void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move) {
-  const auto release = [&](const std::byte* piece, std::uint64_t bytes) {
+  const auto release = [&](const std::byte* piece, std::uint64_t bytes, KvFormat format) {
     if (piece == nullptr || bytes == 0) return;
     cache.piece_bytes -= arena_bytes(bytes);
+    cache.form_bytes[static_cast<std::size_t>(form_of(format))] -= arena_bytes(bytes);
     const std::int64_t n_free = sequence.arena.release(piece, bytes);
     CHECK(pool_->reserve(n_free).ok(), "pages were just freed");
     sequence.reserved_pages += n_free;
@@ -128,11 +129,11 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
                                           block->capacity, config_.wide_ids);
     const auto v = kernels::kv_side_bytes(block->codec.v, KvSide::kValue, d, config_.shape.dtype,
                                           block->capacity, config_.wide_ids);
-    release(block->k.codes, k.codes);
-    release(block->k.scales, k.scales);
-    release(block->v.codes, v.codes);
-    release(block->v.scales, v.scales);
-    release(block->positions, config_.wide_positions ? 128 : 64);
+    release(block->k.codes, k.codes, block->codec.k);
+    release(block->k.scales, k.scales, block->codec.k);
+    release(block->v.codes, v.codes, block->codec.v);
+    release(block->v.scales, v.scales, block->codec.v);
+    release(block->positions, config_.wide_positions ? 128 : 64, block->codec.k);
     cache.block_tokens.count(*block, -1);
   }
   cache.blocks.erase(first, end);
@@ -149,19 +150,20 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   // Largest first: sizes divide each other, so nothing is left between them.
   std::map<std::size_t, std::vector<Waiting>, std::greater<>> waiting;
   HeadCache* owner = nullptr;
-  const auto add = [&](Piece piece, const std::byte** place) {
+  const auto add = [&](Piece piece, const std::byte** place, KvForm form) {
     if (piece.empty()) return;
     owner->piece_bytes += arena_bytes(piece.size());
+    owner->form_bytes[static_cast<std::size_t>(form)] += arena_bytes(piece.size());
     waiting[piece.size()].push_back({piece, place});
   };
   const std::uint64_t chunk_bytes = codebook_chunk_bytes(config_.shape.head_dim);
-  const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries) {
+  const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries, KvForm form) {
     const std::size_t n_chunks = entries.chunks.size() / chunk_bytes;
     const std::size_t n_old = book.chunks.size();
     book.chunks.resize(n_old + n_chunks);
     book.n_filled += entries.n_filled;
     for (std::size_t c = 0; c < n_chunks; ++c) {
-      add(entries.chunks.subspan(c * chunk_bytes, chunk_bytes), &book.chunks[n_old + c]);
+      add(entries.chunks.subspan(c * chunk_bytes, chunk_bytes), &book.chunks[n_old + c], form);
     }
   };
   std::vector<const std::byte*> means(2 * encoded.size());
@@ -173,18 +175,21 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
       cache.blocks.push_back(block.view);
       cache.block_tokens.count(block.view, 1);
       kernels::KvBlock& placed = cache.blocks.back();
-      add(block.k.codes, &placed.k.codes);
-      add(block.k.scales, &placed.k.scales);
-      add(block.v.codes, &placed.v.codes);
-      add(block.v.scales, &placed.v.scales);
-      add(block.positions, &placed.positions);
+      const KvForm k_form = form_of(placed.codec.k);
+      const KvForm v_form = form_of(placed.codec.v);
+      add(block.k.codes, &placed.k.codes, k_form);
+      add(block.k.scales, &placed.k.scales, k_form);
+      add(block.v.codes, &placed.v.codes, v_form);
+      add(block.v.scales, &placed.v.scales, v_form);
+      add(block.positions, &placed.positions, k_form);
     }
     auto entry = static_cast<std::uint16_t>(cache.k_book.n_entries());
     for (const std::int32_t id : encoded[h].entry_ids) cache.token_entries.emplace(id, entry++);
-    add(encoded[h].k_mean, &means[2 * h]);
-    add(encoded[h].v_mean, &means[2 * h + 1]);
-    add_entries(cache.k_book, encoded[h].k_entries);
-    add_entries(cache.v_book, encoded[h].v_entries);
+    add(encoded[h].k_mean, &means[2 * h], KvForm::kLloyd);
+    add(encoded[h].v_mean, &means[2 * h + 1], KvForm::kLloyd);
+    const KvForm book_form = cache.token_entries.empty() ? KvForm::kCodebook : KvForm::kToken;
+    add_entries(cache.k_book, encoded[h].k_entries, book_form);
+    add_entries(cache.v_book, encoded[h].v_entries, book_form);
   }
   std::vector<KvCopy> copies;
   const auto place_one = [&](const Waiting& one) {
@@ -225,8 +230,9 @@ Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   const std::size_t first = static_cast<std::size_t>(layer) * n_heads;
   const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, n_heads);
-  std::uint64_t& used_bytes = layer_used_bytes_[static_cast<std::size_t>(layer)];
-  for (const HeadCache& cache : caches) used_bytes -= head_bytes(cache);
+  for (const HeadCache& cache : caches) {
+    usage_.remove(static_cast<std::size_t>(layer), cache, tail_bytes(cache));
+  }
   std::vector<HeadTask> tasks;
   for (std::size_t h = 0; h < n_heads; ++h) {
     tasks.push_back(head_task(sequence, boundary, first + h));
@@ -242,7 +248,9 @@ Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence
     caches[h].tail_first = move.tail_first;
   }
   Status status = place_layer(sequence, first, encoded);
-  for (const HeadCache& cache : caches) used_bytes += head_bytes(cache);
+  for (const HeadCache& cache : caches) {
+    usage_.add(static_cast<std::size_t>(layer), cache, tail_bytes(cache));
+  }
   return status;
 }
 

@@ -215,33 +215,42 @@ std::uint64_t KvStore::future_piece_bytes(const Sequence& sequence, const StageB
   return bytes;
 }
 
-void KvStore::count_bytes(const Sequence& sequence, int sign) {
+void KvStore::count_use(const Sequence& sequence, int sign) {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
   for (std::size_t table = 0; table < n_tables(); ++table) {
-    std::uint64_t& used = layer_used_bytes_[table / n_heads];
-    const std::uint64_t bytes = head_bytes(sequence.caches[table]);
-    used = sign > 0 ? used + bytes : used - bytes;
+    const HeadCache& cache = sequence.caches[table];
+    if (sign > 0) {
+      usage_.add(table / n_heads, cache, tail_bytes(cache));
+    } else {
+      usage_.remove(table / n_heads, cache, tail_bytes(cache));
+    }
   }
 }
 
-std::uint64_t KvStore::piece_bytes(const HeadCache& cache) const {
-  std::uint64_t bytes = 0;
+FormBytes KvStore::form_bytes(const HeadCache& cache) const {
+  FormBytes forms = {};
+  const auto bytes_of = [&forms](KvForm form) -> std::uint64_t& {
+    return forms[static_cast<std::size_t>(form)];
+  };
   const int d = config_.shape.head_dim;
   for (const kernels::KvBlock& block : cache.blocks) {
     const auto k = kernels::kv_side_bytes(block.codec.k, KvSide::kKey, d, config_.shape.dtype,
                                           block.capacity, config_.wide_ids);
     const auto v = kernels::kv_side_bytes(block.codec.v, KvSide::kValue, d, config_.shape.dtype,
                                           block.capacity, config_.wide_ids);
-    bytes +=
-        arena_bytes(k.codes) + arena_bytes(k.scales) + arena_bytes(v.codes) + arena_bytes(v.scales);
-    if (block.positions != nullptr) bytes += config_.wide_positions ? 128 : 64;
+    bytes_of(form_of(block.codec.k)) += arena_bytes(k.codes) + arena_bytes(k.scales);
+    bytes_of(form_of(block.codec.v)) += arena_bytes(v.codes) + arena_bytes(v.scales);
+    if (block.positions != nullptr) {
+      bytes_of(form_of(block.codec.k)) += config_.wide_positions ? 128 : 64;
+    }
   }
   const std::uint64_t mean_bytes = arena_bytes(2ULL * static_cast<std::uint64_t>(d));
-  if (cache.context.k_mean != nullptr) bytes += mean_bytes;
-  if (cache.context.v_mean != nullptr) bytes += mean_bytes;
-  bytes += (cache.k_book.chunks.size() + cache.v_book.chunks.size()) *
-           arena_bytes(codebook_chunk_bytes(d));
-  return bytes;
+  if (cache.context.k_mean != nullptr) bytes_of(KvForm::kLloyd) += mean_bytes;
+  if (cache.context.v_mean != nullptr) bytes_of(KvForm::kLloyd) += mean_bytes;
+  bytes_of(cache.token_entries.empty() ? KvForm::kCodebook : KvForm::kToken) +=
+      (cache.k_book.chunks.size() + cache.v_book.chunks.size()) *
+      arena_bytes(codebook_chunk_bytes(d));
+  return forms;
 }
 
 HeadKept KvStore::head_kept(const HeadCache& cache, std::int64_t n_tokens) const {

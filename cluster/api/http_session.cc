@@ -177,11 +177,15 @@ HttpSession::Task<void> HttpSession::run() {
     request.request_id = make_request_id();
     std::optional<HttpResponse> refusal;
     if (!co_await read_request(request, refusal)) break;
+    const Clock::time_point began = Clock::now();
+    const std::size_t request_bytes = request.body.size();
+    bytes_written_ = 0;
     if (refusal) {
       keep_alive = co_await write_response(request, *refusal);
     } else {
       keep_alive = co_await answer(request);
     }
+    observe(request, request_bytes, began);
     keep_alive = keep_alive && request.keep_alive && !gone();
   }
   co_await close_gracefully();
@@ -387,6 +391,7 @@ HttpSession::Task<bool> HttpSession::write_all(std::string_view data) {
       co_return false;
     }
     data.remove_prefix(n);
+    bytes_written_ += n;
   }
   deadline_.disarm();
   co_return true;
@@ -404,6 +409,13 @@ HttpSession::Task<bool> HttpSession::write_chunk(const HttpRequest& request,
 void HttpSession::count(const HttpRequest& request, int status) const {
   context_->handlers.service().metrics().count_http_request(request.match.handler, request.method,
                                                             status);
+}
+
+void HttpSession::observe(const HttpRequest& request, std::size_t request_bytes,
+                          Clock::time_point began) const {
+  const std::chrono::duration<double> took = Clock::now() - began;
+  context_->handlers.service().metrics().observe_http_request(
+      request.match.handler, {took.count(), request_bytes, bytes_written_});
 }
 
 std::string HttpSession::response_head(const HttpRequest& request, const HttpResponse& response,

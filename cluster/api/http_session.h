@@ -6,6 +6,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -94,6 +95,8 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void wake();
   bool gone() const { return client_gone_ || stop_now_; }
   void count(const HttpRequest& request, int status) const;
+  void observe(const HttpRequest& request, std::size_t request_bytes,
+               std::chrono::steady_clock::time_point began) const;
 
   boost::asio::ip::tcp::socket socket_;
   const std::shared_ptr<HttpSessionContext> context_;
@@ -103,6 +106,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   boost::asio::cancellation_signal watch_cancel_;
   std::shared_ptr<HttpGeneration> generation_;
   bool streaming_state_ = false;
+  std::uint64_t bytes_written_ = 0;  // of the answer under way
   bool watching_ = false;
   bool client_gone_ = false;
   bool idle_ = false;

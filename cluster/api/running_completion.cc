@@ -87,11 +87,13 @@ void RunningCompletion::prepare_choices(const engine::EngineRequest& request,
   choices_.reserve(n);
   for (std::size_t i = 0; i < n; ++i) choices_.emplace_back(tokenizer_, options, matcher);
   last_token_at_.assign(n, Clock::time_point());
+  choice_tokens_.assign(n, 0);
 }
 
 Status RunningCompletion::submit(engine::EngineRequest request, const ValidatedSampling& sampling,
                                  std::string echo) {
   prompt_tokens_ = static_cast<std::int32_t>(request.prompt_ids.size());
+  max_tokens_ = request.sampling.max_tokens;
   echo_ = std::move(echo);
   prepare_choices(request, sampling);
   auto handle = engine_.submit(std::move(request), shared_from_this());
@@ -116,8 +118,8 @@ void RunningCompletion::handle_submitted(engine::RequestHandle handle) {
 void RunningCompletion::observe_latencies(std::span<const engine::TokenEvent> events) {
   const Clock::time_point now = Clock::now();
   for (const engine::TokenEvent& event : events) {
-    if (!first_token_seen_) metrics_.observe_time_to_first_token(seconds(now - arrival_));
-    first_token_seen_ = true;
+    if (!first_token_at_) metrics_.observe_time_to_first_token(seconds(now - arrival_));
+    if (!first_token_at_) first_token_at_ = now;
     Clock::time_point& last = last_token_at_[static_cast<std::size_t>(event.choice)];
     if (last != Clock::time_point()) metrics_.observe_inter_token_latency(seconds(now - last));
     last = now;
@@ -143,9 +145,16 @@ void RunningCompletion::on_prompt_scores(std::span<const engine::PromptScore> sc
   });
 }
 
+double RunningCompletion::decode_seconds() const {
+  if (!first_token_at_) return 0;
+  return seconds(*std::max_element(last_token_at_.begin(), last_token_at_.end()) -
+                 *first_token_at_);
+}
+
 void RunningCompletion::on_end(const Status& status, const engine::RequestSummary& summary) {
-  asio::post(executor_,
-             [self = shared_from_this(), status, summary] { self->handle_end(status, summary); });
+  asio::post(executor_, [self = shared_from_this(), status, summary, decode = decode_seconds()] {
+    self->handle_end(status, summary, decode);
+  });
 }
 
 void RunningCompletion::handle_scores(std::vector<engine::PromptScore> scores) {
@@ -169,6 +178,7 @@ void RunningCompletion::handle_tokens(std::vector<engine::TokenEvent> events) {
     ChoiceText& choice = choices_[static_cast<std::size_t>(event.choice)];
     if (broken || choice.finished()) continue;
     ++completion_tokens_;
+    ++choice_tokens_[static_cast<std::size_t>(event.choice)];
     if (choice.push(event, delta_of_choice(deltas, event.choice))) {
       engine_.finish_choice(*handle_, event.choice);
     }
@@ -178,7 +188,8 @@ void RunningCompletion::handle_tokens(std::vector<engine::TokenEvent> events) {
   }
 }
 
-void RunningCompletion::count_outcome(const Status& status, const engine::RequestSummary& summary) {
+void RunningCompletion::count_outcome(const Status& status, const engine::RequestSummary& summary,
+                                      double decode_seconds) {
   for (const ChoiceText& choice : choices_) {
     using telemetry::FinishedReason;
     FinishedReason reason = status.ok() || status.code() == StatusCode::kCancelled
@@ -189,19 +200,30 @@ void RunningCompletion::count_outcome(const Status& status, const engine::Reques
     metrics_.count_finished_choice(reason);
   }
   if (!status.ok()) return;
-  metrics_.observe_request(seconds(Clock::now() - arrival_), summary.queue_ms / 1000.0,
-                           summary.prompt_tokens, summary.completion_tokens);
+  telemetry::RequestTimes times;
+  times.e2e_seconds = seconds(Clock::now() - arrival_);
+  times.queue_seconds = summary.queue_ms / 1000.0;
+  times.prefill_seconds = (summary.time_to_first_token_ms - summary.queue_ms) / 1000.0;
+  times.decode_seconds = decode_seconds;
+  times.prompt_tokens = summary.prompt_tokens;
+  times.generation_tokens = summary.completion_tokens;
+  times.longest_generation_tokens = *std::max_element(choice_tokens_.begin(), choice_tokens_.end());
+  times.n_choices = static_cast<std::int64_t>(choices_.size());
+  times.max_tokens = max_tokens_;
+  metrics_.observe_request(times);
 }
 
-void RunningCompletion::handle_end(const Status& status, engine::RequestSummary summary) {
+void RunningCompletion::handle_end(const Status& status, engine::RequestSummary summary,
+                                   double decode_seconds) {
   if (!handle_) {
-    before_handle_.emplace_back([this, status, summary] { handle_end(status, summary); });
+    before_handle_.emplace_back(
+        [this, status, summary, decode_seconds] { handle_end(status, summary, decode_seconds); });
     return;
   }
   // Steps in flight when a stop string ended a choice may have sampled more; they are not output.
   summary.completion_tokens = completion_tokens_;
   summary.prompt_tokens = prompt_tokens_;
-  count_outcome(status, summary);
+  count_outcome(status, summary, decode_seconds);
   if (!may_call_sink()) return;
   const bool complete = std::all_of(choices_.begin(), choices_.end(),
                                     [](const ChoiceText& choice) { return choice.finished(); });

@@ -58,10 +58,13 @@ class RunningCompletion final : public Completion,
   void handle_submitted(engine::RequestHandle handle);
   void handle_tokens(std::vector<engine::TokenEvent> events);
   void handle_scores(std::vector<engine::PromptScore> scores);
-  void handle_end(const Status& status, engine::RequestSummary summary);
+  // First to last token as the engine's thread saw them.
+  double decode_seconds() const;
+  void handle_end(const Status& status, engine::RequestSummary summary, double decode_seconds);
   void handle_cancel();
   void end_with(const ApiError& error);
-  void count_outcome(const Status& status, const engine::RequestSummary& summary);
+  void count_outcome(const Status& status, const engine::RequestSummary& summary,
+                     double decode_seconds);
   bool may_call_sink() const { return sink_ != nullptr && !cancel_requested(); }
 
   engine::Engine& engine_;
@@ -73,6 +76,7 @@ class RunningCompletion final : public Completion,
 
   // Written before submit, then read only.
   std::int32_t prompt_tokens_ = 0;
+  std::int32_t max_tokens_ = 0;
   std::string echo_;
 
   // On the executor.
@@ -82,9 +86,10 @@ class RunningCompletion final : public Completion,
   std::vector<std::function<void()>> before_handle_;
   std::vector<ChoiceText> choices_;
   std::int32_t completion_tokens_ = 0;
+  std::vector<std::int32_t> choice_tokens_;  // of those, by choice
 
   // On the engine's thread.
-  bool first_token_seen_ = false;
+  std::optional<Clock::time_point> first_token_at_;
   std::vector<Clock::time_point> last_token_at_;  // by choice
 };
 

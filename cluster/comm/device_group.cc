@@ -61,6 +61,9 @@ Status MessageDeviceGroup::recv_in_step(Lane lane, int source, std::span<std::by
     broken = received.status.with_context("the stream from rank " + std::to_string(source) +
                                           " is broken");
   }
+  if (lane == Lane::kTensor && received.status.ok()) {
+    receive_ns_.fetch_add((Clock::now() - received.arrived).count(), std::memory_order_relaxed);
+  }
   return received.status;
 }
 
@@ -68,7 +71,18 @@ Status MessageDeviceGroup::send(int dest, std::span<const std::byte> data, Deadl
   const ExclusiveUse use(sending_, "two threads send on one device group");
   if (Status s = check_call(dest, data.size()); !s.ok()) return s;
   if (dest == rank()) return invalid_argument("a stage does not send tensors to itself");
-  return send_message(Lane::kTensor, dest, data, deadline);
+  std::chrono::nanoseconds waited{0};
+  const Clock::time_point began = Clock::now();
+  const Status status = send_message(Lane::kTensor, dest, data, deadline, waited);
+  send_ns_.fetch_add((Clock::now() - began - waited).count(), std::memory_order_relaxed);
+  return status;
+}
+
+TensorTimes MessageDeviceGroup::tensor_times() {
+  TensorTimes times;
+  times.send_us = static_cast<std::uint64_t>(send_ns_.load(std::memory_order_relaxed)) / 1000;
+  times.receive_us = static_cast<std::uint64_t>(receive_ns_.load(std::memory_order_relaxed)) / 1000;
+  return times;
 }
 
 Status MessageDeviceGroup::recv(int source, std::span<std::byte> out, Deadline deadline) {
@@ -87,9 +101,11 @@ Status MessageDeviceGroup::all_gather(std::span<const std::byte> mine, std::span
                             std::to_string(size()) + " ranks into " + std::to_string(all.size()) +
                             " bytes");
   }
+  std::chrono::nanoseconds waited{0};
   for (int step = 1; step < size(); ++step) {
     const int dest = (rank() + step) % size();
-    if (Status s = send_message(Lane::kCollective, dest, mine, deadline); !s.ok()) return s;
+    Status s = send_message(Lane::kCollective, dest, mine, deadline, waited);
+    if (!s.ok()) return s;
   }
   for (int source = 0; source < size(); ++source) {
     const auto row = all.subspan(static_cast<std::size_t>(source) * mine.size(), mine.size());
@@ -106,9 +122,11 @@ Status MessageDeviceGroup::broadcast(std::span<std::byte> data, int root, Deadli
   const ExclusiveUse use(in_collective_, "two threads run collectives on one device group");
   if (Status s = check_call(root, data.size()); !s.ok()) return s;
   if (rank() != root) return recv_in_step(Lane::kCollective, root, data, deadline);
+  std::chrono::nanoseconds waited{0};
   for (int dest = 0; dest < size(); ++dest) {
     if (dest == rank()) continue;
-    if (Status s = send_message(Lane::kCollective, dest, data, deadline); !s.ok()) return s;
+    Status s = send_message(Lane::kCollective, dest, data, deadline, waited);
+    if (!s.ok()) return s;
   }
   return {};
 }

@@ -5,7 +5,9 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -17,6 +19,15 @@ namespace spindle::comm {
 
 // Largest tensor in one call; sizes above INT_MAX bytes are fine.
 inline constexpr std::size_t kMaxTensorBytes = std::size_t{4} << 30;
+
+// How long moving tensors took this rank, in all since the start, from the moment that the other
+// side was there: waits for it are not counted. With in_calls it was time of the calls themselves;
+// else the device moved them beside its other work.
+struct TensorTimes {
+  std::uint64_t send_us = 0;
+  std::uint64_t receive_us = 0;
+  bool in_calls = true;
+};
 
 // One rank's end of the group.
 //
@@ -60,6 +71,9 @@ class DeviceGroup {
   // every rank in the in-process body. Peers in other processes are told by HostGroup::abort().
   virtual void abort(std::string_view why) = 0;
 
+  // Of tensors, not of collectives. From the threads of send() and recv().
+  virtual TensorTimes tensor_times() = 0;
+
  protected:
   DeviceGroup(int rank, int size);
 
@@ -77,20 +91,24 @@ class MessageDeviceGroup : public DeviceGroup {
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                     Deadline deadline) final;
   Status broadcast(std::span<std::byte> data, int root, Deadline deadline) final;
+  TensorTimes tensor_times() final;
 
  protected:
+  using Clock = std::chrono::steady_clock;
   enum class Lane { kTensor, kCollective };
   static constexpr std::size_t kLaneCount = 2;
 
   struct Received {
     Status status;
     bool in_step = true;  // false: part of a tensor was consumed, the stream cannot go on
+    Clock::time_point arrived = {};  // when the first of it was there
   };
 
   MessageDeviceGroup(int rank, int size);
 
+  // Adds the time that it waited for the receiver to `waited`.
   virtual Status send_message(Lane lane, int dest, std::span<const std::byte> data,
-                              Deadline deadline) = 0;
+                              Deadline deadline, std::chrono::nanoseconds& waited) = 0;
   virtual Received recv_message(Lane lane, int source, std::span<std::byte> out,
                                 Deadline deadline) = 0;
 
@@ -100,6 +118,8 @@ class MessageDeviceGroup : public DeviceGroup {
   Status check_call(int peer, std::size_t n_bytes) const;
   Status recv_in_step(Lane lane, int source, std::span<std::byte> out, Deadline deadline);
 
+  std::atomic<std::int64_t> send_ns_{0};
+  std::atomic<std::int64_t> receive_ns_{0};
   std::atomic<bool> sending_{false};
   std::atomic<bool> receiving_{false};
   std::atomic<bool> in_collective_{false};

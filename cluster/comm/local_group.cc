@@ -92,11 +92,14 @@ class LocalCluster::LocalDeviceGroup final : public MessageDeviceGroup {
   }
 
  protected:
-  Status send_message(Lane lane, int dest, std::span<const std::byte> data,
-                      Deadline deadline) override {
+  Status send_message(Lane lane, int dest, std::span<const std::byte> data, Deadline deadline,
+                      std::chrono::nanoseconds& waited) override {
     std::string copy(reinterpret_cast<const char*>(data.data()), data.size());
-    return hub_.tensors(dest, static_cast<std::size_t>(lane))
-        .push(rank(), std::move(copy), deadline);
+    const Clock::time_point began = Clock::now();
+    Status status =
+        hub_.tensors(dest, static_cast<std::size_t>(lane)).push(rank(), std::move(copy), deadline);
+    waited += Clock::now() - began;
+    return status;
   }
 
   Received recv_message(Lane lane, int source, std::span<std::byte> out,
@@ -108,12 +111,13 @@ class LocalCluster::LocalDeviceGroup final : public MessageDeviceGroup {
                                 std::to_string(source) + " in time"),
               true};
     }
+    const Clock::time_point arrived = Clock::now();
     const std::string& bytes = (*got)->bytes;
     if (bytes.size() != out.size()) {
       return {size_mismatch(source, bytes.size(), out.size()), false};
     }
     if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size());
-    return {};
+    return {.status = {}, .arrived = arrived};
   }
 
  private:

@@ -83,15 +83,16 @@ Status MpiDeviceGroup::flush(Deadline deadline) {
 }
 
 Status MpiDeviceGroup::send_message(Lane lane, int dest, std::span<const std::byte> data,
-                                    Deadline deadline) {
+                                    Deadline deadline, std::chrono::nanoseconds& waited) {
   LaneState& state = lane_state(lane);
   Stream& stream = state.streams[static_cast<std::size_t>(dest)];
   if (!stream.send_broken.ok()) return stream.send_broken;
-  return send_chunks(state, stream, dest, data, deadline);
+  return send_chunks(state, stream, dest, data, deadline, waited);
 }
 
 Status MpiDeviceGroup::send_chunks(LaneState& lane, Stream& stream, int dest,
-                                   std::span<const std::byte> data, Deadline deadline) {
+                                   std::span<const std::byte> data, Deadline deadline,
+                                   std::chrono::nanoseconds& waited) {
   std::size_t n_done = 0;
   bool first = true;
   while (first || n_done < data.size()) {
@@ -105,8 +106,8 @@ Status MpiDeviceGroup::send_chunks(LaneState& lane, Stream& stream, int dest,
     }
     const std::size_t n_copy = std::min(ChunkPool::kChunkBytes - n_used, data.size() - n_done);
     if (n_copy > 0) std::memcpy(buffer.get() + n_used, data.data() + n_done, n_copy);
-    Status s =
-        progress_.send(*lane.sends, dest, {buffer.get(), n_used + n_copy}, buffer, stop_, deadline);
+    Status s = progress_.send(*lane.sends, dest, {buffer.get(), n_used + n_copy}, buffer, stop_,
+                              deadline, &waited);
     if (!s.ok()) {
       if (!first) {
         stream.send_broken =
@@ -169,6 +170,7 @@ Result<bool> MpiDeviceGroup::take_chunk(Stream& stream, int source, Assembly& as
     }
     payload = payload.subspan(sizeof header);
     assembly.started = true;
+    assembly.arrived = Clock::now();
     assembly.n_requested = payload.size();
   }
   if (payload.size() > assembly.out.size() - assembly.n_done) {
@@ -205,7 +207,7 @@ MessageDeviceGroup::Received MpiDeviceGroup::recv_message(Lane lane, int source,
     if (!taken.ok()) return {taken.status(), false};
     if (assembly.started && assembly.n_done == out.size()) {
       ++stream.n_received;
-      return {};
+      return {.status = {}, .arrived = assembly.arrived};
     }
     if (moved || *taken) {
       backoff.restart();

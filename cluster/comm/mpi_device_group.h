@@ -57,8 +57,8 @@ class MpiDeviceGroup final : public MessageDeviceGroup {
   bool idle() const;
 
  protected:
-  Status send_message(Lane lane, int dest, std::span<const std::byte> data,
-                      Deadline deadline) override;
+  Status send_message(Lane lane, int dest, std::span<const std::byte> data, Deadline deadline,
+                      std::chrono::nanoseconds& waited) override;
   Received recv_message(Lane lane, int source, std::span<std::byte> out,
                         Deadline deadline) override;
 
@@ -83,8 +83,9 @@ class MpiDeviceGroup final : public MessageDeviceGroup {
   // How far one recv_message() has come.
   struct Assembly {
     std::span<std::byte> out;
-    bool started = false;         // the header has come
-    std::size_t n_requested = 0;  // bytes of the tensor in chunks received or arriving
+    bool started = false;            // the header has come
+    Clock::time_point arrived = {};  // the first chunk
+    std::size_t n_requested = 0;     // bytes of the tensor in chunks received or arriving
     std::size_t n_done = 0;
   };
 
@@ -93,7 +94,7 @@ class MpiDeviceGroup final : public MessageDeviceGroup {
   Result<bool> start_chunk(MPI_Comm comm, int source, std::deque<Arriving>& arriving);
   Result<bool> take_chunk(Stream& stream, int source, Assembly& assembly);
   Status send_chunks(LaneState& lane, Stream& stream, int dest, std::span<const std::byte> data,
-                     Deadline deadline);
+                     Deadline deadline, std::chrono::nanoseconds& waited);
 
   MpiProgress& progress_;
   StopFlag stop_;

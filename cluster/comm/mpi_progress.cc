@@ -107,13 +107,19 @@ bool MpiProgress::sends_pending() const {
 }
 
 Status MpiProgress::send(SendQueue& queue, int dest, std::span<const std::byte> bytes,
-                         std::shared_ptr<void> owner, const StopFlag& stop, Deadline deadline) {
+                         std::shared_ptr<void> owner, const StopFlag& stop, Deadline deadline,
+                         std::chrono::nanoseconds* waited) {
+  using Clock = std::chrono::steady_clock;
   Backoff backoff;
+  Clock::time_point began;
   for (;;) {
     if (stop.stopped()) return stop.reason();
+    const bool is_waiting = began != Clock::time_point();
+    if (is_waiting && waited != nullptr) *waited += Clock::now() - began;
     Result<bool> sent = queue.try_send(dest, bytes, owner);
     if (!sent.ok()) return sent.status();
     if (*sent) return {};
+    began = Clock::now();
     if (deadline.passed()) {
       return deadline_exceeded("rank " + std::to_string(dest) +
                                " does not take what was sent to it earlier");

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -85,9 +86,10 @@ class MpiProgress {
   void reap();
   bool sends_pending() const;
 
-  // try_send() until there is room.
+  // try_send() until there is room; adds the time that it took to come to be to `waited`.
   Status send(SendQueue& queue, int dest, std::span<const std::byte> bytes,
-              std::shared_ptr<void> owner, const StopFlag& stop, Deadline deadline);
+              std::shared_ptr<void> owner, const StopFlag& stop, Deadline deadline,
+              std::chrono::nanoseconds* waited = nullptr);
   // Waits until `queue` is empty.
   Status flush(SendQueue& queue, const StopFlag& stop, Deadline deadline);
 

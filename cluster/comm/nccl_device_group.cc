@@ -224,9 +224,18 @@ Status NcclDeviceGroup::send(int dest, std::span<const std::byte> data, Deadline
   }
   context_.copy(memory, data.data(), data.size());
   order(context_.stream(), to_next_.stream, staging.filled[slot]);
+  SendTimer& timer = send_timers_[slot];
+  count_send(timer);
+  if (timer.began == nullptr) {
+    cuda_check(cudaEventCreate(&timer.began), "cudaEventCreate");
+    cuda_check(cudaEventCreate(&timer.ended), "cudaEventCreate");
+  }
+  cuda_check(cudaEventRecord(timer.began, to_next_.stream), "cudaEventRecord");
   const ncclResult_t result =
       nccl_->send(memory, data.size(), ncclUint8, to_next_.peer, to_next_.comm, to_next_.stream);
   if (Status s = settle(to_next_.comm, result, "sending activations", deadline); !s.ok()) return s;
+  cuda_check(cudaEventRecord(timer.ended, to_next_.stream), "cudaEventRecord");
+  timer.open = true;
   cuda_check(cudaEventRecord(staging.drained[slot], to_next_.stream), "cudaEventRecord");
   remember(staging.drained[slot], deadline, "sending to stage " + std::to_string(dest));
   return ok_status();
@@ -259,6 +268,21 @@ Status NcclDeviceGroup::recv(int source, std::span<std::byte> out, Deadline dead
   context_.copy(out.data(), memory, out.size());
   cuda_check(cudaEventRecord(staging.drained[slot], context_.stream()), "cudaEventRecord");
   return ok_status();
+}
+
+// Adds what a send took, if it is over. One that is not when its slot is used again is left out.
+void NcclDeviceGroup::count_send(SendTimer& timer) {
+  if (!timer.open) return;
+  float ms = 0;
+  const cudaError_t state = cudaEventElapsedTime(&ms, timer.began, timer.ended);
+  if (state == cudaSuccess) send_us_ += 1000.0 * ms;
+  if (state != cudaErrorNotReady) timer.open = false;
+  static_cast<void>(cudaGetLastError());
+}
+
+TensorTimes NcclDeviceGroup::tensor_times() {
+  for (SendTimer& timer : send_timers_) count_send(timer);
+  return {.send_us = static_cast<std::uint64_t>(send_us_), .receive_us = 0, .in_calls = false};
 }
 
 Status NcclDeviceGroup::flush(Deadline deadline) {
@@ -384,6 +408,10 @@ NcclDeviceGroup::~NcclDeviceGroup() {
     }
   }
   if (collective_done_ != nullptr) static_cast<void>(cudaEventDestroy(collective_done_));
+  for (const SendTimer& timer : send_timers_) {
+    if (timer.began != nullptr) static_cast<void>(cudaEventDestroy(timer.began));
+    if (timer.ended != nullptr) static_cast<void>(cudaEventDestroy(timer.ended));
+  }
 }
 
 }  // namespace spindle::comm

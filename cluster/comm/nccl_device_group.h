@@ -50,6 +50,10 @@ class NcclDeviceGroup final : public DeviceGroup {
                     Deadline deadline) override;
   Status broadcast(std::span<std::byte> data, int root, Deadline deadline) override;
   void abort(std::string_view why) override;
+  // Sends from the moment that their tensor was computed, the receiver's lateness included.
+  // Receives are not timed: their kernels mostly wait for the sender, and so does the stream that
+  // computes, which is where that shows.
+  TensorTimes tensor_times() override;
 
  private:
   static constexpr std::size_t kSlots = 4;
@@ -69,6 +73,12 @@ class NcclDeviceGroup final : public DeviceGroup {
     std::array<bool, kSlots> used = {};
     std::size_t next = 0;
   };
+  // When the send of a slot ran.
+  struct SendTimer {
+    CUevent_st* began = nullptr;
+    CUevent_st* ended = nullptr;
+    bool open = false;
+  };
   struct Pending {
     CUevent_st* event;  // borrowed from a Staging
     Deadline deadline;
@@ -85,6 +95,7 @@ class NcclDeviceGroup final : public DeviceGroup {
   Status settle(ncclComm_t comm, ncclResult_t result, std::string_view what, Deadline deadline);
   // Remembers work until its event; an event that is recorded anew stands for the later work alone.
   void remember(CUevent_st* event, Deadline deadline, std::string what);
+  void count_send(SendTimer& timer);
   template <typename Enqueue>
   Status collect(std::span<const std::byte> in, std::span<std::byte> out, std::string_view what,
                  Deadline deadline, Enqueue enqueue);
@@ -107,6 +118,8 @@ class NcclDeviceGroup final : public DeviceGroup {
   DeviceBuffer collected_;
   PinnedBuffer collected_host_;
   CUevent_st* collective_done_ = nullptr;
+  std::array<SendTimer, kSlots> send_timers_ = {};
+  double send_us_ = 0;
   std::deque<Pending> pending_;  // in order of enqueueing
 
   std::mutex abort_mutex_;

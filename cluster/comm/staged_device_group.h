@@ -5,6 +5,7 @@
 // Every call waits for the device, so it costs what NCCL would hide; a server with a GPU per rank
 // uses NcclDeviceGroup.
 
+#include <chrono>
 #include <memory>
 
 #include "cluster/comm/device_group.h"
@@ -32,17 +33,21 @@ class StagedDeviceGroup final : public DeviceGroup {
     return host_memory_.broadcast(data, root, deadline);
   }
   void abort(std::string_view why) override { host_memory_.abort(why); }
+  // With the copies between host and device.
+  TensorTimes tensor_times() override;
 
  private:
   StagedDeviceGroup(DeviceGroup& host_memory, const CudaContext& context, PinnedBuffer staging);
   // The first n bytes of the staging memory; TOO_LARGE beyond it.
   Result<std::span<std::byte>> staged(std::size_t n_bytes);
-  Status to_host(std::span<std::byte> staging, std::span<const std::byte> data);
-  Status to_device(std::span<std::byte> out, std::span<const std::byte> staging);
+  void to_host(std::span<std::byte> staging, std::span<const std::byte> data);
+  void to_device(std::span<std::byte> out, std::span<const std::byte> staging);
 
   DeviceGroup& host_memory_;
   const CudaContext& context_;
   PinnedBuffer staging_;
+  std::chrono::nanoseconds to_host_time_{0};
+  std::chrono::nanoseconds to_device_time_{0};
 };
 
 }  // namespace spindle::comm

@@ -30,6 +30,8 @@ constexpr auto kFieldFlags = std::to_array<FieldFlag>({
     {"--max-model-len", "model.max_model_len", "TOKENS", "longest prompt + output"},
     {"--host", "api.http.host", "ADDRESS", "HTTP listener (the TCP API's is api.tcp.host)"},
     {"--port", "api.http.port", "PORT", "HTTP port (the TCP API's is api.tcp.port)"},
+    {"--metrics-compat", "api.http.metrics_compat", "NAMES",
+     "none, or vllm: /metrics uses vLLM's names too where it has equals"},
     {"--max-num-seqs", "scheduler.max_num_seqs", "N", "sequences that run at the same time"},
     {"--max-num-batched-tokens", "scheduler.max_num_batched_tokens", "TOKENS", "tokens of a step"},
     {"--max-num-queued-reqs", "scheduler.max_num_queued_reqs", "N", "requests that may wait"},

@@ -20,11 +20,32 @@
 #include "worker/daemon/dashboard_pages.h"
 
 namespace spindle::worker {
+namespace {
+
+telemetry::MetricsOptions metrics_options(const config::Config& config,
+                                          const engine::EngineLimits& limits) {
+  telemetry::MetricsOptions options;
+  options.model_name = config.model().served_model_name();
+  options.version = config::spindle_version();
+  options.max_model_len = limits.max_model_len;
+  options.vllm_names = config.api().http().metrics_compat() == config::Http::VLLM;
+  const config::KvPolicy& policy = config.kv().policy();
+  options.cache_config = {{"cache_dtype", config::Kv::DType_Name(config.kv().dtype())},
+                          {"policy", policy.profile()},
+                          {"ratio", std::to_string(policy.ratio())},
+                          {"sinks", std::to_string(policy.sinks())},
+                          {"recent", std::to_string(policy.recent())},
+                          {"balance", config.kv().balance().enabled() ? "true" : "false"},
+                          {"max_sessions", std::to_string(config.kv().max_sessions())}};
+  return options;
+}
+
+}  // namespace
 
 struct FrontEnd::State {
-  explicit State(FrontEndOptions front_end_options)
+  State(FrontEndOptions front_end_options, const engine::EngineLimits& limits)
       : options(std::move(front_end_options)),
-        metrics(options.config.model().served_model_name()),
+        metrics(metrics_options(options.config, limits)),
         tokenizer_pool(static_cast<std::size_t>(options.config.api().tokenizer_threads())) {}
 
   FrontEndOptions options;
@@ -91,7 +112,8 @@ Status load_text(const FrontEndOptions& options, const engine::EngineLimits& lim
 FrontEnd::FrontEnd(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontEndOptions options) {
-  std::unique_ptr<FrontEnd> front_end(new FrontEnd(std::make_unique<State>(std::move(options))));
+  std::unique_ptr<FrontEnd> front_end(
+      new FrontEnd(std::make_unique<State>(std::move(options), engine.limits())));
   State& state = *front_end->state_;
   const config::Api& api = state.options.config.api();
 

@@ -3,7 +3,10 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
+
+#include "kvstore/plan/kv_kind.h"
 
 namespace spindle::worker {
 namespace {
@@ -24,11 +27,38 @@ void count_step_tokens(const control::StepPlan& plan, engine::StepTokens& tokens
   tokens.sum += static_cast<std::uint64_t>(n_tokens);
 }
 
-void take_layers(const control::StepResult& result, engine::StageState& stage) {
-  stage.layers.resize(static_cast<std::size_t>(result.layer_used_bytes_size()));
-  for (std::size_t i = 0; i < stage.layers.size(); ++i) {
-    stage.layers[i].layer = stage.first_layer + static_cast<std::int32_t>(i);
-    stage.layers[i].used_bytes = result.layer_used_bytes(static_cast<int>(i));
+static_assert(engine::kKvForms == kvstore::kKvForms &&
+              engine::kKvFormNames == kvstore::kKvFormNames);
+
+double seconds_of(std::uint64_t us) { return static_cast<double>(us) * 1e-6; }
+
+void take_times(const control::StepResult& result, engine::StageState& stage) {
+  stage.busy_seconds += seconds_of(result.busy_us());
+  stage.bubble.empty += seconds_of(result.empty_us());
+  stage.bubble.upstream += seconds_of(result.upstream_us());
+  stage.bubble.downstream += seconds_of(result.downstream_us());
+  stage.compress_seconds += seconds_of(result.compress_us());
+  stage.send_seconds += seconds_of(result.send_us());
+  stage.receive_seconds += seconds_of(result.receive_us());
+}
+
+// Missing entries are zeros.
+void take_layers(const control::KvReport& report, engine::StageState& stage) {
+  const auto at = [](const auto& values, int i) {
+    return i < values.size() ? values.Get(i) : std::decay_t<decltype(values.Get(i))>{};
+  };
+  stage.layers.resize(static_cast<std::size_t>(stage.n_layers));
+  for (int i = 0; i < stage.n_layers; ++i) {
+    engine::LayerState& layer = stage.layers[static_cast<std::size_t>(i)];
+    layer.layer = stage.first_layer + i;
+    layer.used_bytes = at(report.layer_used_bytes(), i);
+    layer.full_bytes = report.layer_full_bytes();
+    layer.plan = kvstore::plan_kind_name(static_cast<int>(at(report.layer_plan(), i)) - 1);
+    layer.logical_tokens = report.logical_tokens();
+    layer.retained_tokens = at(report.layer_retained_tokens(), i);
+  }
+  for (std::size_t form = 0; form < engine::kKvForms; ++form) {
+    stage.kv_form_bytes[form] = at(report.form_bytes(), static_cast<int>(form));
   }
 }
 
@@ -78,6 +108,7 @@ Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest reque
   auto handle = scheduler_.submit(std::move(request), now_us());
   if (!handle.ok()) return handle;
   sinks_.emplace(*handle, std::move(sink));
+  if (idle_since_us_ > 0) idle_us_ += now_us() - std::exchange(idle_since_us_, 0);
   woken_ = true;
   wake_.notify_one();
   return handle;
@@ -233,6 +264,7 @@ void PipelineEngine::schedule_loop() {
       break;
     }
     if (!send_plans(lock)) break;
+    if (scheduler_.idle() && idle_since_us_ == 0) idle_since_us_ = now_us();
     dispatch_events(lock);
   }
   if (!failure_.ok()) return;
@@ -250,6 +282,7 @@ void PipelineEngine::schedule_loop() {
 
 bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
   while (auto plan = scheduler_.next_step(now_us())) {
+    plan->set_idle_us(static_cast<std::uint64_t>(std::exchange(idle_us_, 0)));
     const std::string bytes = plan->SerializeAsString();
     count_step_tokens(*plan, step_tokens_);
     lock.unlock();
@@ -272,8 +305,8 @@ Status PipelineEngine::take_result(const control::StepResult& result) {
   engine::StageState& stage = stages_[index];
   stage.kv_used_bytes = result.kv_used_bytes();
   stage.kv_peak_bytes = result.kv_peak_bytes();
-  take_layers(result, stage);
-  stage.busy_seconds += static_cast<double>(result.busy_us()) * 1e-6;
+  if (result.has_kv()) take_layers(result.kv(), stage);
+  take_times(result, stage);
   ++stage.steps;
   last_step_[index] = result.step();
   reported_us_[index] = now_us();

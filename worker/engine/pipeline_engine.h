@@ -100,6 +100,10 @@ class PipelineEngine final : public engine::Engine {
   std::vector<double> level_ratios_;  // of the balancer's ladder
   std::size_t own_level_ = 0;
   std::deque<engine::BudgetMove> moves_;
+  // Since when there is no request, 0 while there is one; and how long there was none since the
+  // last plan.
+  std::int64_t idle_since_us_ = 1;
+  std::int64_t idle_us_ = 0;
   std::vector<std::int64_t> reported_us_;  // [n_stages] when each last reported
   engine::StepTokens step_tokens_;
   Status failure_;

@@ -1,5 +1,6 @@
 #include "worker/pipeline/stage_worker.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace spindle::worker {
@@ -9,6 +10,8 @@ using Clock = std::chrono::steady_clock;
 
 // Long waits are cut into short ones, so that a shutdown of the group ends them.
 constexpr std::int64_t kPlanWaitMs = 500;
+// Reports of all layers while nothing but decoding happens.
+constexpr std::chrono::milliseconds kLayerReports{250};
 
 std::uint64_t micros_since(Clock::time_point start) {
   return static_cast<std::uint64_t>(
@@ -40,6 +43,7 @@ Status StageWorker::run() {
 }
 
 Status StageWorker::work() {
+  stage_.clock().mark(StageTime::kOther);
   while (true) {
     auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(kPlanWaitMs));
     if (!message.ok()) {
@@ -57,7 +61,7 @@ Status StageWorker::work() {
     result.set_stage(host_.rank());
     const Status status = try_step(plan, result);
     if (!status.ok()) result.set_error(status.to_string());
-    report_kv(result);
+    report_kv(plan, result);
     if (status.ok() && plan.report_budget()) {
       if (Status reported = report_budget(plan, result); !reported.ok()) {
         result.set_error(reported.to_string());
@@ -74,7 +78,12 @@ Status StageWorker::work() {
 
 Status StageWorker::try_step(const control::StepPlan& plan, control::StepResult& result) {
   try {
-    return do_step(plan, result);
+    // Before the first plan the cluster was starting.
+    const bool is_first = !std::exchange(began_, true);
+    stage_.clock().mark(is_first ? StageTime::kOther : StageTime::kEmpty, plan.idle_us());
+    Status status = do_step(plan, result);
+    if (status.ok()) report_times(result);
+    return status;
   } catch (const std::exception& error) {
     return internal_error("stage " + std::to_string(host_.rank()) + ": " + error.what());
   }
@@ -97,8 +106,13 @@ Status StageWorker::report_budget(const control::StepPlan& plan,
 }
 
 Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& result) {
-  if (Status status = budgets_.await(plan.budget_epoch(), plan.step()); !status.ok()) return status;
+  if (plan.budget_epoch() > 0) {
+    Status status = budgets_.await(plan.budget_epoch(), plan.step());
+    if (!status.ok()) return status;
+    stage_.clock().mark(StageTime::kEmpty);
+  }
   if (Status status = apply_sequences(plan, result); !status.ok()) return status;
+  stage_.clock().mark(StageTime::kOther);
   return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
 
@@ -107,6 +121,7 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
   for (const control::Compress& order : plan.compress()) {
     if (Status status = compress(order, result); !status.ok()) return status;
   }
+  if (!plan.compress().empty()) stage_.clock().mark(StageTime::kCompress);
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
     Status status = store_.fork(fork.parent(), child.sequence(), fork.n_tokens(),
@@ -254,23 +269,23 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     const Status status =
         device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
     if (!status.ok()) return status;
+    stage_.clock().mark(StageTime::kUpstream);
   }
-  const Clock::time_point start = Clock::now();
   if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
-  std::uint64_t sending_us = 0;
   if (config.is_last) {
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
+    stage_.clock().mark(StageTime::kBusy);
   } else {
+    stage_.clock().mark(StageTime::kBusy);
     // The next stage works while this one scores.
-    const Clock::time_point sending = Clock::now();
     const Status sent =
         device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
     if (!sent.ok()) return sent;
-    sending_us = micros_since(sending);
+    stage_.clock().mark(StageTime::kDownstream);
   }
   score_boundaries(plan, result);
-  result.set_busy_us(stage_.device_busy_us().value_or(micros_since(start) - sending_us));
+  if (!result.boundary_scores().empty()) stage_.clock().mark(StageTime::kCompress);
   return ok_status();
 }
 
@@ -350,14 +365,50 @@ Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& r
   return ok_status();
 }
 
-void StageWorker::report_kv(control::StepResult& result) const {
-  const kvstore::KvStats stats = store_.stats();
-  result.set_kv_used_bytes(stats.used_bytes);
-  result.set_kv_peak_bytes(stats.peak_bytes);
-  result.set_used_pages(store_.pool().n_used());
-  result.set_reserved_pages(store_.pool().n_reserved());
-  result.mutable_layer_used_bytes()->Add(stats.layer_used_bytes.begin(),
-                                         stats.layer_used_bytes.end());
+// Waits are what is left of an interval without the moving of bytes in it.
+void StageWorker::report_times(control::StepResult& result) {
+  StageTimes times = stage_.clock().take();
+  const comm::TensorTimes now = device_.tensor_times();
+  const std::uint64_t send_us = now.send_us - reported_tensor_times_.send_us;
+  const std::uint64_t receive_us = now.receive_us - reported_tensor_times_.receive_us;
+  reported_tensor_times_ = now;
+  if (now.in_calls) {
+    std::uint64_t& downstream = times[StageTime::kDownstream];
+    downstream -= std::min(downstream, send_us);
+    std::uint64_t& upstream = times[StageTime::kUpstream];
+    upstream -= std::min(upstream, receive_us);
+  }
+  result.set_busy_us(times[StageTime::kBusy]);
+  result.set_empty_us(times[StageTime::kEmpty]);
+  result.set_upstream_us(times[StageTime::kUpstream]);
+  result.set_downstream_us(times[StageTime::kDownstream]);
+  result.set_compress_us(times[StageTime::kCompress]);
+  result.set_send_us(send_us);
+  result.set_receive_us(receive_us);
+}
+
+// Layers are reported when sequences came, went or were compressed, so that the last step before a
+// pause leaves nothing out, and now and then while they only grow.
+void StageWorker::report_kv(const control::StepPlan& plan, control::StepResult& result) {
+  const kvstore::PagePool& pool = store_.pool();
+  result.set_kv_used_bytes(static_cast<std::uint64_t>(pool.n_used()) * pool.page_bytes());
+  result.set_kv_peak_bytes(static_cast<std::uint64_t>(pool.peak_used()) * pool.page_bytes());
+  result.set_used_pages(pool.n_used());
+  result.set_reserved_pages(pool.n_reserved());
+  const Clock::time_point now = Clock::now();
+  const bool only_grew = plan.free().empty() && plan.compress().empty() && plan.fork().empty();
+  if (only_grew && now - layers_reported_at_ < kLayerReports) return;
+  layers_reported_at_ = now;
+  const kvstore::KvUse use = store_.use();
+  control::KvReport& report = *result.mutable_kv();
+  report.set_logical_tokens(use.logical_tokens);
+  report.set_layer_full_bytes(use.layer_full_bytes);
+  report.mutable_form_bytes()->Add(use.form_bytes.begin(), use.form_bytes.end());
+  for (const kvstore::KvUse::Layer& layer : use.layers) {
+    report.add_layer_used_bytes(layer.used_bytes);
+    report.add_layer_retained_tokens(layer.retained_tokens);
+    report.add_layer_plan(static_cast<std::uint32_t>(layer.plan_kind + 1));
+  }
 }
 
 }  // namespace spindle::worker

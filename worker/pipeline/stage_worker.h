@@ -58,7 +58,8 @@ class StageWorker {
   void score_boundaries(const control::StepPlan& plan, control::StepResult& result);
   Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
   Status sample(const control::StepPlan& plan, control::StepResult& result);
-  void report_kv(control::StepResult& result) const;
+  void report_times(control::StepResult& result);
+  void report_kv(const control::StepPlan& plan, control::StepResult& result);
 
   comm::HostGroup& host_;
   comm::DeviceGroup& device_;
@@ -70,6 +71,9 @@ class StageWorker {
   std::uint64_t planned_bytes_ = 0;
   std::uint64_t kept_bytes_ = 0;
   StageWorkerOptions options_;
+  bool began_ = false;  // had its first plan
+  comm::TensorTimes reported_tensor_times_;
+  std::chrono::steady_clock::time_point layers_reported_at_;
   std::vector<float> score_logits_;
   std::vector<StageRun> runs_;
   std::vector<std::int32_t> tokens_;

@@ -57,7 +57,7 @@ std::vector<kernels::DeviceSampleAdjust> adjusts_of(const SampleRequest& request
 
 CudaStage::CudaStage(const LlamaStageConfig& config, const CudaContext& context,
                      CudaWeights weights)
-    : config_(config), context_(context), weights_(std::move(weights)) {}
+    : config_(config), context_(context), weights_(std::move(weights)), clock_(context) {}
 
 Result<std::unique_ptr<CudaStage>> CudaStage::create(const LlamaStageConfig& config,
                                                      model::LlamaStageWeights weights,
@@ -80,12 +80,7 @@ Result<std::unique_ptr<CudaStage>> CudaStage::create(const LlamaStageConfig& con
   return stage;
 }
 
-CudaStage::~CudaStage() {
-  for (const Timer& timer : timers_) {
-    if (timer.begin != nullptr) static_cast<void>(cudaEventDestroy(timer.begin));
-    if (timer.end != nullptr) static_cast<void>(cudaEventDestroy(timer.end));
-  }
-}
+CudaStage::~CudaStage() = default;
 
 kernels::AttentionShape CudaStage::shape() const {
   return {config_.model.n_heads, config_.model.n_kv_heads, config_.model.head_dim};
@@ -159,10 +154,6 @@ Status CudaStage::allocate() {
                                                  config_.layers.count, shape());
   if (!decode.ok()) return decode.status();
   decode_workspace_.emplace(std::move(*decode));
-  for (Timer& timer : timers_) {
-    cuda_check(cudaEventCreate(&timer.begin), "cudaEventCreate");
-    cuda_check(cudaEventCreate(&timer.end), "cudaEventCreate");
-  }
   return ok_status();
 }
 
@@ -244,7 +235,6 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
   auto* sampled = sampling_.device.as<kernels::DeviceSampled>();
   kernels::sample(context_, logits, device_rows, static_cast<int>(rows.size()), device_adjusts,
                   sampling_.workspace.data(), sampling_.workspace.n_bytes(), sampled);
-  stop_timer();  // drawing belongs to the step
   context_.to_host(sampling_.sampled.data(), sampled, rows.size() * sizeof(kernels::DeviceSampled));
   context_.synchronize();
   const auto* host = sampling_.sampled.as<kernels::DeviceSampled>();
@@ -283,38 +273,6 @@ Status CudaStage::prompt_logits(std::int64_t first_row, Rows logits) {
     context_.synchronize();
   }
   return ok_status();
-}
-
-void CudaStage::start_timer() {
-  timer_ = (timer_ + 1) % timers_.size();
-  Timer& timer = timers_[timer_];
-  cuda_check(cudaEventRecord(timer.begin, context_.stream()), "cudaEventRecord");
-  timer.running = false;
-}
-
-void CudaStage::stop_timer() {
-  Timer& timer = timers_[timer_];
-  cuda_check(cudaEventRecord(timer.end, context_.stream()), "cudaEventRecord");
-  timer.running = true;
-}
-
-std::optional<std::uint64_t> CudaStage::device_busy_us() {
-  // From the oldest on; the first that is not done ends it.
-  for (std::size_t i = 1; i <= timers_.size(); ++i) {
-    Timer& timer = timers_[(timer_ + i) % timers_.size()];
-    if (!timer.running) continue;
-    const cudaError_t state = cudaEventQuery(timer.end);
-    if (state == cudaErrorNotReady) {
-      static_cast<void>(cudaGetLastError());
-      break;
-    }
-    cuda_check(state, "cudaEventQuery");
-    float ms = 0;
-    cuda_check(cudaEventElapsedTime(&ms, timer.begin, timer.end), "cudaEventElapsedTime");
-    busy_us_ = static_cast<std::uint64_t>(ms * 1000.0F);
-    timer.running = false;
-  }
-  return busy_us_;
 }
 
 }  // namespace spindle::worker

@@ -30,11 +30,10 @@
 #include "kernels/sample.h"
 #include "kvstore/kv_store.h"
 #include "worker/stage/cuda_boundary_scorer.h"
+#include "worker/stage/cuda_stage_clock.h"
 #include "worker/stage/cuda_weights.h"
 #include "worker/stage/stage.h"
 #include "worker/stage/step_upload.h"
-
-struct CUevent_st;
 
 namespace spindle::worker {
 
@@ -71,7 +70,7 @@ class CudaStage final : public Stage {
   Result<kvstore::BoundaryKept> compress(kvstore::SequenceId sequence,
                                          kvstore::StageBoundary boundary, bool selects) override;
   void close_boundaries(kvstore::SequenceId sequence) override;
-  std::optional<std::uint64_t> device_busy_us() override;
+  StageClock& clock() override { return clock_; }
 
  private:
   // The arrays of one step, in device memory unless they say host.
@@ -101,11 +100,6 @@ class CudaStage final : public Stage {
     DeviceBuffer workspace;
     std::size_t capacity = 0;  // rows of one call
   };
-  struct Timer {
-    CUevent_st* begin = nullptr;
-    CUevent_st* end = nullptr;
-    bool running = false;
-  };
 
   CudaStage(const LlamaStageConfig& config, const CudaContext& context, CudaWeights weights);
   Status allocate();
@@ -127,8 +121,6 @@ class CudaStage final : public Stage {
   Status sample_batch(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens);
   kernels::AttentionShape shape() const;
   float scale() const;
-  void start_timer();
-  void stop_timer();
 
   LlamaStageConfig config_;
   const CudaContext& context_;
@@ -167,9 +159,7 @@ class CudaStage final : public Stage {
   std::vector<std::int32_t> n_queries_;
   std::vector<ExpandedRun> expanded_runs_;
   std::vector<std::int32_t> logits_row_of_;  // row of logits_ of the i-th run that wants logits
-  std::array<Timer, 8> timers_ = {};
-  std::size_t timer_ = 0;
-  std::uint64_t busy_us_ = 0;
+  CudaStageClock clock_;
 };
 
 }  // namespace spindle::worker

@@ -62,7 +62,6 @@ Status CudaStage::forward(std::span<const StageRun> runs, std::span<const std::i
   const auto n_rows = static_cast<std::int64_t>(tokens.size());
   Status status = extend_for_step(config_, *store_, runs, tokens, n_rows, positions_);
   if (!status.ok()) return status;
-  start_timer();
   store_->flush_tables();
   const bool decodes = std::all_of(runs.begin(), runs.end(), [&](const StageRun& run) {
     return run.n_tokens == 1 &&
@@ -87,7 +86,6 @@ Status CudaStage::forward(std::span<const StageRun> runs, std::span<const std::i
     mixed_upload_->flush();
     run_step(step);
   }
-  stop_timer();
   return ok_status();
 }
 

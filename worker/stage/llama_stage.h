@@ -67,7 +67,7 @@ class LlamaStage final : public Stage {
   Result<kvstore::BoundaryKept> compress(kvstore::SequenceId sequence,
                                          kvstore::StageBoundary boundary, bool selects) override;
   void close_boundaries(kvstore::SequenceId sequence) override { scorer_.free(sequence); }
-  std::optional<std::uint64_t> device_busy_us() override { return std::nullopt; }
+  StageClock& clock() override { return clock_; }
 
   const BoundaryScorer& scorer() const { return scorer_; }
 
@@ -98,6 +98,7 @@ class LlamaStage final : public Stage {
   std::vector<float> final_norm_;                   // last stage, [hidden]
   std::unique_ptr<kernels::PackedLinear> lm_head_;  // last stage
   std::uint64_t weight_bytes_ = 0;
+  HostStageClock clock_;
   TokenTable token_table_;  // of the stage that has layer 0
   BoundaryScorer scorer_;
 

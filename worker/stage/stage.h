@@ -10,7 +10,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +21,7 @@
 #include "worker/model/llama_weights.h"
 #include "worker/model/model_config.h"
 #include "worker/stage/boundary_scorer.h"
+#include "worker/stage/stage_clock.h"
 
 namespace spindle::worker {
 
@@ -103,9 +103,8 @@ class Stage {
                                                  kvstore::StageBoundary boundary, bool selects) = 0;
   virtual void close_boundaries(kvstore::SequenceId sequence) = 0;
 
-  // Time the device computed for the last step whose end is known; none on the CPU, where the
-  // caller's own clock says it.
-  virtual std::optional<std::uint64_t> device_busy_us() = 0;
+  // Of what this stage computes on; the caller marks it.
+  virtual StageClock& clock() = 0;
 
  protected:
   Stage() = default;

@@ -237,6 +237,7 @@ void FakeEngine::end(std::map<engine::RequestHandle, Active>::iterator it,
   summary.prompt_tokens = static_cast<std::int32_t>(active.request.prompt_ids.size());
   summary.completion_tokens = active.completion_tokens;
   summary.queue_ms = 1;
+  summary.time_to_first_token_ms = 2;
   changed_.notify_all();
   lock.unlock();
   active.sink->on_end(status, summary);

@@ -6,6 +6,7 @@
 
 #include "tests/cluster/api/api_test_server.h"
 #include "tests/cluster/api/http_test_client.h"
+#include "tests/cluster/telemetry/exposition.h"
 
 namespace spindle::api {
 namespace {
@@ -51,6 +52,32 @@ TEST(HttpState, ShowsTheRequestsUnderWay) {
   const json::value& latency = state.at("latency").at("time_to_first_token_seconds");
   EXPECT_EQ(latency.at("counts").as_array().size(), latency.at("bounds").as_array().size() + 1);
   EXPECT_EQ(latency.at("counts").as_array().back().to_number<int>(), 1);
+}
+
+TEST(HttpState, MetricsSayWhatARequestWas) {
+  ApiTestServer server;
+  HttpTestClient client(server.port());
+  const std::string body = R"({"prompt":"a","max_tokens":5,"n":2})";
+  const TestResponse response = client.post("/v1/completions", body);
+  ASSERT_EQ(response.status, 200);
+  // On the same connection the next answer comes after the last one is counted.
+  const auto families = telemetry::testing::parse_exposition(client.get("/metrics").body);
+  const auto value = [&](const std::string& name, const std::string& sample) {
+    return families.at("spindle_" + name).samples.at(sample);
+  };
+  const std::string model = "{model_name=\"spindle-mini\"}";
+  EXPECT_EQ(value("request_params_n", "_sum" + model), 2);
+  EXPECT_EQ(value("request_params_max_tokens", "_sum" + model), 5);
+  EXPECT_EQ(value("request_generation_tokens", "_sum" + model), 10);
+  EXPECT_EQ(value("request_max_num_generation_tokens", "_sum" + model), 5);
+  EXPECT_EQ(value("request_decode_time_seconds", "_count" + model), 1);
+  EXPECT_GE(value("request_inference_time_seconds", "_sum" + model),
+            value("request_decode_time_seconds", "_sum" + model));
+  const std::string handler = "{handler=\"/v1/completions\"}";
+  EXPECT_EQ(value("http_request_duration_seconds", "_count" + handler), 1);
+  EXPECT_EQ(value("http_request_size_bytes", "_sum" + handler), static_cast<double>(body.size()));
+  EXPECT_GT(value("http_response_size_bytes", "_sum" + handler),
+            static_cast<double>(response.body.size()));
 }
 
 TEST(HttpState, CancelsARequest) {

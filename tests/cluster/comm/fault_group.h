@@ -147,6 +147,7 @@ class FaultDeviceGroup final : public DeviceGroup {
     return inner_.broadcast(data, root, deadline);
   }
   void abort(std::string_view why) override { inner_.abort(why); }
+  TensorTimes tensor_times() override { return inner_.tensor_times(); }
 
  private:
   DeviceGroup& inner_;

@@ -272,6 +272,33 @@ void run_beats(Check& c, int n_beats) {
   }
 }
 
+// Waiting for the other side is not part of the time that a tensor takes.
+void tensor_times(const Check& c) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kPause(50);
+  const TensorTimes before = c.device.tensor_times();
+  if (!before.in_calls || c.host.size() == 1 || c.rank() > 1) return;
+  std::string tensor(std::size_t{3} << 20, 'x');
+  const Clock::time_point began = Clock::now();
+  if (c.rank() == 0) {
+    c.log.expect_ok(c.host.recv(1, Channel::kBootstrap, soon()).status());
+    std::this_thread::sleep_for(kPause);
+    c.log.expect_ok(c.device.send(1, bytes_of(tensor), soon()));
+  } else {
+    c.log.expect_ok(c.host.send(0, Channel::kBootstrap, "ready", soon()));
+    c.log.expect_ok(c.device.recv(0, bytes_of(tensor), soon()));
+  }
+  const auto passed = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - began);
+  const TensorTimes after = c.device.tensor_times();
+  const std::uint64_t send_us = after.send_us - before.send_us;
+  const std::uint64_t receive_us = after.receive_us - before.receive_us;
+  const auto most =
+      static_cast<std::uint64_t>((passed - std::chrono::microseconds(kPause)).count()) + 1;
+  c.log.expect((c.rank() == 0 ? send_us : receive_us) > 0, "moving three megabytes takes time");
+  c.log.expect((c.rank() == 0 ? receive_us : send_us) == 0, "nothing went the other way");
+  c.log.expect(send_us + receive_us <= most, "a wait was counted as moving");
+}
+
 }  // namespace
 
 void CheckLog::expect(bool condition, std::string_view what, const std::source_location& where) {
@@ -322,6 +349,8 @@ void check_groups(HostGroup& host, DeviceGroup& device, std::uint64_t seed, Chec
   agreement(c);
   tensors(c);
   device_collectives(c);
+  log.expect_ok(host.barrier(soon()));
+  tensor_times(c);
   log.expect_ok(host.barrier(soon()));
 }
 

@@ -77,7 +77,7 @@ TEST_F(StageWorkerTest, AStepReportsTokensAndBytes) {
   EXPECT_EQ(result.sampled(0).sequence(), 5u);
   EXPECT_GE(result.sampled(0).token(), 0);
   EXPECT_EQ(result.kv_used_bytes(), 12u * 2 * 8192);  // one page a layer and head
-  EXPECT_EQ(result.layer_used_bytes_size(), 12);
+  EXPECT_EQ(result.kv().layer_used_bytes_size(), 12);
 
   control::StepPlan free;
   free.set_step(2);
@@ -88,6 +88,38 @@ TEST_F(StageWorkerTest, AStepReportsTokensAndBytes) {
   EXPECT_EQ(freed.freed(0).kept_bytes(), 12u * 2 * 8192);
   EXPECT_EQ(freed.kv_used_bytes(), 0u);
   EXPECT_GE(last_step_, 1u);  // the first step's report precedes the second step
+}
+
+TEST_F(StageWorkerTest, AStepReportsWhereItsTimeWent) {
+  const control::StepResult first = run(opening(1, 5, 20));
+  EXPECT_GT(first.busy_us(), 0u);
+  EXPECT_EQ(first.empty_us(), 0u);  // the cluster was starting
+  EXPECT_EQ(first.upstream_us() + first.downstream_us(), 0u);
+  EXPECT_EQ(first.send_us() + first.receive_us(), 0u);
+  EXPECT_EQ(first.compress_us(), 0u);
+  EXPECT_EQ(first.kv().logical_tokens(), 20);
+  EXPECT_EQ(first.kv().layer_full_bytes(), 20u * 6144 / 12);
+
+  const auto wait = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  control::StepPlan nothing;
+  nothing.set_step(2);
+  wait();
+  const control::StepResult waited = run(nothing);
+  EXPECT_GE(waited.empty_us(), 4900u);
+  EXPECT_EQ(waited.busy_us(), 0u);
+  // Without requests waiting is no bubble.
+  nothing.set_step(3);
+  nothing.set_idle_us(3'600'000'000);
+  wait();
+  EXPECT_EQ(run(nothing).empty_us(), 0u);
+
+  control::StepPlan free;
+  free.set_step(4);
+  free.add_free(5);
+  const control::StepResult freed = run(free);
+  ASSERT_TRUE(freed.has_kv());
+  EXPECT_EQ(freed.kv().logical_tokens(), 0);
+  EXPECT_EQ(freed.kv().layer_plan(0), 0u);
 }
 
 TEST_F(StageWorkerTest, AForkGoesOnAsItsParentWould) {
