@@ -72,7 +72,7 @@ export class LineChart {
     return {
       width: Math.max(120, this.frame.clientWidth),
       height: options.height ?? HEIGHT,
-      padding: [8, options.rightPadding ?? 8, 0, 0],
+      padding: [8, options.rightPadding ?? 20, 0, 0],
       legend: { show: false },
       cursor: {
         sync: { key: SYNC }, drag: { x: false, y: false }, points: { size: 6 }, y: false,
