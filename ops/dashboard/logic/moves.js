@@ -4,10 +4,6 @@ export function direction(move) {
   return move.to_ratio < move.from_ratio ? 'stronger' : 'lighter';
 }
 
-export function moveKey(move) {
-  return `${move.unix_ms}/${move.step}/${move.stage}/${move.to_ratio}`;
-}
-
 // Newest first; of one stage, or of all (null).
 export function listMoves(moves, stage, limit) {
   return (moves ?? []).filter((move) => stage === null || move.stage === stage)

@@ -2,8 +2,8 @@
 
 import { pickScheme } from '../logic/colors.js';
 
-// make('button.quiet', { type: 'button', 'aria-label': 'Close' }, 'Close'): tag and classes,
-// attributes (functions become listeners), children.
+// make('button.quiet', { type: 'button', click: close }, 'Close'): tag and classes, attributes
+// (functions become listeners), children.
 export function make(what, attributes = {}, ...children) {
   const [tag, ...classes] = what.split('.');
   const node = document.createElement(tag);

@@ -65,7 +65,6 @@ export class Pipeline {
     const { stages } = state;
     const silentOf = new Map(silent.map((entry) => [entry.stage, entry]));
     this.list.classList.toggle('compact', stages.length >= COMPACT_FROM);
-    setAttribute(this.list, 'data-stages', String(stages.length));
     fillList(this.list, stages.map((stage, i) => (
       { stage, share: shares[i], silent: silentOf.get(stage.stage) })), makeStage, fillStage);
     setText(this.note, busyNote(shares));
