@@ -51,7 +51,7 @@ class Browser:
     def eval(self, expression):
         return self("eval", expression=expression)
 
-    def wait(self, expression, seconds=10):
+    def wait(self, expression, seconds=20):
         """Until the JavaScript expression is true."""
         self("wait", patience=seconds + 10, expression=expression, seconds=seconds)
 

@@ -218,14 +218,14 @@ class LiveClusterTest(unittest.TestCase):
         def press_again():
             browser.eval(f"document.querySelector('{button}').click()")
             return browser.eval("document.querySelector('#key-dialog').open")
-        wait_until(press_again, 10, "the page asks for the key")
+        wait_until(press_again, 20, "the page asks for the key")
         for key, says in (("sk-wrong", "does not know"), (KEY, None)):
             browser("fill", selector="#key-dialog input", text=key)
             browser("press", selector="#key-dialog input", key="Enter")
             if says:
                 browser.wait(f"document.querySelector('.dialog-message').textContent.includes('{says}') && "
                              "document.querySelector('#key-dialog').open")
-        wait_until(stream.ended, 10, "the stream has ended")
+        wait_until(stream.ended, 20, "the stream has ended")
         self.assertEqual(metrics(self.cluster)["spindle_requests_cancelled_total"], before + 1)
         browser.wait(f"document.querySelector('#counters').textContent.includes('Cancelled {before + 1:.0f} ')")
         self.assertEqual(browser.eval("sessionStorage.getItem('spindle-api-key')"), KEY)
@@ -275,7 +275,7 @@ class LiveClusterTest(unittest.TestCase):
         """The last one: it stops the cluster that the others use."""
         self.cluster.spindle("drain")
         self.assertEqual(self.cluster.wait_exit(30), 0)
-        browser.wait("document.querySelector('#link').dataset.state === 'lost'", 10)
+        browser.wait("document.querySelector('#link').dataset.state === 'lost'", 20)
         self.assertIn("Disconnected", browser.text("#conditions"))
         self.cluster.start()
         self.cluster.wait_ready()
