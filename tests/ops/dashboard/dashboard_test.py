@@ -188,7 +188,8 @@ class LiveClusterTest(unittest.TestCase):
             try:
                 # Its prompt is compressed and it generates: what it holds stays in this form.
                 browser.wait("[...document.querySelectorAll('#requests .tag')].some((tag) => tag.textContent === 'decode')"
-                             " && document.querySelector('#layers .panel-note').textContent.includes('kept of')", 20)
+                             " && document.querySelector('#layers .panel-note').textContent.includes('kept of')"
+                             " && !document.querySelector('.heat-legend').textContent.includes('nothing held')")
                 self.wait_two_pictures()
                 plans = {row[2] for row in table("layers")}
                 picture = browser.eval("document.querySelector('#layers canvas').toDataURL()")
