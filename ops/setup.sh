@@ -10,7 +10,8 @@ usage() {
 usage: ops/setup.sh [options]
 
 Installs the missing packages (Debian 12, Ubuntu 24.04), then configures and builds.
-Without options: the programs, optimised, in build/ (binaries in build/bin/).
+Without options: the programs, optimised, in build/ (binaries in build/bin/), and the chart
+library of the dashboard from npm.
 
   --tests          also build the tests and install what only they use: prometheus, npm packages
   --preset NAME    build a preset of CMakePresets.json in build-NAME/ instead
@@ -72,7 +73,12 @@ choose_packages() {
   needed=("${common_packages[@]}")
   if $with_tests; then needed+=("${deploy_test_packages[@]}" "${test_packages[@]}"); fi
   case $system in
-    'debian 12') needed+=(libboost1.81-dev) ;;
+    'debian 12')
+      needed+=(libboost1.81-dev)
+      # The dashboard's tests. Ubuntu's package is a stub for a snap, so there they need a browser
+      # that is there already and are skipped without one.
+      if $with_tests; then needed+=(chromium); fi
+      ;;
     'ubuntu 24.04') needed+=(libboost1.83-dev) ;;
     *)
       needed+=('libboost-dev (1.81 or newer)' 'nodejs (18 or newer)' npm)
@@ -133,7 +139,7 @@ default_jobs() {
 configure() {
   local folder=$1
   # A build file exists only after a configure that worked; from then on ninja follows changes.
-  if [[ -f $folder/build.ninja ]]; then
+  if [[ -f $folder/build.ninja ]] && ! $charts_came; then
     say "configure: $folder is configured"
     return
   fi
@@ -162,20 +168,20 @@ compile() {
   ninja -C "$folder" -j "$jobs" "${targets[@]}"
 }
 
-install_npm_packages() {
-  local folder=$root/tests/npm
-  [[ -f $folder/package-lock.json ]] || return 0
-  node_is_there || fail 'the tests need node 18 or newer and npm'
+# npm_packages FOLDER RETRIES: of the lock file there; false when they could not be installed.
+npm_packages() {
+  local folder=$root/$1
   # npm writes this file last.
   local stamp=$folder/node_modules/.package-lock.json
   if [[ $stamp -nt $folder/package-lock.json ]]; then
-    say 'npm: the packages of tests/npm are installed'
+    say "npm: the packages of $1 are installed"
     return
   fi
-  say 'npm: installing the packages of tests/npm'
-  (cd "$folder" && npm ci --no-audit --no-fund --fetch-retries=5) ||
-    fail "npm ci in tests/npm failed: is the npm registry reachable?"
+  say "npm: installing the packages of $1"
+  node_is_there && (cd "$folder" && npm ci --no-audit --no-fund --fetch-retries="$2")
 }
+
+find_charts() { find "$root/ops/dashboard/node_modules/uplot/dist" -name uPlot.esm.js 2>/dev/null || true; }
 
 if $list_only; then
   choose_packages || say "not Debian 12 or Ubuntu 24.04 ($system): names may differ"
@@ -190,8 +196,21 @@ equivalents of these, then use --no-packages: ${needed[*]}"
 fi
 if $build; then
   folder=$root/build${preset:+-$preset}
+  # Before the build, which puts the dashboard's chart library into the daemon.
+  had_charts=$(find_charts)
+  retries=1
+  if $with_tests; then retries=5; fi
+  if ! npm_packages ops/dashboard "$retries"; then
+    if $with_tests; then fail 'npm ci in ops/dashboard failed: is the npm registry reachable?'; fi
+    say 'npm failed: the dashboard is built without charts'
+  fi
+  charts_came=false
+  if [[ $(find_charts) != "$had_charts" ]]; then charts_came=true; fi
   configure "$folder"
   compile "$folder"
-  if $with_tests; then install_npm_packages; fi
+  if $with_tests; then
+    npm_packages tests/npm 5 ||
+      fail 'npm ci in tests/npm failed: are node 18 and the npm registry there?'
+  fi
 fi
 say 'done'

@@ -65,6 +65,7 @@ HttpHandlers::HttpHandlers(CompletionService& service, HttpOptions options)
     : service_(service),
       options_(std::move(options)),
       keys_(options_.api_keys),
+      pages_(std::move(options_.pages)),
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
                    .count()) {}
@@ -72,8 +73,8 @@ HttpHandlers::HttpHandlers(CompletionService& service, HttpOptions options)
 RouteMatch HttpHandlers::match(std::string_view method, std::string_view target) const {
   RouteMatch found = match_route(method, target);
   if (found.route != Route::kNotFound) return found;
-  const auto page = options_.pages.find(target_path(target));
-  return page == options_.pages.end() ? found : match_page(method, page->first);
+  const std::string_view page = pages_.find(target_path(target));
+  return page.empty() ? found : match_page(method, page);
 }
 
 std::optional<HttpResponse> HttpHandlers::refuse(const HttpRequest& request) const {
@@ -134,7 +135,7 @@ HttpResponse HttpHandlers::handle(const HttpRequest& request) const {
     case Route::kDrain:
       return drain();
     case Route::kPage:
-      return page(target_path(request.target));
+      return pages_.respond(target_path(request.target), request.if_none_match);
     case Route::kNotFound:
     case Route::kMethodNotAllowed:
     case Route::kOptions:
@@ -142,6 +143,7 @@ HttpResponse HttpHandlers::handle(const HttpRequest& request) const {
     case Route::kCompletions:
     case Route::kLogLevel:
     case Route::kTrace:
+    case Route::kEvents:
       break;
   }
   return error_response({internal_error("a route without a handler")});
@@ -249,12 +251,6 @@ HttpResponse HttpHandlers::drain() const {
   const std::int32_t running = options_.drain();
   return json_response(
       json::serialize(json::object{{"draining", true}, {"running_requests", running}}), 202);
-}
-
-HttpResponse HttpHandlers::page(std::string_view path) const {
-  const auto found = options_.pages.find(path);
-  if (found == options_.pages.end()) return http_error_response(404, "no page", "not_found");
-  return {.content_type = found->second.content_type, .body = found->second.body};
 }
 
 }  // namespace spindle::api

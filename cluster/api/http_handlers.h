@@ -1,11 +1,11 @@
 #pragma once
-// The endpoints that answer at once: everything but generating.
+// The endpoints that answer at once: everything but generating and the event stream.
 
 #include <boost/asio/thread_pool.hpp>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,14 +14,9 @@
 #include "cluster/api/cluster_admin.h"
 #include "cluster/api/completion_service.h"
 #include "cluster/api/http_message.h"
+#include "cluster/api/http_pages.h"
 
 namespace spindle::api {
-
-// A fixed document served without a key, such as the dashboard's page.
-struct HttpPage {
-  std::string content_type;
-  std::string body;
-};
 
 // What the HTTP sessions need to know; shared by all of them.
 struct HttpOptions {
@@ -34,7 +29,10 @@ struct HttpOptions {
   // Orders to the whole cluster, carried out on the pool; both outlive the sessions. Null: refused.
   ClusterAdmin* admin = nullptr;
   boost::asio::thread_pool* admin_pool = nullptr;
-  std::map<std::string, HttpPage, std::less<>> pages;  // by path
+  HttpPages::Map pages;  // served without a key
+  // The event stream of the state: how often, and to how many at a time.
+  std::int64_t state_interval_ms = 1000;
+  std::size_t max_state_streams = 32;
   // Between comments that keep proxies from closing a stream without output.
   std::int64_t ping_interval_ms = 15000;
 };
@@ -59,7 +57,7 @@ class HttpHandlers {
     return route == Route::kTokenize || route == Route::kDetokenize;
   }
 
-  // The body of /v1/spindle/state, as it is now.
+  // The body of /v1/spindle/state, as it is now, on one line.
   std::string state_json() const;
 
   CompletionService& service() const { return service_; }
@@ -74,12 +72,12 @@ class HttpHandlers {
   HttpResponse ready() const;
   HttpResponse cancel_request(const std::string& id) const;
   HttpResponse drain() const;
-  HttpResponse page(std::string_view path) const;
   boost::json::object model_object() const;
 
   CompletionService& service_;
   HttpOptions options_;
   ApiKeys keys_;
+  HttpPages pages_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   const std::int64_t created_;  // Unix time
 };

@@ -17,6 +17,7 @@ struct HttpRequest {
   std::string target;
   std::string authorization;
   std::string content_type;
+  std::string if_none_match;
   std::string request_id;  // the client's, sanitised, or ours
   std::string body;
   RouteMatch match;

@@ -31,6 +31,7 @@ constexpr std::array kRoutes{
     RouteEntry{"/version", "GET", Route::kVersion, true},
     RouteEntry{"/metrics", "GET", Route::kMetrics, true},
     RouteEntry{"/v1/spindle/state", "GET", Route::kState, true},
+    RouteEntry{"/v1/spindle/events", "GET", Route::kEvents, true},
     RouteEntry{"/v1/spindle/drain", "POST", Route::kDrain, false},
     RouteEntry{"/v1/spindle/log_level", "POST", Route::kLogLevel, false},
     RouteEntry{"/v1/spindle/trace", "POST", Route::kTrace, false},
@@ -114,7 +115,9 @@ RouteMatch match_route(std::string_view method, std::string_view target) {
 }
 
 RouteMatch match_page(std::string_view method, std::string_view path) {
-  return matched({path, "GET", Route::kPage, true}, method);
+  RouteMatch match = matched({path, "GET", Route::kPage, true}, method);
+  match.handler = "page";  // one label for all of them
+  return match;
 }
 
 std::string sanitize_request_id(std::string_view value) {

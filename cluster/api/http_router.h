@@ -23,6 +23,7 @@ enum class Route : std::uint8_t {
   kVersion,
   kMetrics,
   kState,
+  kEvents,  // the state as a stream
   kCancelRequest,
   kDrain,
   kLogLevel,
@@ -44,7 +45,7 @@ struct RouteMatch {
 
 // `target` as on the request line; a query is ignored.
 RouteMatch match_route(std::string_view method, std::string_view target);
-// A static page, open to everyone. `path` must stay valid as long as the match.
+// A static page, open to everyone; its handler is "page" whatever the path.
 RouteMatch match_page(std::string_view method, std::string_view path);
 
 // The path of a target: without query and fragment.

@@ -79,6 +79,7 @@ void read_head(const Parser::value_type& message, const HttpHandlers& handlers,
   request.target = view(message.target());
   request.authorization = view(message[http::field::authorization]);
   request.content_type = view(message[http::field::content_type]);
+  request.if_none_match = view(message[http::field::if_none_match]);
   request.keep_alive = message.keep_alive();
   request.http_1_0 = message.version() < 11;
   if (auto id = sanitize_request_id(view(message["X-Request-Id"])); !id.empty()) {
@@ -143,6 +144,7 @@ void HttpSession::stop_gently() {
     self->stop_gently_ = true;
     error_code ignored;
     if (self->idle_) self->socket_.cancel(ignored);
+    if (self->streaming_state_) self->wake();
   });
 }
 
@@ -265,6 +267,7 @@ HttpSession::Task<bool> HttpSession::answer(HttpRequest& request) {
     co_return co_await generate(request);
   }
   if (is_admin(route)) co_return co_await administer(request);
+  if (route == Route::kEvents) co_return co_await stream_state(request);
   const HttpHandlers& handlers = context_->handlers;
   HttpResponse response;
   if (HttpHandlers::is_heavy(route)) {
@@ -361,18 +364,17 @@ void HttpSession::watch_client() {
   watching_ = true;
   socket_.async_read_some(
       buffer_.prepare(4096),
-      asio::bind_cancellation_slot(watch_cancel_.slot(),
-                                   [self = shared_from_this()](error_code error, std::size_t n) {
-                                     self->watching_ = false;
-                                     if (!error) self->buffer_.commit(n);
-                                     if (error && error != asio::error::operation_aborted)
-                                       self->client_gone_ = true;
-                                     if (!error && (self->generation_ || self->administering_)) {
-                                       self->watch_client();
-                                     } else {
-                                       self->wake();
-                                     }
-                                   }));
+      asio::bind_cancellation_slot(
+          watch_cancel_.slot(), [self = shared_from_this()](error_code error, std::size_t n) {
+            self->watching_ = false;
+            if (!error) self->buffer_.commit(n);
+            if (error && error != asio::error::operation_aborted) self->client_gone_ = true;
+            if (!error && (self->generation_ || self->administering_ || self->streaming_state_)) {
+              self->watch_client();
+            } else {
+              self->wake();
+            }
+          }));
 }
 
 HttpSession::Task<void> HttpSession::end_watch() {
@@ -421,7 +423,7 @@ void HttpSession::observe(const HttpRequest& request, std::size_t request_bytes,
 std::string HttpSession::response_head(const HttpRequest& request, const HttpResponse& response,
                                        bool keep_alive) const {
   std::string head = status_line(response.status, request.http_1_0);
-  if (response.status != 204) {
+  if (response.status != 204 && response.status != 304) {  // these have no body
     head += fmt::format("Content-Type: {}\r\nContent-Length: {}\r\n", response.content_type,
                         response.body.size());
   }

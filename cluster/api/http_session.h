@@ -20,6 +20,7 @@
 #include "cluster/api/http_handlers.h"
 #include "cluster/api/http_message.h"
 #include "cluster/api/socket_deadline.h"
+#include "cluster/api/state_feed.h"
 #include "proto/config.pb.h"
 
 namespace spindle::api {
@@ -28,13 +29,18 @@ class HttpSession;
 struct AdminAnswer;
 
 // What all sessions of a server share. Thread-safety: `sessions` and `stopped` under `mutex`; the
-// rest is constant.
+// feed sees to itself, the rest is constant.
 struct HttpSessionContext {
   HttpSessionContext(CompletionService& service, HttpOptions options)
-      : handlers(service, std::move(options)), limits(service.config().limits) {}
+      : handlers(service, std::move(options)),
+        limits(service.config().limits),
+        state_feed([this] { return handlers.state_json(); },
+                   std::chrono::milliseconds(handlers.options().state_interval_ms),
+                   handlers.options().max_state_streams) {}
 
   const HttpHandlers handlers;
   const config::Limits limits;
+  StateFeed state_feed;
   std::mutex mutex;
   std::condition_variable session_ended;
   std::unordered_map<HttpSession*, std::weak_ptr<HttpSession>> sessions;
@@ -78,6 +84,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   Task<bool> administer(HttpRequest& request);
   Task<bool> write_pieces(const HttpRequest& request, const AdminAnswer& answer);
   Task<bool> stream_output(const HttpRequest& request, HttpGeneration& generation);
+  Task<bool> stream_state(const HttpRequest& request);
   Task<bool> write_response(const HttpRequest& request, const HttpResponse& response);
   Task<bool> write_chunk(const HttpRequest& request, std::string_view data);
   Task<bool> write_all(std::string_view data);
@@ -102,6 +109,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   boost::asio::steady_timer change_;  // never fires early unless something has changed
   boost::asio::cancellation_signal watch_cancel_;
   std::shared_ptr<HttpGeneration> generation_;
+  bool streaming_state_ = false;
   std::uint64_t bytes_written_ = 0;  // of the answer under way
   bool watching_ = false;
   bool administering_ = false;

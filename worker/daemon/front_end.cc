@@ -17,6 +17,7 @@
 #include "cluster/text/tokenizer.h"
 #include "worker/config/kv_policy.h"
 #include "worker/config/options.h"
+#include "worker/daemon/dashboard_pages.h"
 #include "worker/logging/logging.h"
 #include "worker/logging/one_line.h"
 
@@ -147,6 +148,7 @@ Result<std::unique_ptr<FrontEnd>> FrontEnd::start(engine::Engine& engine, FrontE
     http.drain = drain;
     http.admin = state.options.admin;
     http.admin_pool = &state.admin_pool;
+    http.pages = dashboard_pages();
     auto server = api::HttpServer::listen(state.io, *state.service, std::move(http));
     if (!server.ok()) return server.status().with_context("api.http");
     state.http = std::move(*server);

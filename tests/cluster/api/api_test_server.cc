@@ -56,7 +56,10 @@ ApiTestServer::ApiTestServer(ApiTestOptions options)
   http.ping_interval_ms = options.ping_interval_ms;
   http.admin = options.admin;
   http.admin_pool = &admin_pool_;
-  http.pages.emplace("/page", HttpPage{"text/html; charset=utf-8", "<p>a page</p>"});
+  http.state_interval_ms = options.state_interval_ms;
+  http.max_state_streams = options.max_state_streams;
+  http.pages.emplace("/page",
+                     HttpPage{.content_type = "text/html; charset=utf-8", .body = "<p>a page</p>"});
   http.drain = [this] {
     ++n_drains_;
     engine_->set_draining(true);

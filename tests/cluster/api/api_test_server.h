@@ -26,6 +26,8 @@ struct ApiTestOptions {
   std::int32_t io_threads = 2;
   std::uint16_t port = 0;
   std::int64_t ping_interval_ms = 15000;
+  std::int64_t state_interval_ms = 1000;
+  std::size_t max_state_streams = 32;
   FakeEngine::ScriptFor script_for;          // default: kText, then the end
   std::chrono::microseconds token_delay{0};  // of the default script
   GenerationDefaults defaults;

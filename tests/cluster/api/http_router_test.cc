@@ -48,18 +48,27 @@ TEST(HttpRouter, FindsTheRequestToCancel) {
   }
 }
 
-TEST(HttpRouter, OpensSixPathsOnly) {
-  const std::set<std::string> open{"/health",  "/live",    "/ready",
-                                   "/version", "/metrics", "/v1/spindle/state"};
+TEST(HttpRouter, OpensWhatProbesAndTheDashboardNeedOnly) {
+  const std::set<std::string> open{"/health",           "/live",    "/ready",
+                                   "/version",          "/metrics", "/v1/spindle/state",
+                                   "/v1/spindle/events"};
   for (const std::string path :
        {"/health", "/live", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/x",
         "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/spindle/state",
-        "/v1/spindle/drain", "/v1/spindle/log_level", "/v1/spindle/trace",
+        "/v1/spindle/events", "/v1/spindle/drain", "/v1/spindle/log_level", "/v1/spindle/trace",
         "/v1/spindle/requests/1/cancel", "/nowhere"}) {
     for (const char* method : {"GET", "POST", "OPTIONS"}) {
       EXPECT_EQ(match_route(method, path).needs_key, !open.contains(path)) << path;
     }
   }
+}
+
+TEST(HttpRouter, GivesAllPagesOneLabel) {
+  const RouteMatch match = match_page("GET", "/dashboard/app.js");
+  EXPECT_EQ(match.route, Route::kPage);
+  EXPECT_EQ(match.handler, "page");
+  EXPECT_FALSE(match.needs_key);
+  EXPECT_EQ(match_page("POST", "/dashboard/app.js").route, Route::kMethodNotAllowed);
 }
 
 TEST(HttpRouter, MakesDistinctRequestIds) {

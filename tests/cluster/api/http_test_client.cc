@@ -142,7 +142,7 @@ TestResponse HttpTestClient::receive(bool has_body) {
     response.headers[name] = line.substr(colon + 2);
   }
   bool whole = true;
-  if (response.headers.contains("transfer-encoding")) {
+  if (has_body && response.headers.contains("transfer-encoding")) {
     whole = take_chunks(response.body);
   } else if (has_body && response.headers.contains("content-length")) {
     const std::size_t size = std::stoul(response.headers["content-length"]);
