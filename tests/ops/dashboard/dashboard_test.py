@@ -191,11 +191,14 @@ class LiveClusterTest(unittest.TestCase):
                              " && document.querySelector('#layers .panel-note').textContent.includes('kept of')"
                              " && !document.querySelector('.heat-legend').textContent.includes('nothing held')")
                 self.wait_two_pictures()
-                plans = {row[2] for row in table("layers")}
-                picture = browser.eval("document.querySelector('#layers canvas').toDataURL()")
-                seen[profile] = (plans, picture)
-                state = self.cluster.get("/v1/spindle/state").json()
-                self.assertEqual(plans, {layer["plan"] for stage in state["stages"] for layer in stage["layers"]})
+                # The page may be a second behind.
+                def shown_and_true():
+                    shown = {row[2] for row in table("layers")}
+                    state = self.cluster.get("/v1/spindle/state").json()
+                    true = {layer["plan"] for stage in state["stages"] for layer in stage["layers"]}
+                    return shown if shown == true else None
+                plans = wait_until(shown_and_true, 20, "the table says what the state says")
+                seen[profile] = (plans, browser.eval("document.querySelector('#layers canvas').toDataURL()"))
             finally:
                 stream.leave()
             browser.wait("document.querySelector('#layers .panel-note').textContent.includes('nothing')", 15)
