@@ -60,8 +60,9 @@ class LogTest(unittest.TestCase):
 
             pattern = (r"prompt \d+\.\d tokens/s, generation \d+\.\d tokens/s, running \d+, waiting "
                        r"\d+, KV \d+\.\d % of stage \d")
-            sums = [line for line in self.lines(cluster) if line["message"].startswith("prompt ")]
-            self.assertGreater(len(sums), 0)
+            sums = wait_until(lambda: [line for line in self.lines(cluster)
+                                       if line["message"].startswith("prompt ")],
+                              10, "a line of sums")
             for line in sums:
                 self.assertRegex(line["message"], pattern)
                 self.assertEqual((line["rank"], line["level"]), (0, "info"))
