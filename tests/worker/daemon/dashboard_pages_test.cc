@@ -1,4 +1,5 @@
 #include "worker/daemon/dashboard_pages.h"
+#include "tests/source_dir.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +18,7 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-const fs::path kSource = fs::path(SPINDLE_SOURCE_DIR) / "ops" / "dashboard";
+const fs::path kSource = fs::path(source_dir()) / "ops" / "dashboard";
 
 std::string text_of(const fs::path& file) {
   std::ifstream in(file, std::ios::binary);
