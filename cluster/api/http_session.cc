@@ -36,7 +36,6 @@ constexpr std::size_t kMaxPipelinedBytes = 64 * 1024;
 constexpr std::uint64_t kMaxDiscardBytes = 64 * 1024;
 // Larger bodies are parsed on the tokenizer's threads.
 constexpr std::size_t kMaxInlineParseBytes = 64 * 1024;
-constexpr std::string_view kEventStream = "text/event-stream; charset=utf-8";
 constexpr std::int64_t kLingerMs = 1000;
 constexpr std::size_t kMaxLingerBytes = 8 * 1024 * 1024;
 // A slow reader's backlog shall wait in our bounded buffer, not in the kernel's.

@@ -93,6 +93,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
 
   std::string response_head(const HttpRequest& request, const HttpResponse& response,
                             bool keep_alive) const;
+  static constexpr std::string_view kEventStream = "text/event-stream; charset=utf-8";
   std::string stream_head(const HttpRequest& request, std::string_view content_type) const;
   void watch_client();
   Task<void> end_watch();

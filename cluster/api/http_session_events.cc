@@ -20,7 +20,7 @@ HttpSession::Task<bool> HttpSession::stream_state(const HttpRequest& request) {
     co_return co_await write_response(request, error_response(error));
   }
   count(request, 200);
-  bool writable = co_await write_all(stream_head(request));
+  bool writable = co_await write_all(stream_head(request, kEventStream));
   if (request.method == "HEAD") co_return writable;
   streaming_state_ = true;
   watch_client();

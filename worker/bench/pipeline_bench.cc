@@ -303,9 +303,9 @@ std::pair<double, double> recording_cost(Bench& bench, OrderClient& client, int 
   double off = 0;
   double on = 0;
   for (int i = 0; i < repeats; ++i) {
-    off = std::max(off, bench.decode_rate(batch));
+    off = std::max(off, bench.decode(batch).tokens_per_s);
     turn_recording(client, true);
-    on = std::max(on, bench.decode_rate(batch));
+    on = std::max(on, bench.decode(batch).tokens_per_s);
     turn_recording(client, false);
   }
   return {off, on};

@@ -51,8 +51,11 @@ TEST(StagePools, OneSequenceIsInWholePages) {
 TEST(StagePlan, ALengthBeyondTheModelsIsRefused) {
   const ModelShape model{.max_position_embeddings = 100};
   EXPECT_EQ(*resolve_max_model_len({}, model), 100);
-  EXPECT_EQ(*resolve_max_model_len({.max_model_len = 60}, model), 60);
-  const Status status = resolve_max_model_len({.max_model_len = 101}, model).status();
+  ClusterSettings settings;
+  settings.max_model_len = 60;
+  EXPECT_EQ(*resolve_max_model_len(settings, model), 60);
+  settings.max_model_len = 101;
+  const Status status = resolve_max_model_len(settings, model).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("model.max_model_len is 101"), std::string::npos);
 }
