@@ -156,7 +156,8 @@ def concurrency(options, policy, n_requests):
         if failures:
             sys.exit(f"{len(failures)} requests failed: {failures[0]}")
         if best is None:
-            sys.exit("the first request ended before the pool was full: longer answers are needed")
+            sys.exit("no state counts: the first request ended before the pool was full (longer "
+                     "answers are needed), or nobody waited")
     return best | {"ratio_at_end": round(alone["usage"]["spindle_kv"]["ratio"], 4),
                    "seconds": round(time.monotonic() - started)}
 
@@ -242,9 +243,9 @@ def decode(build, policies, n_prompt, n_output, n_rounds):
 def measure_concurrency(options, policies):
     report = {}
     for name, policy in policies.items():
-        # As many as could fit, and some that wait.
+        # More than could fit, so that some wait.
         ratio = policy.get("ratio", {"full": 1.0, "int4": 0.28}.get(name, 1.0))
-        result = concurrency(options, policy, int(options.pool / ratio) + 4)
+        result = concurrency(options, policy, int(1.3 * options.pool / ratio) + 4)
         if "full" in report:
             growth = result["concurrency"] / report["full"]["concurrency"]
             result["growth"] = round(growth, 2)
