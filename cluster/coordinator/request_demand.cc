@@ -3,6 +3,8 @@
 namespace spindle::coordinator {
 namespace {
 
+using kvstore::kGeneratedBoundary;
+
 // Of a stage's pages, what may be kept free for the growth of those that run.
 constexpr std::int64_t kHeadroomPart = 8;
 
@@ -30,7 +32,12 @@ KvDemand request_demand(const RequestTokens& request) {
 
 std::int64_t headroom_pages(const kvstore::KvShape& shape, const StageCapacity& stage,
                             std::int64_t tokens_ahead) {
-  return std::min(kvstore::stage_pages(shape, stage.n_layers, tokens_ahead),
+  if (tokens_ahead == 0) return 0;
+  const KvDemand compressed{.compresses = true};
+  const std::int64_t one =
+      kvstore::grow_pages(shape, stage.n_layers, compressed, 0,
+                          std::min<std::int64_t>(tokens_ahead, kGeneratedBoundary));
+  return std::min(std::max(kvstore::stage_pages(shape, stage.n_layers, tokens_ahead), one),
                   stage.n_pages / kHeadroomPart);
 }
 

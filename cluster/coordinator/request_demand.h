@@ -42,17 +42,19 @@ struct RequestTokens {
 };
 KvDemand request_demand(const RequestTokens& request);
 
-// What a request that grows will ask room for at its next boundary, beyond the max_tokens of its
-// demand, in uncompressed tokens. Where tokens leave the tail they are packed in 4 bits or fewer,
-// with their scales and a last block partly filled.
+// What a request that grows will take at its next boundary, beyond the max_tokens of its demand, in
+// uncompressed tokens. Where tokens leave the tail they are packed in 4 bits or fewer; their
+// scales, a last block partly filled and a tail that begins anywhere in a page make it half of what
+// they took.
 constexpr std::int64_t tokens_ahead_of(const KvDemand& demand, std::int64_t most_tokens) {
   const std::int64_t n_tokens =
       std::min<std::int64_t>(most_tokens - demand.max_tokens, kvstore::kGeneratedBoundary);
-  return demand.compresses ? (3 * n_tokens + 7) / 8 : n_tokens;
+  return demand.compresses ? (n_tokens + 1) / 2 : n_tokens;
 }
 
 // Pages of a stage that are left to those who run when another is admitted: for tokens_ahead of all
-// of them together, but a part of the stage at most.
+// of them together, and at least for what one is granted until the stage has said what it needs;
+// but a part of the stage at most.
 std::int64_t headroom_pages(const kvstore::KvShape& shape, const StageCapacity& stage,
                             std::int64_t tokens_ahead);
 
