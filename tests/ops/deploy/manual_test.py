@@ -80,7 +80,7 @@ class ManualTest(unittest.TestCase):
             text = (MAN / page).read_text()
             for path, command in cli_tree.commands(cli_tree.load(BUILD / "bin" / program)):
                 if path:
-                    self.assertIn(f'.SS "{program} {" ".join(path)}"', text)
+                    self.assertIn(f'.SS {roff.quoted(" ".join((program, *path)))}', text)
                 for option in command["options"]:
                     for name in option["names"]:
                         if name not in ("-h", "--help"):
