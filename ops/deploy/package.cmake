@@ -38,8 +38,8 @@ set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS "adduser, openmpi-bin")
 set(CPACK_DEBIAN_PACKAGE_SUGGESTS "openssh-client, bash-completion")
 if(SPINDLE_HAVE_CUDA)
-  # The daemon computes on the CPU where there is no driver, and needs NCCL for several GPUs only;
-  # cuBLAS is linked and may come without a package.
+  # The daemon computes on the CPU where there is no driver, and needs NCCL for several GPUs only. It
+  # is linked with cuBLAS, which may come without a package, so that none can be named.
   set(CPACK_DEBIAN_PACKAGE_RECOMMENDS "libnccl2")
   set(CPACK_DEBIAN_PACKAGE_DESCRIPTION "${CPACK_DEBIAN_PACKAGE_DESCRIPTION}
 

@@ -45,6 +45,12 @@ def field(package, name):
                           timeout=60, check=True).stdout.strip()
 
 
+def cuda_libraries(program):
+    """Those of the toolkit that it is linked with, by the name that it asks for."""
+    listing = subprocess.run(["ldd", str(program)], capture_output=True, text=True, timeout=60, check=True).stdout
+    return [pathlib.Path(path) for path in re.findall(r"=> (\S*/cuda\S*)", listing)]
+
+
 def unit_settings(text):
     """{key: [values]} of the [Service] section."""
     settings = {}
@@ -78,6 +84,14 @@ class PackageTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         root = Root.create(CACHE, [*names, "systemd-sysv", "dbus"], folder.name)
         self.addCleanup(root.stop)
+        # Of a build with CUDA, what NVIDIA's packages bring, which this system may not have as packages.
+        for library in cuda_libraries(BUILD / "bin/spindled"):
+            place = root.path / "usr/local/lib" / library.name
+            try:
+                os.link(library.resolve(), place)
+            except OSError:
+                shutil.copy(library, place)
+        subprocess.run(["ldconfig", "-r", str(root.path)], timeout=60, check=True)
         return root
 
     def install(self, root):
