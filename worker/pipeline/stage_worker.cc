@@ -332,9 +332,13 @@ void StageWorker::trace_transfer(std::uint64_t step, const comm::TensorTimes& be
     tracer_.slice(TraceKind::kSend, step, 0, 0, bytes);
     return;
   }
-  tracer_.wait_and_transfer(sent ? TraceKind::kAwaitRoom : TraceKind::kAwaitStage,
-                            sent ? TraceKind::kSend : TraceKind::kReceive, step,
-                            now.in_calls ? static_cast<std::int64_t>(us) * 1000 : 0, bytes);
+  const std::int64_t transfer_ns = now.in_calls ? static_cast<std::int64_t>(us) * 1000 : 0;
+  if (sent) {
+    tracer_.transfer_and_wait(TraceKind::kSend, TraceKind::kAwaitRoom, step, transfer_ns, bytes);
+  } else {
+    tracer_.wait_and_transfer(TraceKind::kAwaitStage, TraceKind::kReceive, step, transfer_ns,
+                              bytes);
+  }
 }
 
 void StageWorker::score_boundaries(const control::StepPlan& plan, control::StepResult& result) {

@@ -25,6 +25,10 @@ class StageTracer {
   // The same, but its last transfer_ns go into `transfer`: the waiting before it is a slice apart.
   void wait_and_transfer(TraceKind wait, TraceKind transfer, std::uint64_t step,
                          std::int64_t transfer_ns, std::int64_t bytes);
+  // The other way round, for what is sent: when in the call it went is not known, and shown later
+  // than it was, it would begin after the other side had it.
+  void transfer_and_wait(TraceKind transfer, TraceKind wait, std::uint64_t step,
+                         std::int64_t transfer_ns, std::int64_t bytes);
   // A value from now on.
   void value(TraceKind kind, std::uint64_t step, std::int64_t a);
 

@@ -65,6 +65,27 @@ TEST(StageTracer, ATransferIsNoLongerThanItsSlice) {
   EXPECT_LT(records[2].duration_ns, 1'000'000'000'000);
 }
 
+TEST(StageTracer, WhatIsSentIsShownAtTheBeginningOfItsCall) {
+  StepRecorder recorder;
+  StageTracer tracer(&recorder);
+  ASSERT_TRUE(recorder.start(100, hours(1)).ok());
+  tracer.slice(TraceKind::kForward, 2);
+  tracer.transfer_and_wait(TraceKind::kSend, TraceKind::kAwaitRoom, 2, 1, 4096);
+  tracer.transfer_and_wait(TraceKind::kSend, TraceKind::kAwaitRoom, 3, 1'000'000'000'000, 1);
+  const auto records = recorder.records(0, 100);
+  ASSERT_EQ(records.size(), 5U);
+  std::int64_t end = records[0].begin_ns + records[0].duration_ns;
+  for (std::size_t i = 1; i < records.size(); ++i) {
+    EXPECT_EQ(records[i].kind, i % 2 == 1 ? TraceKind::kSend : TraceKind::kAwaitRoom);
+    EXPECT_EQ(records[i].begin_ns, end);
+    end += records[i].duration_ns;
+  }
+  EXPECT_EQ(records[1].duration_ns, 1);
+  EXPECT_EQ(records[1].c, 4096);
+  EXPECT_LT(records[3].duration_ns, 1'000'000'000'000);
+  EXPECT_EQ(records[4].duration_ns, 0);
+}
+
 TEST(PlanTrace, CountsPromptAndDecodedTokens) {
   control::StepPlan plan;
   plan.add_open();
