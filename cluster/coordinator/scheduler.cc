@@ -166,6 +166,7 @@ void Scheduler::end_choice(Request& request, Choice& choice) {
   if (request.admitted) {
     --running_sequences_;
     set_tokens_ahead(request, 0);
+    set_preemptible(request, false);
   }
   choice.kept =
       choice.index == 0 && request.request.keep_session && request.status.ok() && choice.on_stages;

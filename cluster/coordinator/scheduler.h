@@ -119,6 +119,8 @@ class Scheduler {
   std::optional<std::pair<std::int64_t, std::uint64_t>> oldest_step() const;
   // Everything but the stages' own figures; of those what rank 0 decides.
   engine::EngineStats stats() const;
+  // Of those, the numbers of requests and tokens so far.
+  const engine::EngineStats& counters() const { return counters_; }
   // Those that stats() counts as running, oldest first, then those that wait, in their order; at
   // most `limit`.
   std::vector<engine::ActiveRequest> active_requests(std::size_t limit, std::int64_t now_us) const;
@@ -224,7 +226,7 @@ class Scheduler {
                   std::int64_t now_us);
   std::vector<std::int64_t> pages_to_grow(const Request& request,
                                           std::int64_t granted_tokens) const;
-  std::vector<Request*> victims(std::int32_t above_priority) const;
+  void set_preemptible(Request& request, bool can_be);
   void preempt(Request& request);
   void expire_requests(std::int64_t now_us);
   void on_sampled(const control::Sampled& sampled, std::int64_t now_us);
@@ -251,6 +253,8 @@ class Scheduler {
   std::uint64_t waiting_kv_bytes_ = 0;
   std::set<std::pair<std::int64_t, engine::RequestHandle>> deadlines_;
   std::deque<engine::RequestHandle> prefilling_;  // in the order of admission
+  // Those that run and may be preempted, by (priority, admission): the last one goes first.
+  std::map<std::pair<std::int32_t, std::uint64_t>, Request*> preemptible_;
   // Sequences of requests that were preempted, and the stages that are still to free them.
   std::unordered_map<std::uint64_t, std::pair<Request*, std::size_t>> preempted_;
   std::deque<std::uint64_t> ready_;  // sequences with a token to run; ended ones are skipped

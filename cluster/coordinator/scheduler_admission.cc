@@ -2,6 +2,8 @@
 // scheduler.cc.
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -86,6 +88,7 @@ Scheduler::Room Scheduler::try_admit(control::StepPlan& plan, Request& request,
   if (request.grows()) {
     request.granted_tokens = request.first_grant();
     set_tokens_ahead(request, tokens_ahead_of(request.first_demand(), request.most_tokens()));
+    set_preemptible(request, true);
   }
   ++counters_.running;
   request.choices.front().on_stages = true;
@@ -143,32 +146,29 @@ void Scheduler::set_tokens_ahead(Request& request, std::int64_t n_tokens) {
   request.tokens_ahead = n_tokens;
 }
 
-// Those that can be preempted, the youngest of the lowest priority first. What is in flight may be
-// among them, since it is freed by a later plan.
-std::vector<Scheduler::Request*> Scheduler::victims(std::int32_t above_priority) const {
-  std::vector<Request*> found;
-  for (const auto& [handle, request] : requests_) {
-    if (request->admitted && request->grows() && request->choices_left > 0 &&
-        request->request.priority > above_priority) {
-      found.push_back(request.get());
-    }
+// Whether it may be preempted: it runs, and can be computed anew from what is known of it.
+void Scheduler::set_preemptible(Request& request, bool can_be) {
+  const std::pair key(request.request.priority, request.admission);
+  if (can_be) {
+    preemptible_.emplace(key, &request);
+  } else {
+    preemptible_.erase(key);
   }
-  std::sort(found.begin(), found.end(), [](const Request* a, const Request* b) {
-    return std::pair(a->request.priority, a->admission) >
-           std::pair(b->request.priority, b->admission);
-  });
-  return found;
 }
 
-// Requests of a lower priority than this one's give it their room, if that is enough; but not those
-// with a run in the plan that is being composed.
+// Requests of a lower priority than this one's give it their room, the youngest of the lowest
+// first, if that is enough; but not those with a run in the plan that is being composed. What is in
+// flight may be among them, since it is freed by a later plan.
 bool Scheduler::preempt_lower(const Request& request) {
-  if (request.session_sequence != 0) return false;
+  const auto lower = preemptible_.upper_bound(
+      {request.request.priority, std::numeric_limits<std::uint64_t>::max()});
+  if (lower == preemptible_.end() || request.session_sequence != 0) return false;
   const std::vector<std::int64_t> pages = ledger_.total_pages(request.first_demand());
   std::vector<std::int64_t> given_back = headroom();
   for (std::int64_t& n : given_back) n = -n;
   std::vector<Request*> given_up;
-  for (Request* victim : victims(request.request.priority)) {
+  for (auto next = preemptible_.end(); next != lower;) {
+    Request* victim = (--next)->second;
     if (ledger_.fits(pages, given_back)) break;
     if (victim->last_step == next_step_) continue;
     given_up.push_back(victim);
@@ -213,7 +213,7 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
       return Room::kNone;
     }
     if (drop_oldest_session()) continue;
-    Request* victim = victims(engine::kMinPriority - 1).front();
+    Request* victim = std::prev(preemptible_.end())->second;
     if (victim->last_step == next_step_) return Room::kNone;
     if (victim == &request && counters_.running == 1) {
       if (!in_flight_.empty() || !to_free_.empty()) return Room::kNone;
@@ -254,6 +254,7 @@ void Scheduler::preempt(Request& request) {
   std::erase(prefilling_, request.handle);
   --running_sequences_;
   set_tokens_ahead(request, 0);
+  set_preemptible(request, false);
   --counters_.running;
   ++counters_.preemptions;
   ++events_of(request).preemptions;

@@ -36,6 +36,7 @@ void Scheduler::plan_budget(control::StepPlan& plan) {
 }
 
 void Scheduler::add_budget(engine::EngineStats& stats) const {
+  stats.stages.reserve(ledger_.stages().size());
   for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
     engine::StageState& stage = stats.stages.emplace_back();
     stage.stage = static_cast<std::int32_t>(s);

@@ -307,7 +307,7 @@ void PipelineEngine::record_plan(const control::StepPlan& plan) const {
           .a = tokens.prefill,
           .b = tokens.decode,
           .c = plan.runs_size()});
-  const engine::EngineStats stats = scheduler_.stats();
+  const engine::EngineStats& stats = scheduler_.counters();
   record({.kind = TraceKind::kRequests, .a = stats.running, .b = stats.waiting});
 }
 

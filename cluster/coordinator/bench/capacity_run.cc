@@ -84,7 +84,7 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
   // What cannot run waits, so that the cluster decides how much it takes.
   const auto refill = [&] {
     while (n_submitted < load.n_requests &&
-           simulation.scheduler().stats().waiting < load.n_waiting && result.violation.empty()) {
+           simulation.scheduler().counters().waiting < load.n_waiting && result.violation.empty()) {
       const std::int32_t n_prompt = lengths[static_cast<std::size_t>(n_submitted)];
       result.mean_prompt += static_cast<double>(n_prompt) / load.n_requests;
       const auto handle = simulation.submit(load_request(load, n_submitted++, n_prompt));
@@ -119,7 +119,7 @@ CapacityResult run_capacity(const simulation::SimulationConfig& cluster, const L
   if (result.violation.empty()) result.violation = simulation.violation();
   result.mean_output = n_output / std::max(n_ended, 1);
   result.n_steps = simulation.metrics().n_steps;
-  result.n_preemptions = simulation.scheduler().stats().preemptions;
+  result.n_preemptions = simulation.scheduler().counters().preemptions;
   result.n_budget_plans = simulation.metrics().n_budget_plans;
   if (from && to) fill_window(*from, *to, result);
   result.cpu_s = static_cast<double>(real_ns() - begin_ns) * 1e-9;

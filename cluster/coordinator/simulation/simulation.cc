@@ -67,7 +67,7 @@ std::int64_t Simulation::control_delay() {
 
 Result<engine::RequestHandle> Simulation::submit(engine::EngineRequest request) {
   if (has_failed_) return unavailable("the engine has stopped");
-  const int n_waiting = scheduler_.stats().waiting;
+  const int n_waiting = scheduler_.counters().waiting;
   const auto handle = scheduler_.submit(request, clock_.now_us());
   if (!handle.ok()) {
     if (handle.status().code() == StatusCode::kInternal) require(handle.status());
@@ -194,7 +194,7 @@ void Simulation::count_time() {
   metrics_.now_us = clock_.now_us();
   metrics_.running_us += elapsed * n_running_;
   metrics_.waiting_us += elapsed * n_waiting_;
-  const engine::EngineStats stats = scheduler_.stats();
+  const engine::EngineStats& stats = scheduler_.counters();
   n_running_ = stats.running;
   n_waiting_ = stats.waiting;
 }
@@ -420,7 +420,7 @@ void Simulation::take_events() {
 }
 
 void Simulation::check_rank0() {
-  const engine::EngineStats stats = scheduler_.stats();
+  const engine::EngineStats& stats = scheduler_.counters();
   const std::uint64_t n_open = static_cast<std::uint64_t>(stats.running + stats.waiting);
   if (stats.running < 0 || stats.waiting < 0 ||
       stats.accepted != stats.finished + stats.failed + stats.cancelled + n_open ||
