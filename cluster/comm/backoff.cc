@@ -12,7 +12,6 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr microseconds kMaxSleepWhileSending{200};
-constexpr int kWaitShare = 64;
 constexpr unsigned long kTimerSlackNs = 1000;
 
 }  // namespace
@@ -23,7 +22,7 @@ std::chrono::nanoseconds sleep_after(const BackoffPolicy& policy, std::chrono::n
   if (waited < policy.spin) return nanoseconds::zero();
   nanoseconds longest = policy.max_sleep;
   if (keep_moving) longest = std::min<nanoseconds>(longest, kMaxSleepWhileSending);
-  return std::clamp<nanoseconds>(waited / kWaitShare,
+  return std::clamp<nanoseconds>(waited / policy.wait_share,
                                  std::min<nanoseconds>(policy.min_sleep, longest), longest);
 }
 

@@ -7,10 +7,16 @@
 
 namespace spindle::comm {
 
+// Where threads that wait have cores to themselves, and where they take them from those that
+// compute: a wake-up costs several microseconds of a core, in virtual machines more.
+inline constexpr int kEagerShare = 64;
+inline constexpr int kSparingShare = 16;
+
 struct BackoffPolicy {
   std::chrono::microseconds spin{50};  // yield, do not sleep, for this long
   std::chrono::microseconds min_sleep{20};
   std::chrono::microseconds max_sleep{500};
+  int wait_share = kEagerShare;  // a sleep is this part of the time waited so far
 };
 
 // How long to sleep after `waited` without an event; zero: yield instead. `keep_moving`: this
@@ -19,8 +25,9 @@ std::chrono::nanoseconds sleep_after(const BackoffPolicy& policy, std::chrono::n
                                      bool keep_moving);
 
 // First yields for a moment, so that a reply that is on its way costs no sleep. Then sleeps for
-// 1/64 of the time waited so far, within the policy's bounds: the delay this adds to an event is
-// about 2 % of the wait for it, and an idle thread wakes 1 / max_sleep times a second.
+// 1 / wait_share of the time waited so far, within the policy's bounds: the delay this adds to an
+// event is that part of the wait for it at most (2 % or 6 %), and an idle thread wakes
+// 1 / max_sleep times a second.
 //
 // Thread-safety: one thread. Lowers that thread's timer slack (the kernel's default of 50 us would
 // triple the short sleeps) at the first sleep and leaves it so.

@@ -189,7 +189,7 @@ MessageDeviceGroup::Received MpiDeviceGroup::recv_message(Lane lane, int source,
   LaneState& state = lane_state(lane);
   Stream& stream = state.streams[static_cast<std::size_t>(source)];
   Assembly assembly{.out = out};
-  Backoff backoff;
+  Backoff backoff({.wait_share = progress_.wait_share()});
   for (;;) {
     // The header chunk may be left from a call whose deadline passed: it is still the first one.
     const bool untouched = !assembly.started;

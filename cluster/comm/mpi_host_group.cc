@@ -20,9 +20,13 @@ constexpr std::chrono::milliseconds kAbortTimeout{2000};
 
 // Nobody waits for a heartbeat in a hurry. An order may be late, but one that follows another
 // closely is answered at once: that is how clocks are compared. The others are part of every step.
-BackoffPolicy policy_of(Channel channel) {
-  if (channel == Channel::kOrder) return {.max_sleep = microseconds(5000)};
-  if (channel != Channel::kHeartbeat) return {.max_sleep = microseconds(1000)};
+BackoffPolicy policy_of(Channel channel, int wait_share) {
+  if (channel == Channel::kOrder) {
+    return {.max_sleep = microseconds(5000), .wait_share = wait_share};
+  }
+  if (channel != Channel::kHeartbeat) {
+    return {.max_sleep = microseconds(1000), .wait_share = wait_share};
+  }
   return {
       .spin = microseconds(0), .min_sleep = microseconds(5000), .max_sleep = microseconds(5000)};
 }
@@ -79,7 +83,7 @@ Status MpiHostGroup::send_frame(int dest, Channel channel, std::string frame, De
 Result<std::optional<Message>> MpiHostGroup::recv_frame(int source, Channel channel,
                                                         Deadline deadline) {
   Inbox& inbox = inboxes_[channel_index(channel)];
-  Backoff backoff(policy_of(channel));
+  Backoff backoff(policy_of(channel, progress_.wait_share()));
   for (;;) {
     if (stop_.stopped()) return stop_.reason();
     auto message = poll(inbox, source);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "cluster/comm/backoff.h"
-
 namespace spindle::comm {
 namespace {
 
@@ -110,7 +108,7 @@ Status MpiProgress::send(SendQueue& queue, int dest, std::span<const std::byte> 
                          std::shared_ptr<void> owner, const StopFlag& stop, Deadline deadline,
                          std::chrono::nanoseconds* waited) {
   using Clock = std::chrono::steady_clock;
-  Backoff backoff;
+  Backoff backoff({.wait_share = wait_share()});
   Clock::time_point began;
   for (;;) {
     if (stop.stopped()) return stop.reason();
@@ -130,7 +128,7 @@ Status MpiProgress::send(SendQueue& queue, int dest, std::span<const std::byte> 
 }
 
 Status MpiProgress::flush(SendQueue& queue, const StopFlag& stop, Deadline deadline) {
-  Backoff backoff;
+  Backoff backoff({.wait_share = wait_share()});
   for (;;) {
     queue.reap(true);
     if (Status s = queue.failure(); !s.ok()) return s;

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cluster/comm/backoff.h"
 #include "kernels/core/deadline.h"
 #include "kernels/core/status.h"
 
@@ -82,6 +83,9 @@ class SendQueue {
 // any thread.
 class MpiProgress {
  public:
+  // How eagerly this process' threads wait, BackoffPolicy::wait_share.
+  void set_wait_share(int share) { wait_share_.store(share, std::memory_order_relaxed); }
+  int wait_share() const { return wait_share_.load(std::memory_order_relaxed); }
   SendQueue& add_queue(MPI_Comm comm, std::size_t max_unsent_bytes);
   void reap();
   bool sends_pending() const;
@@ -95,6 +99,7 @@ class MpiProgress {
 
  private:
   std::vector<std::unique_ptr<SendQueue>> queues_;
+  std::atomic<int> wait_share_{kEagerShare};
 };
 
 }  // namespace spindle::comm

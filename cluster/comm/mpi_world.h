@@ -29,7 +29,7 @@ struct MpiWorldOptions {
 // that stays would keep the whole job alive.
 //
 // Thread-safety: init() and the destructor from the main thread, the latter after every other
-// thread has stopped using the groups; host() and device() from any thread.
+// thread has stopped using the groups; the others from any thread.
 class MpiWorld {
  public:
   // UNAVAILABLE if the MPI library cannot serve several threads or is running already. If the
@@ -45,6 +45,9 @@ class MpiWorld {
   int local_rank() const;
   int local_size() const;
   const std::string& host_name() const;
+
+  // Waiting threads look less often, since every core has a thread that computes (backoff.h).
+  void spare_cores();
 
   HostGroup& host();
   DeviceGroup& device();

@@ -41,6 +41,8 @@ Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& op
   settings.device = options.on_gpu() ? ComputeDevice::kCuda : ComputeDevice::kCpu;
   settings.host_name = world.host_name();
   settings.local_rank = world.local_rank();
+  settings.ranks_on_host = world.local_size();
+  if (computes_on_all_cores(settings)) world.spare_cores();
   auto recorder = std::make_unique<StepRecorder>();
   settings.worker.recorder = recorder.get();
   const Deadline deadline = Deadline::after_ms(300000);

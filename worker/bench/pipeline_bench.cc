@@ -235,7 +235,7 @@ class Bench {
     const Clock::time_point deadline = Clock::now() + std::chrono::minutes(10);
     while (!holds()) {
       CHECK(Clock::now() < deadline, "requests take more than ten minutes");
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
 

@@ -1,6 +1,7 @@
 #include "worker/daemon/cluster_start.h"
 
 #include "cluster/coordinator/cluster_settings.h"
+#include "worker/daemon/host_resources.h"
 #include "worker/model/model_shape.h"
 
 namespace spindle::worker {
@@ -35,6 +36,11 @@ Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
     stages.push_back(std::move(info));
   }
   return stages;
+}
+
+bool computes_on_all_cores(const RankSettings& settings) {
+  const int n_threads = settings.device == ComputeDevice::kCuda ? 1 : settings.n_threads;
+  return cores_are_taken(read_host_resources().n_cores, settings.ranks_on_host, n_threads);
 }
 
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,

@@ -11,6 +11,7 @@
 #include "kernels/core/status.h"
 #include "kvstore/plan/kv_shape.h"
 #include "proto/control.pb.h"
+#include "worker/daemon/rank_settings.h"
 #include "worker/model/model_config.h"
 
 namespace spindle::worker {
@@ -24,6 +25,10 @@ Status agree_on_outcome(comm::HostGroup& host, const Status& mine, Deadline dead
 Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
                                                       const control::StageInfo& mine,
                                                       Deadline deadline);
+
+// Whether the ranks of this host leave no core to their waiting threads, which then must spare them
+// (MpiWorld::spare_cores). Of a rank with a GPU one thread computes.
+bool computes_on_all_cores(const RankSettings& settings);
 
 // The ledger of a cluster whose stages have said what they hold.
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,

@@ -44,4 +44,8 @@ int default_threads_per_rank(int n_cores, int ranks_on_host) {
   return std::max(1, n_cores / std::max(1, ranks_on_host));
 }
 
+bool cores_are_taken(int n_cores, int ranks_on_host, int n_threads) {
+  return std::int64_t{ranks_on_host} * (n_threads + 1) > n_cores;
+}
+
 }  // namespace spindle::worker

@@ -17,4 +17,7 @@ HostResources read_host_resources();
 // Cores divided among the ranks of one host, at least 1.
 int default_threads_per_rank(int n_cores, int ranks_on_host);
 
+// Whether ranks with so many computing threads each leave no core to the threads that wait.
+bool cores_are_taken(int n_cores, int ranks_on_host, int n_threads);
+
 }  // namespace spindle::worker

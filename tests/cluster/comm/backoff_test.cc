@@ -22,6 +22,14 @@ TEST(Backoff, YieldsFirstThenSleepsLongerTheLongerItWaits) {
   EXPECT_EQ(sleep_after(kPolicy, std::chrono::hours(1), false), microseconds(500));
 }
 
+TEST(Backoff, SleepsAreAShareOfTheWait) {
+  BackoffPolicy sparing = kPolicy;
+  sparing.wait_share = kSparingShare;
+  EXPECT_EQ(sleep_after(sparing, microseconds(50), false), microseconds(20));
+  EXPECT_EQ(sleep_after(sparing, microseconds(3200), false), microseconds(200));
+  EXPECT_EQ(sleep_after(sparing, milliseconds(8), false), microseconds(500));
+}
+
 TEST(Backoff, PendingSendsKeepItAwake) {
   EXPECT_EQ(sleep_after(kPolicy, milliseconds(6), true),
             sleep_after(kPolicy, milliseconds(6), false));

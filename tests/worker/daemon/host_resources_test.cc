@@ -19,5 +19,12 @@ TEST(HostResources, ThreadsAreSharedAmongRanks) {
   EXPECT_EQ(default_threads_per_rank(8, 0), 8);
 }
 
+TEST(HostResources, EveryRankWantsACoreBesideItsComputingThreads) {
+  EXPECT_TRUE(cores_are_taken(2, 2, 1));
+  EXPECT_FALSE(cores_are_taken(4, 2, 1));
+  EXPECT_TRUE(cores_are_taken(16, 2, 8));
+  EXPECT_FALSE(cores_are_taken(2, 1, 1));
+}
+
 }  // namespace
 }  // namespace spindle::worker
