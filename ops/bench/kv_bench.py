@@ -243,9 +243,10 @@ def decode(build, policies, n_prompt, n_output, n_rounds):
 def measure_concurrency(options, policies):
     report = {}
     for name, policy in policies.items():
-        # More than could fit, so that some wait.
+        # More than could fit, so that some wait; who decides sizes may go below the policy's.
         ratio = policy.get("ratio", {"full": 1.0, "int4": 0.28}.get(name, 1.0))
-        result = concurrency(options, policy, int(1.3 * options.pool / ratio) + 4)
+        spare = 2.2 if options.server_policy and ratio < 1 else 1.3
+        result = concurrency(options, policy, int(spare * options.pool / ratio) + 4)
         if "full" in report:
             growth = result["concurrency"] / report["full"]["concurrency"]
             result["growth"] = round(growth, 2)

@@ -42,7 +42,7 @@ std::chrono::milliseconds to_ms(double seconds) {
 // context is run until it is done or the descriptor became readable.
 class Post {
  public:
-  Post(const HttpConnectionOptions& options, int cancel_fd) : options_(options), stream_(io_) {
+  Post(const ConnectionOptions& options, int cancel_fd) : options_(options), stream_(io_) {
     if (cancel_fd < 0) return;
     cancel_.emplace(io_, ::dup(cancel_fd));
     cancel_->async_wait(asio::posix::stream_descriptor::wait_read, [this](const error_code& error) {
@@ -145,7 +145,7 @@ class Post {
     return ok_status();
   }
 
-  const HttpConnectionOptions& options_;
+  const ConnectionOptions& options_;
   asio::io_context io_{1};
   beast::tcp_stream stream_;
   std::optional<asio::posix::stream_descriptor> cancel_;
@@ -168,30 +168,7 @@ std::string message_of(const std::string& body) {
 
 }  // namespace
 
-void add_http_connection_options(CLI::App& app, HttpConnectionOptions& options) {
-  const CLI::Range seconds(0.01, 86400.0);
-  app.add_option("--host", options.host, "Server's address or name")
-      ->capture_default_str()
-      ->group("Connection");
-  app.add_option("--port", options.port, "Server's HTTP port, not that of the TCP API")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 65535))
-      ->group("Connection");
-  app.add_option("--api-key", options.api_key, "API key; better given in the environment")
-      ->envname("SPINDLE_API_KEY")
-      ->group("Connection");
-  app.add_option("--connect-timeout", options.connect_timeout_s, "Longest wait to connect, seconds")
-      ->capture_default_str()
-      ->check(seconds)
-      ->group("Connection");
-  app.add_option("--timeout", options.timeout_s,
-                 "Longest wait for an answer, or for its next piece, seconds")
-      ->capture_default_str()
-      ->check(seconds)
-      ->group("Connection");
-}
-
-HttpAnswer http_post(const HttpConnectionOptions& options, const std::string& target,
+HttpAnswer http_post(const ConnectionOptions& options, const std::string& target,
                      const std::string& body, std::chrono::milliseconds quiet, int cancel_fd,
                      const std::function<bool(std::string_view data)>& on_data) {
   HttpAnswer answer;
@@ -202,7 +179,7 @@ HttpAnswer http_post(const HttpConnectionOptions& options, const std::string& ta
   return Post(options, cancel_fd).run(target, body, quiet, on_data);
 }
 
-int report_http_failure(const HttpAnswer& answer, const HttpConnectionOptions& options) {
+int report_http_failure(const HttpAnswer& answer, const ConnectionOptions& options) {
   switch (answer.failure.code()) {
     case StatusCode::kOk:
       break;

@@ -1,26 +1,19 @@
 #pragma once
 // One HTTP POST to a cluster, for what the TCP API does not carry.
 
-#include <CLI/CLI.hpp>
 #include <chrono>
-#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
 
 #include "kernels/core/status.h"
+#include "ops/cli/options.h"
 
 namespace spindle::cli {
 
-struct HttpConnectionOptions {
-  std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;
-  std::string api_key;
-  double connect_timeout_s = 5;
-  double timeout_s = 30;  // without any byte of the answer
-};
-
-void add_http_connection_options(CLI::App& app, HttpConnectionOptions& options);
+// What add_connection_options() may change. The time limit is for the next byte of the answer.
+inline const ConnectionOptions kHttpConnection{.port = 8000, .timeout_s = 30};
+inline constexpr const char* kHttpPortHelp = "Server's HTTP port, not that of the TCP API";
 
 struct HttpAnswer {
   int status = 0;    // 0: there was none, see `failure`
@@ -32,11 +25,11 @@ struct HttpAnswer {
 // Sends `body` (JSON) and hands the body of a 200 over as it comes; `on_data` returns false to give
 // up (CANCELLED). `quiet`: how much longer than the options say the answer may take to begin. The
 // descriptor `cancel_fd` becoming readable ends it with CANCELLED.
-HttpAnswer http_post(const HttpConnectionOptions& options, const std::string& target,
+HttpAnswer http_post(const ConnectionOptions& options, const std::string& target,
                      const std::string& body, std::chrono::milliseconds quiet, int cancel_fd,
                      const std::function<bool(std::string_view data)>& on_data);
 
 // The exit code for an answer that is no 200, after saying what is wrong.
-int report_http_failure(const HttpAnswer& answer, const HttpConnectionOptions& options);
+int report_http_failure(const HttpAnswer& answer, const ConnectionOptions& options);
 
 }  // namespace spindle::cli

@@ -23,12 +23,12 @@ bool parse(std::string_view text, T& value) {
 Deadline ConnectionOptions::deadline() const { return Deadline::after(timeout()); }
 std::chrono::milliseconds ConnectionOptions::timeout() const { return to_ms(timeout_s); }
 
-void add_connection_options(CLI::App& app, ConnectionOptions& options) {
+void add_connection_options(CLI::App& app, ConnectionOptions& options, const char* port_help) {
   const CLI::Range seconds(0.01, 86400.0);
   app.add_option("--host", options.host, "Server's address or name")
       ->capture_default_str()
       ->group("Connection");
-  app.add_option("--port", options.port, "Server's TCP API port")
+  app.add_option("--port", options.port, port_help)
       ->capture_default_str()
       ->check(CLI::Range(1, 65535))
       ->group("Connection");

@@ -15,7 +15,7 @@ namespace spindle::cli {
 struct ConnectionOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 8001;
-  std::string api_key;
+  std::string api_key = {};
   double connect_timeout_s = 5;
   double timeout_s = 300;
 
@@ -66,7 +66,9 @@ struct OutputOptions {
   bool show_kv = false;
 };
 
-void add_connection_options(CLI::App& app, ConnectionOptions& options);
+// `port_help` says which of the server's ports --port is.
+void add_connection_options(CLI::App& app, ConnectionOptions& options,
+                            const char* port_help = "Server's TCP API port");
 void add_sampling_options(CLI::App& app, SamplingOptions& options);
 void add_kv_options(CLI::App& app, KvOptions& options);
 void add_urgency_options(CLI::App& app, UrgencyOptions& options);

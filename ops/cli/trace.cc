@@ -98,13 +98,13 @@ void add_trace_options(CLI::App& app, TraceOptions& options) {
   app.add_option("--max-events", options.max_events,
                  "Events that each rank keeps, the newest ones, at most 1048576")
       ->capture_default_str();
-  add_http_connection_options(app, options.connection);
+  add_connection_options(app, options.connection, kHttpPortHelp);
   app.footer(kTraceFooter);
 }
 
 void add_log_level_options(CLI::App& app, LogLevelOptions& options) {
   app.add_option("level", options.level, "debug, info, warning or error")->required();
-  add_http_connection_options(app, options.connection);
+  add_connection_options(app, options.connection, kHttpPortHelp);
   app.footer(kLogLevelFooter);
 }
 

@@ -10,14 +10,14 @@
 namespace spindle::cli {
 
 struct TraceOptions {
-  HttpConnectionOptions connection;
+  ConnectionOptions connection = kHttpConnection;
   double seconds = 5;
   std::int64_t max_events = 65536;
   std::string output = "trace.json";
 };
 
 struct LogLevelOptions {
-  HttpConnectionOptions connection;
+  ConnectionOptions connection = kHttpConnection;
   std::string level;
 };
 

@@ -14,8 +14,11 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "system"))
+from cluster import wait_until  # noqa: E402
 
 BOOTSTRAP_SECONDS = 300
 COMMAND_SECONDS = 120
@@ -41,17 +44,6 @@ def missing():
 
 class CannotBoot(Exception):
     """systemd does not run as process 1 here; says why."""
-
-
-def wait_until(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.1)
 
 
 def apt_sources():

@@ -17,7 +17,8 @@ import unittest
 
 import clean_root
 import outcome
-from clean_root import Root, wait_until
+from clean_root import Root
+from cluster import wait_until
 
 SOURCE = pathlib.Path(__file__).resolve().parents[3]
 BUILD = pathlib.Path(os.environ.get("SPINDLE_BINARY_DIR", SOURCE / "build")).resolve()
