@@ -12,8 +12,8 @@ namespace {
 
 // Fewer requests than this, smoothed, are none.
 constexpr double kIdle = 0.5;
-// Levels lighter than the policy's own need room for this many times the requests wanted: there is
-// nothing to win but error that the policy accepts.
+// Levels lighter than the policy's own need room for this many times the requests wanted, or for
+// all that can ever run together: there is nothing to win but error that the policy accepts.
 constexpr double kLighterRoom = 2.0;
 // How much one report's factor counts, and what a factor can be.
 constexpr double kFactorWeight = 0.25;
@@ -105,6 +105,7 @@ BudgetBalancer::BudgetBalancer(BalancerConfig config)
       prices_(config_.curves.size()),
       planned_bytes_(config_.curves.size()),
       extra_(config_.curves.size()),
+      headroom_(config_.curves.size()),
       reliefs_(config_.curves.size(), {.hold_us = config_.relief_hold_us}) {
   for (Measured& measured : measured_) measured.factor.resize(config_.curves.front().size());
 }
@@ -183,6 +184,7 @@ void BudgetBalancer::smooth_demand(const BalancerInput& input) {
   smoothed_us_ = input.now_us;
   for (std::size_t s = 0; s < extra_.size() && input.n_running > 0; ++s) {
     extra_[s] += weight * (of_bytes(input.ledger[s].extra_bytes) - extra_[s]);
+    headroom_[s] += weight * (of_bytes(input.ledger[s].headroom_bytes) - headroom_[s]);
   }
   demand_ += weight * (demand - demand_);
   if (input.mean_tokens <= 0) return;  // nobody says how long requests are
@@ -192,24 +194,29 @@ void BudgetBalancer::smooth_demand(const BalancerInput& input) {
   peak_tokens_ += length_weight * (peak - peak_tokens_);
 }
 
+double BudgetBalancer::request_bytes(std::size_t stage, int level, double n_tokens) const {
+  const kvstore::LevelPoint& point = config_.curves[stage][static_cast<std::size_t>(level)];
+  return of_bytes(point.bytes) * n_tokens / static_cast<double>(config_.typical_tokens);
+}
+
 std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const {
-  const auto typical = static_cast<double>(config_.typical_tokens);
-  const double scale = mean_tokens_ > 0 ? mean_tokens_ / typical : 1.0;
+  const double n_tokens =
+      mean_tokens_ > 0 ? mean_tokens_ : static_cast<double>(config_.typical_tokens);
   std::vector<StageLoad> loads(levels_.size());
   for (std::size_t s = 0; s < loads.size(); ++s) {
     StageLoad& load = loads[s];
     for (int level = 0; level < n_levels_; ++level) {
-      const kvstore::LevelPoint& point = config_.curves[s][static_cast<std::size_t>(level)];
-      load.bytes.push_back(std::clamp(of_bytes(point.bytes) * scale * factor(s, level) + extra_[s],
-                                      1.0, kMostBytes));
-      load.error.push_back(point.error);
+      load.bytes.push_back(std::clamp(
+          request_bytes(s, level, n_tokens) * factor(s, level) + extra_[s], 1.0, kMostBytes));
+      load.error.push_back(config_.curves[s][static_cast<std::size_t>(level)].error);
     }
     // A stronger level never takes more, whatever was measured.
     for (std::size_t l = load.bytes.size() - 1; l-- > 0;) {
       load.bytes[l] = std::max(load.bytes[l], load.bytes[l + 1]);
     }
     const std::uint64_t capacity = capacity_of(input, s);
-    load.capacity = of_bytes(capacity - std::min(capacity, input.ledger[s].fixed_bytes));
+    load.capacity =
+        std::max(of_bytes(capacity) - of_bytes(input.ledger[s].fixed_bytes) - headroom_[s], 0.0);
     load.peak = of_bytes(config_.token_bytes[s]) * std::max(peak_tokens_, 1.0);
   }
   return loads;
@@ -227,11 +234,14 @@ double BudgetBalancer::fitting(const std::vector<StageLoad>& loads,
 std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
     const std::vector<StageLoad>& loads) {
   const std::vector<int> strongest(loads.size(), n_levels_ - 1);
-  wanted_ = std::min({std::max(demand_, 1.0), static_cast<double>(config_.max_num_seqs),
-                      fitting(loads, strongest)});
+  const double most =
+      std::min(static_cast<double>(config_.max_num_seqs), fitting(loads, strongest));
+  wanted_ = std::min(std::max(demand_, 1.0), most);
   fitting_ = fitting(loads, levels_);
   const bool idle = demand_ < kIdle;
   if (idle) wanted_ = 0;
+  const double lighter_room =
+      std::min(wanted_ * kLighterRoom, most * (1.0 + config_.relief_margin));
   std::vector<Target> targets(loads.size(), {config_.own_level, config_.own_level});
   for (std::size_t s = 0; s < loads.size(); ++s) {
     const LevelChoice choice = choose_level(loads[s], config_.own_level, wanted_);
@@ -246,8 +256,7 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
       target.needed = std::min(target.needed, choose_level(loads[s], 0, wanted_).level);
     }
     if (target.relaxed == config_.own_level) {
-      target.relaxed =
-          std::min(target.relaxed, choose_level(loads[s], 0, wanted_ * kLighterRoom).level);
+      target.relaxed = std::min(target.relaxed, choose_level(loads[s], 0, lighter_room).level);
     }
   }
   return targets;
@@ -312,7 +321,7 @@ std::optional<BudgetDecision> BudgetBalancer::relieve(const BalancerInput& input
     const int relaxed = targets[s].relaxed;
     const double now = loads[s].error[static_cast<std::size_t>(levels_[s])];
     const double then = loads[s].error[static_cast<std::size_t>(relaxed)];
-    if (relaxed == config_.own_level || then < now * (1.0 - config_.min_gain)) target[s] = relaxed;
+    if (relaxed == config_.own_level || then < now) target[s] = relaxed;
   }
   if (target == levels_) return std::nullopt;
   std::string why = "no requests";

@@ -10,13 +10,13 @@
 //    keeps room for one prompt that is not compressed yet.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
 //    Projections are the planned curves for prompts as long as those at hand, corrected by what
-//    stages really kept of what was planned, level by level, and what requests hold beside them.
-//    All stages that memory binds then have about the same time to exhaustion: each was given the
-//    bytes that as many requests need.
+//    stages really kept of what the curves said, level by level, and what requests hold beside
+//    them. All stages that memory binds then have about the same time to exhaustion: each was given
+//    the bytes that as many requests need.
 // 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or when
 //    the stage would be full exhaustion_factor times sooner than the stages that are well. Lighter:
 //    when relief_margin more requests than wanted would still fit, for relief_hold_us without a
-//    break, and the stage's error falls by min_gain or to that of the policy's own level. So a
+//    break, and the stage's error falls at all or to that of the policy's own level. So a
 //    level that was left for want of room is not taken up again under the same load. A stage that
 //    has to go back soon after a relief waits twice as long for the next one, up to 16 times.
 //
@@ -66,6 +66,8 @@ struct LedgerUse {
   // Of a running request that is compressed, on average: what it has beyond its compressed prompt.
   // Output is encoded and never dropped, so levels hardly reach it.
   std::uint64_t extra_bytes = 0;
+  // Kept free for the growth of those that run when another is admitted.
+  std::uint64_t headroom_bytes = 0;
 };
 
 struct BalancerInput {
@@ -102,6 +104,9 @@ class BudgetBalancer {
   const std::vector<double>& prices() const { return prices_; }
   double wanted_requests() const { return wanted_; }
   double fitting_requests() const { return fitting_; }
+  // What the curves say of a compressed prompt of n_tokens; in proportion, though short prompts
+  // keep a larger share.
+  double request_bytes(std::size_t stage, int level, double n_tokens) const;
   // [n_stages]: KV that those wanted take at the present levels, one of them in its prefill, beside
   // what levels do not reach; at least for one request. 0 before the first decide().
   const std::vector<double>& planned_bytes() const { return planned_bytes_; }
@@ -155,6 +160,7 @@ class BudgetBalancer {
   std::vector<double> prices_;         // [n_stages]
   std::vector<double> planned_bytes_;  // [n_stages]
   std::vector<double> extra_;          // [n_stages], LedgerUse::extra_bytes smoothed
+  std::vector<double> headroom_;       // [n_stages], LedgerUse::headroom_bytes smoothed
   std::vector<Relief> reliefs_;        // [n_stages]
   std::uint64_t epoch_ = 0;
   std::optional<std::int64_t> first_us_;

@@ -31,8 +31,8 @@ struct BudgetReport {
   std::uint64_t used_bytes = 0;  // pages held
   std::uint64_t reserved_bytes =
       0;  // promised to open sequences beside those; together <= capacity
-  // Totals since the start over the boundaries of prompts: what their plans came to on this stage
-  // (kvstore/plan), and what the store held of them afterwards.
+  // Totals since the start over the boundaries of prompts: what the balancer's curves said of them
+  // on this stage, and what the store held of them afterwards.
   std::uint64_t planned_bytes = 0;
   std::uint64_t kept_bytes = 0;
   bool operator==(const BudgetReport&) const = default;

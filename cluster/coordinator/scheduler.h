@@ -210,8 +210,8 @@ class Scheduler {
   void add_budget(engine::EngineStats& stats) const;
   BalancerInput balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const;
   Result<std::vector<kvstore::LayerRatio>> levels_of(Request& request, std::int32_t n_tokens) const;
-  void add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
-                         std::int64_t n_ids, control::Compress& order) const;
+  void add_planned_bytes(const Request& request, std::int64_t n_tokens,
+                         control::Compress& order) const;
 
   // scheduler_admission.cc
   enum class Room : std::uint8_t { kFound, kNone, kEnded };

@@ -199,7 +199,7 @@ void Scheduler::make_boundary_plan(Request& request, std::int64_t now_us) {
     out.set_fallback(static_cast<std::int32_t>(head.fallback));
   }
   if (request.reported.size() == 1) {
-    add_planned_bytes(boundary.plan, boundary.n_tokens, boundary.report.n_new_ids, order);
+    add_planned_bytes(request, boundary.n_tokens, order);
   }
   to_compress_.push_back(std::move(order));
   request.compressions_pending += static_cast<int>(ledger_.stages().size());

@@ -1,6 +1,7 @@
 // Levels of KV by stage, as the balancer decides them. The rest of the class is in scheduler.cc.
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "cluster/coordinator/scheduler.h"
@@ -61,10 +62,12 @@ void Scheduler::add_budget(engine::EngineStats& stats) const {
 // Levels reach the requests whose sizes they decide; what others and sessions hold is fixed.
 BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerUse>& ledger) const {
   const std::uint64_t page = ledger_.shape().page_bytes();
+  const std::vector<std::int64_t> kept_free = headroom();
   for (std::size_t s = 0; s < ledger_.stages().size(); ++s) {
     ledger.push_back(
         {.committed_bytes = static_cast<std::uint64_t>(ledger_.committed_pages(s)) * page,
-         .capacity_bytes = static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page});
+         .capacity_bytes = static_cast<std::uint64_t>(ledger_.stages()[s].n_pages) * page,
+         .headroom_bytes = static_cast<std::uint64_t>(kept_free[s]) * page});
   }
   const auto add_fixed = [&](const std::vector<std::int64_t>& pages) {
     for (std::size_t s = 0; s < pages.size(); ++s) {
@@ -145,21 +148,15 @@ Result<std::vector<kvstore::LayerRatio>> Scheduler::levels_of(Request& request,
   return ranges;
 }
 
-void Scheduler::add_planned_bytes(const kvstore::SequencePlan& plan, std::int64_t n_tokens,
-                                  std::int64_t n_ids, control::Compress& order) const {
-  if (!balancer_) return;
-  const kvstore::KvModel& model = config_.kv_model;
-  const std::int64_t tail = kvstore::tail_length(plan.recent, n_tokens);
-  std::size_t head = 0;
-  for (const StageCapacity& stage : ledger_.stages()) {
-    std::uint64_t bytes = 0;
-    for (int i = 0; i < stage.n_layers * model.n_kv_heads; ++i, ++head) {
-      const kvstore::HeadErrors* errors =
-          config_.profile_table == nullptr ? nullptr : &config_.profile_table->heads[head];
-      bytes +=
-          kvstore::head_bytes(plan.heads[head], model, plan.sinks, n_tokens, tail, errors, n_ids);
-    }
-    order.add_planned_bytes(bytes);
+// By the curves, not by the request's own plan: what the two differ by is then in what stages keep
+// of it, and in the projections of the balancer, which are by the curves too.
+void Scheduler::add_planned_bytes(const Request& request, std::int64_t n_tokens,
+                                  control::Compress& order) const {
+  if (!balancer_ || !is_balanced(request.request.kv_policy)) return;
+  const std::vector<std::size_t>& levels = request.boundary_levels.front();
+  for (std::size_t s = 0; s < levels.size(); ++s) {
+    order.add_planned_bytes(static_cast<std::uint64_t>(std::llround(
+        balancer_->request_bytes(s, static_cast<int>(levels[s]), static_cast<double>(n_tokens)))));
   }
 }
 

@@ -97,7 +97,8 @@ def one_run(build, options, balanced):
         "kv.policy.profile": "spindle", "kv.policy.ratio": options.ratio,
         "kv.profile_table": ROOT / "configs/profiles/spindle-mini.pbtxt",
         "kv.balance.enabled": str(balanced).lower(), "kv.balance.lighter_levels": "true",
-        "kv.balance.level_step": 0.92, "kv.balance.n_lighter": 16, "kv.balance.n_stronger": 20,
+        "kv.balance.level_step": options.level_step, "kv.balance.n_lighter": 16,
+        "kv.balance.n_stronger": 27,
         "kv.balance.relief_margin": options.margin,
         "kv.balance.typical_tokens": options.longest * 3 // 4, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
@@ -156,6 +157,8 @@ def one_run(build, options, balanced):
             if unused else [],
             "level_ratios": [after[("spindle_kv_level_ratio", i)] for i in range(stages)],
             "budget_plans": after["spindle_kv_budget_plans_total"],
+            "wanted": after["spindle_kv_balancer_wanted_requests"],
+            "fitting": after["spindle_kv_balancer_fitting_requests"],
             "macro_accuracy": round(statistics.mean(answers.values()), 4) if answers else None,
             "answers": {task: round(value, 4) for task, value in answers.items()},
             "n_answers": sum(len(r) for r in load.right.values()),
@@ -173,7 +176,8 @@ def main():
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--output", type=int, default=192, help="tokens of each answer")
     parser.add_argument("--longest", type=int, default=4096, help="tokens of a document")
-    parser.add_argument("--margin", type=float, default=0.05, help="kv.balance.relief_margin")
+    parser.add_argument("--margin", type=float, default=0.03, help="kv.balance.relief_margin")
+    parser.add_argument("--level-step", type=float, default=0.94, help="kv.balance.level_step")
     parser.add_argument("--settle", type=float, default=60, help="seconds before the measured time")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--drain", type=float, default=20)

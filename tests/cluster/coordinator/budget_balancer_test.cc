@@ -219,6 +219,29 @@ TEST(BudgetBalancer, LighterLevelsOnlyWhenAllowedAndThereIsRoom) {
   EXPECT_EQ(lighter.balancer.levels(), (std::vector<int>{2, 2}));
 }
 
+// Memory that no number of requests can use may go to lighter levels, room for twice as many or
+// not.
+TEST(BudgetBalancer, WhatTheTightestStageLeavesToOthersBuysLighterLevels) {
+  BalancerConfig config = config_of(2, 2);
+  config.lighter_levels = true;
+  Bench bench(config, {18000, 3000});
+  bench.run(300, 1000);
+  // Stage 1 runs 88 requests at its strongest, 23 bytes; a quarter more, 110, take 133 bytes and a
+  // prefill in 18,000. Twice as many take 24,000.
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{1, 7}));
+  EXPECT_NEAR(bench.balancer.wanted_requests(), 88, 1);
+}
+
+TEST(BudgetBalancer, WhatIsKeptFreeForGrowthIsNotThere) {
+  Bench bench(config_of(2), {30000, 10000});
+  bench.run(40, 80);
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, 0}));
+  bench.ledger[1].headroom_bytes = 2500;
+  bench.run(40, 80);
+  // 6,500 / 79 = 82 bytes.
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, 1}));
+}
+
 TEST(BudgetBalancer, AsGoodAsTheBestOfAllLevelVectors) {
   const std::uint64_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
