@@ -15,10 +15,11 @@ constexpr double kIdle = 0.5;
 // Levels lighter than the policy's own need room for this many times the requests wanted, or for
 // all that can ever run together: there is nothing to win but error that the policy accepts.
 constexpr double kLighterRoom = 2.0;
-// How much one report's factor counts, and what a factor can be.
+// How much one report's factor counts, and what a factor can be: of a prompt much shorter than the
+// curves' typical one far more is kept than they say.
 constexpr double kFactorWeight = 0.25;
 constexpr double kLeastFactor = 0.25;
-constexpr double kMostFactor = 4.0;
+constexpr double kMostFactor = 16.0;
 // A relief that lasts less than so many holds came too early; how far a hold may grow.
 constexpr std::int64_t kSoon = 8;
 constexpr std::int64_t kMostHolds = 16;
