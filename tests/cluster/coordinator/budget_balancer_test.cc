@@ -172,6 +172,21 @@ TEST(BudgetBalancer, RealBytesCorrectThePlannedOnes) {
   EXPECT_EQ(warm.balancer.levels(), (std::vector<int>{0, 0}));
 }
 
+// Of prompts far shorter than the curves' typical one, stages keep many times what the curves say.
+TEST(BudgetBalancer, ManyTimesThePlannedBytesAreBelieved) {
+  Bench bench(config_of(2), {30000, 30000});
+  for (int i = 0; i < 60; ++i) {
+    for (BudgetReport& report : bench.reports) {
+      report.planned_bytes += 1000;
+      report.kept_bytes += 10000;
+    }
+    bench.tick(200);
+  }
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{5, 5}));
+  // 230 bytes each at the strongest level, beside a prefill.
+  EXPECT_NEAR(bench.balancer.wanted_requests(), 1 + 29000 / 230.0, 1);
+}
+
 // What one level keeps of its plan says little about another that was measured too.
 TEST(BudgetBalancer, MeasuredLevelsAreNotProjectedFromOthers) {
   Bench bench(config_of(2), {30000, 10000});

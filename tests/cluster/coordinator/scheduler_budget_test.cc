@@ -144,6 +144,31 @@ TEST_F(SchedulerBudgetTest, ASizeThatARequestAskedForIsItsOwn) {
   EXPECT_NE(levelled, wished);
 }
 
+TEST_F(SchedulerBudgetTest, BoundariesSayWhatTheCurvesDoForRequestsThatAreLevelled) {
+  for (const bool is_levelled : {true, false}) {
+    SCOPED_TRACE(is_levelled);
+    engine::EngineRequest request = evicting(300, 4);
+    request.kv_policy.best_effort = is_levelled;
+    ASSERT_TRUE(driver_.submit(request).ok());
+    int n_boundaries = 0;
+    for (int i = 0; i < 100; ++i) {
+      const auto plan = driver_.step();
+      driver_.deliver_all();
+      if (!plan) continue;
+      for (const control::Compress& order : plan->compress()) {
+        if (!order.selects()) continue;
+        ++n_boundaries;
+        ASSERT_EQ(order.planned_bytes_size(), is_levelled ? 2 : 0);
+        if (!is_levelled) continue;
+        const double share = 300.0 / static_cast<double>(testing::kTypical);
+        EXPECT_NEAR(static_cast<double>(order.planned_bytes(0)), 64'000 * share, 1);
+        EXPECT_NEAR(static_cast<double>(order.planned_bytes(1)), 32'000 * share, 1);
+      }
+    }
+    EXPECT_EQ(n_boundaries, 1);
+  }
+}
+
 TEST_F(SchedulerBudgetTest, AReportOfAPlanThatWasNeverMadeIsAnError) {
   std::vector<BudgetReport> reports(2);
   reports[1].stage = 1;
