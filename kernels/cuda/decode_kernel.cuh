@@ -1,6 +1,6 @@
 #pragma once
 // Decode attention: split-KV over a grid that fills the device once. kernels/cuda/decode_plan.cuh
-// says how the work is cut, decode_pipe.cuh and decode_feed.cuh how data comes in,
+// says how the work is cut, decode_pipe.cuh and decode_stream.cuh how data comes in,
 // decode_softmax.cuh what a warp holds.
 //
 // A share of the work belongs to a team: a CTA, or half of one where two teams share tables. Its
@@ -13,7 +13,6 @@
 #include <cstddef>
 
 #include "kernels/core/cuda_check.h"
-#include "kernels/cuda/decode_feed.cuh"
 #include "kernels/cuda/decode_int4.cuh"
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"
@@ -128,71 +127,83 @@ __device__ void prepare(Shared<C>& shared, const DecodeCall& call) {
   Team<C>::sync();
 }
 
-// Scores of keys before RoPE by the query tile `q`, turned back as `block` says. Levels are
-// compiled per kind of angles: a branch at every angle would keep loads from being overlapped.
+// The warp's turned query tile.
+template <typename C>
+__device__ TurnedQuery<C::kDim, C::kLevelTable> turned_query(CtaShared<C>& cta, const Lane& lane) {
+  using Turned = TurnedQuery<C::kDim, C::kLevelTable>;
+  const int warp = Team<C>::of_cta() * C::kWarps + Team<C>::warp();
+  if constexpr (C::kLevelTable) {
+    return {shared_address(cta.levels.rows[0].other) + warp * Turned::kTileBytes, lane};
+  } else {
+    return {shared_address(cta.tables.turned[warp]), lane};
+  }
+}
+template <typename C>
+__device__ LevelLookup<C::kLevelTable> level_lookup(CtaShared<C>& cta) {
+  return LevelLookup<C::kLevelTable>(shared_address(&cta.levels));
+}
+
+// Scores of levels by the query tile turned back as `block` says. They are compiled per kind of
+// angles: a branch at every angle would keep loads from being overlapped.
 template <AngleKind kKind, typename C>
-__device__ void turned_scores(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
-                              const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
-                              std::uint32_t data, std::uint32_t q, const BlockAngles& block) {
-  const KvFormat format = stage.format();
-  if constexpr (C::kLloyd) {
-    const std::uint32_t k_mean = shared_address(shared.k_mean);
-    const LevelLookup<C::kLevelTable> levels(shared_address(&tables.levels));
-    switch (format) {
-      case KvFormat::kLloyd1:
-        return lloyd_scores<1, kKind>(s, data, q, k_mean, block, levels, call, lane);
-      case KvFormat::kLloyd2:
-        return lloyd_scores<2, kKind>(s, data, q, k_mean, block, levels, call, lane);
-      case KvFormat::kLloyd3:
-        return lloyd_scores<3, kKind>(s, data, q, k_mean, block, levels, call, lane);
-      case KvFormat::kLloyd4:
-        return lloyd_scores<4, kKind>(s, data, q, k_mean, block, levels, call, lane);
-      default:
-        break;
-    }
+__device__ void level_scores(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
+                             const Lane& lane, Softmax<C::kDim>& s, KvFormat format,
+                             std::uint32_t data, const BlockAngles& block) {
+  const std::uint32_t k_mean = shared_address(shared.k_mean);
+  const auto q = turned_query(cta, lane);
+  const auto levels = level_lookup(cta);
+  switch (format) {
+    case KvFormat::kLloyd1:
+      return lloyd_scores<1, kKind>(s, data, q, k_mean, block, levels, call, lane);
+    case KvFormat::kLloyd2:
+      return lloyd_scores<2, kKind>(s, data, q, k_mean, block, levels, call, lane);
+    case KvFormat::kLloyd3:
+      return lloyd_scores<3, kKind>(s, data, q, k_mean, block, levels, call, lane);
+    default:
+      return lloyd_scores<4, kKind>(s, data, q, k_mean, block, levels, call, lane);
   }
-  if constexpr (C::kRows) {
-    row_scores<kKind>(s, data, stage.part(), q, block, format == KvFormat::kCodebook, call, lane);
-  }
+}
+
+template <typename C>
+__device__ BlockAngles angles_of(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+                                 const Lane& lane, const Stage& stage, std::uint32_t data,
+                                 bool is_listed) {
+  return block_angles<C::kDim>(stage, data + C::kRopeOffset, is_listed,
+                               shared.entry.head.wide_positions != 0,
+                               shared_address(&tables.steps), shared_address(&tables.strides),
+                               call.max_positions, lane);
 }
 
 // The queries are turned back to the block's base position, keys by their steps from there.
 template <typename C>
-__device__ void scores_before_rope(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+__device__ void scores_before_rope(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                    const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
                                    std::uint32_t data) {
-  const BlockAngles block = block_angles<C::kDim>(
-      stage, data + C::kRopeOffset, stage.is_listed(), shared.entry.head.wide_positions != 0,
-      shared_address(&tables.steps), shared_address(&tables.strides), call.max_positions, lane);
-  std::uint32_t q = shared_address(shared.q);
+  const BlockAngles block =
+      angles_of(shared, cta.tables, call, lane, stage, data, stage.is_listed());
+  const std::uint32_t q = shared_address(shared.q);
+  const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
-    if (has_levels(stage.format()) && block.base != 0) {
-      auto& turned = tables.turned[Team<C>::of_cta() * C::kWarps + Team<C>::warp()];
-#pragma unroll
-      for (int chunk = 0; chunk < C::kDim / 64; ++chunk) {
-        const QueryPair<C::kDim> pair(q, chunk, block.base, lane);
-        turned[chunk * 32 + lane.index] = joined(pair.low);
-        turned[(chunk + C::kDim / 64) * 32 + lane.index] = joined(pair.high);
+    if (has_levels(format)) {
+      turned_query(cta, lane).turn(q, block.base, lane);
+      switch (block.kind) {
+        case AngleKind::kSteps:
+          return level_scores<AngleKind::kSteps>(shared, cta, call, lane, s, format, data, block);
+        case AngleKind::kStrides:
+          return level_scores<AngleKind::kStrides>(shared, cta, call, lane, s, format, data, block);
+        default:
+          return level_scores<AngleKind::kTable>(shared, cta, call, lane, s, format, data, block);
       }
-      q = shared_address(turned);
     }
   }
-  if constexpr (!C::kLloyd) {
-    return turned_scores<AngleKind::kAny>(shared, tables, call, lane, s, stage, data, q, block);
-  }
-  switch (block.kind) {
-    case AngleKind::kSteps:
-      return turned_scores<AngleKind::kSteps>(shared, tables, call, lane, s, stage, data, q, block);
-    case AngleKind::kStrides:
-      return turned_scores<AngleKind::kStrides>(shared, tables, call, lane, s, stage, data, q,
-                                                block);
-    default:
-      return turned_scores<AngleKind::kTable>(shared, tables, call, lane, s, stage, data, q, block);
+  if constexpr (C::kRows) {
+    row_scores<AngleKind::kAny>(s, data, stage.part(), q, block, format == KvFormat::kCodebook,
+                                call, lane);
   }
 }
 
 template <typename C>
-__device__ void stage_scores(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+__device__ void stage_scores(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                              const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
                              std::uint32_t data) {
   const std::uint32_t q = shared_address(shared.q);
@@ -209,11 +220,11 @@ __device__ void stage_scores(Shared<C>& shared, Tables<C>& tables, const DecodeC
     if (format == KvFormat::kKivi4) return kivi_scores<4>(s, data, q, lane);
     if (format == KvFormat::kKivi2) return kivi_scores<2>(s, data, q, lane);
   }
-  if constexpr (C::kBeforeRope) scores_before_rope(shared, tables, call, lane, s, stage, data);
+  if constexpr (C::kBeforeRope) scores_before_rope(shared, cta, call, lane, s, stage, data);
 }
 
 template <typename C>
-__device__ void stage_values(Tables<C>& tables, Softmax<C::kDim>& s, const Stage& stage,
+__device__ void stage_values(CtaShared<C>& cta, Softmax<C::kDim>& s, const Stage& stage,
                              std::uint32_t data, const Lane& lane) {
   const KvFormat format = stage.format();
   if (format == KvFormat::kRaw) return raw_values<C::kDim, C::kBf16>(s, data, stage, lane);
@@ -225,18 +236,19 @@ __device__ void stage_values(Tables<C>& tables, Softmax<C::kDim>& s, const Stage
     if (format == KvFormat::kKivi2) return kivi_values<2>(s, data, lane);
   }
   if constexpr (C::kLloyd) {
-    const LevelLookup<C::kLevelTable> levels(shared_address(&tables.levels));
-    switch (format) {
-      case KvFormat::kLloyd1:
-        return lloyd_values<1>(s, data, levels, lane);
-      case KvFormat::kLloyd2:
-        return lloyd_values<2>(s, data, levels, lane);
-      case KvFormat::kLloyd3:
-        return lloyd_values<3>(s, data, levels, lane);
-      case KvFormat::kLloyd4:
-        return lloyd_values<4>(s, data, levels, lane);
-      default:
-        break;
+    if (has_levels(format)) {
+      s.add_centred();
+      const auto levels = level_lookup(cta);
+      switch (format) {
+        case KvFormat::kLloyd1:
+          return lloyd_values<1>(s, data, levels, lane);
+        case KvFormat::kLloyd2:
+          return lloyd_values<2>(s, data, levels, lane);
+        case KvFormat::kLloyd3:
+          return lloyd_values<3>(s, data, levels, lane);
+        default:
+          return lloyd_values<4>(s, data, levels, lane);
+      }
     }
   }
   if constexpr (C::kRows) {
@@ -247,13 +259,13 @@ __device__ void stage_values(Tables<C>& tables, Softmax<C::kDim>& s, const Stage
 // The units `first`, first + kWarps .. below `end` of the entry by a warp that copies for itself.
 // The first rounds only issue stages; the team prepares the queries while they are under way.
 template <typename C>
-__device__ void run_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+__device__ void run_stages(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                            Softmax<C::kDim>& s, int first, int end) {
   const int warp = Team<C>::warp();
   Pipe<C> pipe{.call = call,
                .entry = &shared.entry,
                .stages = shared.stream.stages[warp],
-               .ring = shared_address(shared.ring[warp]),
+               .ring = shared_address(cta.ring(0, warp)),
                .descriptors = shared_address(shared.stream.descriptors[warp]),
                .lane = {},
                .first_unit = first,
@@ -270,10 +282,10 @@ __device__ void run_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCal
       stage = pipe.listed(i);
       const std::uint32_t data = pipe.ring + slot;
       if (stage.is_key()) {
-        stage_scores(shared, tables, call, pipe.lane, s, stage, data);
+        stage_scores(shared, cta, call, pipe.lane, s, stage, data);
       } else {
         if constexpr (C::kHadamard) s.change_basis(basis_of(stage.format()), pipe.lane);
-        stage_values(tables, s, stage, data, pipe.lane);
+        stage_values(cta, s, stage, data, pipe.lane);
       }
       slot = pipe.next_slot(slot);
       __syncwarp();
@@ -286,53 +298,111 @@ __device__ void run_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCal
   if constexpr (C::kHadamard) s.change_basis(Basis::kPlain, pipe.lane);
 }
 
-// The warp's units by one that is fed.
+// A stage of any kind from a stream of levels, or the change to another basis. Apart from the loop
+// below, so that what is rare costs neither registers nor instruction cache.
 template <typename C>
-__device__ void run_fed_stages(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
-                               Softmax<C::kDim>& s, Feed<C>& feed) {
-  prepare(shared, call);
+__device__ __noinline__ void run_any_stage(Shared<C>& shared, CtaShared<C>& cta,
+                                           const DecodeCall& call, Softmax<C::kDim>& s,
+                                           Stage stage, std::uint32_t data) {
   const Lane lane;
-  const std::uint32_t ring = shared_address(shared.ring[Team<C>::warp()]);
-  for (;;) {
-    Stage stage = feed.wait();
-    const bool is_over = stage.bits == Stage::kOver;
-    std::uint32_t data = ring + feed.slot() * C::kStageBytes;
-    const bool has_values = is_over || !stage.is_key() || stage.is_both();
-    if (!is_over) {
-      if (is_elements(stage.format()) && stage.capacity() != kKvBlockTokens) {
-        copy_elements<C::kDim>(data, place_of(call, stage.codes), stage, lane);
-        commit_copies();
-        wait_copies<0>();
-        fence_async_proxy();
-        __syncwarp();
-      }
-      if (stage.is_key()) stage_scores(shared, tables, call, lane, s, stage, data);
-      if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
-    }
-    if (has_values) {
-      if (!is_over && stage.is_both()) {
-        stage = stage.values();
-        data += C::kValueOffset;
-      }
-      s.change_basis(is_over ? Basis::kPlain : basis_of(stage.format()), lane);
-      if (!is_over) stage_values(tables, s, stage, data, lane);
-    }
-    feed.release();
-    if (is_over) return;
+  if (stage.is_key()) stage_scores(shared, cta, call, lane, s, stage, data);
+  if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
+  if (stage.is_both()) {
+    stage = stage.values();
+    data += C::kValueOffset;
   }
+  if (stage.is_key()) return;
+  s.change_basis(basis_of(stage.format()), lane);
+  stage_values(cta, s, stage, data, lane);
+}
+template <int kDim>
+__device__ __noinline__ void change_basis(Softmax<kDim>& s, Basis basis) {
+  s.change_basis(basis, Lane());
+}
+
+// A run of complete blocks of levels, from the current stage to the first that is of another kind.
+template <int kKeyBits, int kValueBits, bool kListed, typename C>
+__device__ void run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
+                           Softmax<C::kDim>& s, LevelStream<C>& stream) {
+  constexpr AngleKind kKind = kListed ? AngleKind::kStrides : AngleKind::kSteps;
+  const Lane lane;
+  const auto turned = turned_query(cta, lane);
+  const auto levels = level_lookup(cta);
+  const std::uint32_t q = shared_address(shared.q);
+  const std::uint32_t k_mean = shared_address(shared.k_mean);
+  if (s.basis != Basis::kHadamard) {
+    Softmax<C::kDim> copy = s;
+    change_basis(copy, Basis::kHadamard);
+    s = copy;
+  }
+  do {
+    stream.wait();
+    const std::uint32_t data = stream.data();
+    const BlockAngles block =
+        angles_of(shared, cta.tables, call, lane, stream.stage(), data, kListed);
+    if (kListed && block.kind != kKind) break;
+    turned.turn(q, block.base, lane);
+    lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
+    const float2 sums = s.template step_visible<false, true>(call.scale);
+    s.centred[0] += sums.x;
+    s.centred[1] += sums.y;
+    lloyd_values<kValueBits>(s, data + C::kValueOffset, levels, lane);
+    stream.template go_on_run<kKeyBits, kValueBits, kListed>();
+  } while (stream.stage().bits == run_bits<kKeyBits, kValueBits>(kListed));
+}
+
+// The units `first`, first + kWarps .. below `end` of the entry by a warp with a stream of levels.
+template <typename C>
+__device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
+                                 Softmax<C::kDim>& s, int first, int end) {
+  const int warp = Team<C>::warp();
+  LevelStream<C> stream(call, shared.entry, shared.stream.descriptors[warp],
+                        shared_address(cta.ring(Team<C>::of_cta(), warp)), first, end);
+  prepare(shared, call);
+  for (;;) {
+    switch (stream.stage().bits) {
+      case run_bits<4, 4>(false):
+        run_levels<4, 4, false>(shared, cta, call, s, stream);
+        break;
+      case run_bits<4, 4>(true):
+        run_levels<4, 4, true>(shared, cta, call, s, stream);
+        break;
+      case run_bits<3, 2>(false):
+        run_levels<3, 2, false>(shared, cta, call, s, stream);
+        break;
+      case run_bits<3, 2>(true):
+        run_levels<3, 2, true>(shared, cta, call, s, stream);
+        break;
+      default:
+        break;
+    }
+    Softmax<C::kDim> copy = s;
+    const bool is_over = stream.stage().bits == Stage::kOver;
+    if (is_over) {
+      change_basis(copy, Basis::kPlain);
+    } else {
+      stream.wait();
+      run_any_stage(shared, cta, call, copy, stream.stage(), stream.data());
+    }
+    s = copy;
+    if (is_over) break;
+    stream.go_on();
+  }
+  wait_copies<0>();
+  __syncwarp();
 }
 
 template <typename C>
-__device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePlan& plan,
-                            const DecodeCall& call, const Segment& segment, FeedOf<C>& feed) {
+__device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePlan& plan,
+                            const DecodeCall& call, const Segment& segment) {
   constexpr int kDim = C::kDim;
   const int warp = Team<C>::warp();
   Softmax<kDim> s;
   s.start();
-  if constexpr (C::kFed) {
-    run_fed_stages(shared, tables, call, s, feed);
+  if constexpr (C::kLevelTable) {
+    run_level_stages(shared, cta, call, s, segment.begin + warp, segment.end);
   } else {
-    run_stages(shared, tables, call, s, segment.begin + warp, segment.end);
+    run_stages(shared, cta, call, s, segment.begin + warp, segment.end);
   }
   const Lane lane;
   const std::uint32_t v_mean = shared.entry.head.v_mean;
@@ -340,7 +410,7 @@ __device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePl
                      ? nullptr
                      : reinterpret_cast<const std::uint16_t*>(place_of(call, v_mean)));
 
-  auto* sums = reinterpret_cast<float*>(shared.ring[warp]);
+  auto* sums = reinterpret_cast<float*>(cta.ring(Team<C>::of_cta(), warp));
 #pragma unroll
   for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
@@ -359,7 +429,7 @@ __device__ void run_segment(Shared<C>& shared, Tables<C>& tables, const DecodePl
   Team<C>::sync();
   float* partial = plan.partials + (std::int64_t{Team<C>::of_grid()} * 2 + segment.slot) *
                                        decode_partial_floats(kDim);
-  write_segment(shared, call, segment, partial);
+  write_segment(cta, shared, call, segment, partial);
   if (segment.whole) return;
   Team<C>::sync();
   if (Team<C>::thread() == 0) {
@@ -388,14 +458,12 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
   if (begin == end) return;
   const DecodeEntry* entries = plan.entries + std::int64_t{call.layer} * plan.max_entries;
   for (std::int64_t at = begin; at < end; ++index) {
-    // What the last segment wrote into the ring comes before what is copied there next.
-    if constexpr (C::kFed) fence_async_proxy();
-    Team<C>::sync_all();
+    Team<C>::sync();
     if (Team<C>::thread() < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
       reinterpret_cast<uint4*>(&shared.entry)[Team<C>::thread()] =
           reinterpret_cast<const uint4*>(entries + index)[Team<C>::thread()];
     }
-    Team<C>::sync_all();
+    Team<C>::sync();
     const DecodeEntry& entry = shared.entry;
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
@@ -408,47 +476,27 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
 template <typename C>
 __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
   extern __shared__ std::byte dynamic_shared[];
-  auto& of_cta = *reinterpret_cast<CtaShared<C>*>(dynamic_shared);
-  Tables<C>& tables = of_cta.tables;
-  Shared<C>& shared = of_cta.teams[Team<C>::of_cta()];
-  if constexpr (C::kLevelTable) fill_level_pairs(tables.levels);
+  auto& cta = *reinterpret_cast<CtaShared<C>*>(dynamic_shared);
+  Tables<C>& tables = cta.tables;
+  Shared<C>& shared = cta.teams[Team<C>::of_cta()];
+  if constexpr (C::kLevelTable) {
+    if (shared_address(&cta.levels) % sizeof(LevelPairs) != 0) __trap();
+    fill_level_pairs(cta.levels);
+  }
   if constexpr (C::kBeforeRope) {
     if (call.rope_cos != nullptr) fill_angles(tables.steps, tables.strides, call);
   }
-  if constexpr (C::kFed) init_feed(shared.stream);
-  if constexpr (C::kLevelTable) {
-    if (shared_address(&tables.levels) % sizeof(LevelPairs) != 0) __trap();
-  }
   __syncthreads();
-  if constexpr (C::kFed) {
-    if (Team<C>::thread() >= C::kThreads) {
-      Feeder<C> feeder(shared.stream, shared.ring[0], call);
-      for_each_segment(shared, plan, call, [&](const Segment& segment) {
-        feeder.run(shared.entry, segment.begin, segment.end);
-      });
-    } else {
-      Feed<C> feed(shared.stream, Team<C>::warp());
-      for_each_segment(shared, plan, call, [&](const Segment& segment) {
-        run_segment(shared, tables, plan, call, segment, feed);
-      });
-    }
-  } else {
-    Nothing none;
-    for_each_segment(shared, plan, call, [&](const Segment& segment) {
-      run_segment(shared, tables, plan, call, segment, none);
-    });
-  }
+  for_each_segment(shared, plan, call, [&](const Segment& segment) {
+    run_segment(shared, cta, plan, call, segment);
+  });
 }
 
 template <typename C>
-__global__ void __launch_bounds__(C::kTeamThreads* C::kTeams, kTeamsPerMultiprocessor / C::kTeams)
+__global__ void __launch_bounds__(C::kThreads* C::kTeams, kTeamsPerMultiprocessor / C::kTeams)
     decode_kernel(const __grid_constant__ DecodePlan plan,
                   const __grid_constant__ DecodeCall call) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   decode<C>(plan, call);
-#else
-  if constexpr (!C::kFed) decode<C>(plan, call);
-#endif
 }
 
 template <typename C>
@@ -462,36 +510,36 @@ int allow_and_count() {
       "shared memory of attention_decode");
   int n = 0;
   cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, decode_kernel<C>,
-                                                           C::kTeamThreads * C::kTeams, kBytes),
+                                                           C::kThreads * C::kTeams, kBytes),
              "occupancy of attention_decode");
   return n * C::kTeams;
 }
 
-template <DecodeFormats kFormats, bool kFed = false>
+template <DecodeFormats kFormats, bool kLevelTable = false>
 int teams_per_multiprocessor(int head_dim) {
   if (head_dim == 64) {
-    return min(allow_and_count<Config<64, false, kFormats, kFed>>(),
-               allow_and_count<Config<64, true, kFormats, kFed>>());
+    return min(allow_and_count<Config<64, false, kFormats, kLevelTable>>(),
+               allow_and_count<Config<64, true, kFormats, kLevelTable>>());
   }
-  return min(allow_and_count<Config<128, false, kFormats, kFed>>(),
-             allow_and_count<Config<128, true, kFormats, kFed>>());
+  return min(allow_and_count<Config<128, false, kFormats, kLevelTable>>(),
+             allow_and_count<Config<128, true, kFormats, kLevelTable>>());
 }
 
 template <typename C>
 void launch(cudaStream_t stream, const DecodePlan& plan, const DecodeCall& call) {
-  decode_kernel<C><<<(plan.n_teams + C::kTeams - 1) / C::kTeams, C::kTeamThreads * C::kTeams,
+  decode_kernel<C><<<(plan.n_teams + C::kTeams - 1) / C::kTeams, C::kThreads * C::kTeams,
                      sizeof(CtaShared<C>), stream>>>(plan, call);
 }
 
-template <DecodeFormats kFormats, bool kFed = false>
+template <DecodeFormats kFormats, bool kLevelTable = false>
 void launch_formats(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call) {
   const bool is_bf16 = call.dtype == DType::kBF16;
   if (call.head_dim == 64) {
-    is_bf16 ? launch<Config<64, true, kFormats, kFed>>(stream, plan, call)
-            : launch<Config<64, false, kFormats, kFed>>(stream, plan, call);
+    is_bf16 ? launch<Config<64, true, kFormats, kLevelTable>>(stream, plan, call)
+            : launch<Config<64, false, kFormats, kLevelTable>>(stream, plan, call);
   } else {
-    is_bf16 ? launch<Config<128, true, kFormats, kFed>>(stream, plan, call)
-            : launch<Config<128, false, kFormats, kFed>>(stream, plan, call);
+    is_bf16 ? launch<Config<128, true, kFormats, kLevelTable>>(stream, plan, call)
+            : launch<Config<128, false, kFormats, kLevelTable>>(stream, plan, call);
   }
   check_launch("attention_decode");
 }

@@ -76,15 +76,22 @@ __device__ inline void lookup_levels(std::uint32_t word, std::uint32_t (&pairs)[
 }
 
 // All pairs of 4-bit codes as f16 levels, once for every lane, so that the 32 lanes of a warp read
-// from 32 banks whatever their codes are. A load and two operations replace six permutes a pair.
-struct alignas(16) LevelPairs {
-  std::uint32_t pairs[256][32];
+// from 32 banks whatever their codes are. A row takes 256 bytes and the table begins at a multiple
+// of 64 KiB: then byte 1 of an address is the pair of codes, and one permute puts it there. A load
+// and that permute replace six permutes a pair. The second halves of the rows are for other things.
+struct LevelPairs {
+  struct Row {
+    std::uint32_t pairs[32];
+    uint4 other[8];
+  };
+  Row rows[256];
 };
+static_assert(sizeof(LevelPairs) == 65536);
 __device__ inline void fill_level_pairs(LevelPairs& table) {
   for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) {
     std::uint32_t pairs[4];
     lookup_levels<4>(static_cast<std::uint32_t>(i / 32), pairs);
-    table.pairs[i / 32][i % 32] = pairs[0];
+    table.rows[i / 32].pairs[i % 32] = pairs[0];
   }
 }
 
@@ -101,12 +108,10 @@ struct LevelLookup {
     if constexpr (!kTable || kBits != 4) {
       lookup_levels<kBits>(word, pairs);
     } else {
-      // The table is aligned to its size, so that an address is put together by one operation.
-      constexpr std::uint32_t kMask = sizeof(LevelPairs) - sizeof(LevelPairs::pairs[0]);
-      pairs[0] = load_constant((word << 7 & kMask) | column);
-      pairs[1] = load_constant((word >> 1 & kMask) | column);
-      pairs[2] = load_constant((word >> 9 & kMask) | column);
-      pairs[3] = load_constant((word >> 17 & kMask) | column);
+      pairs[0] = load_constant(byte_permute(word, column, 0x7604));
+      pairs[1] = load_constant(byte_permute(word, column, 0x7614));
+      pairs[2] = load_constant(byte_permute(word, column, 0x7624));
+      pairs[3] = load_constant(byte_permute(word, column, 0x7634));
     }
   }
 };

@@ -82,75 +82,111 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2], std::u
   }
 }
 
-// `q` is the query tile turned back as `block` says.
-template <int kBits, AngleKind kKind, int kDim, bool kTable>
-__device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage, std::uint32_t q,
-                                    std::uint32_t k_mean, const BlockAngles& block,
-                                    const LevelLookup<kTable>& levels, const DecodeCall& call,
-                                    const Lane& lane) {
-  const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
-  const HadamardOperand hadamard(lane);
-  // A loop, so that one tile's keys are in registers at a time.
-#pragma unroll 1
-  for (int t = 0; t < 2; ++t) {
-    const std::uint32_t scale[2] = {twice_of_key_token(t == 0 ? scales.x : scales.z, lane),
-                                    twice_of_key_token(t == 0 ? scales.y : scales.w, lane)};
-    std::uint32_t k[kDim / 32][2][2][2];
-    lloyd_keys<kBits, kDim>(k, stage, t, levels, scale, k_mean, hadamard, lane);
-    float sums[2][4] = {};  // two, which are shorter chains
+// A warp's query tile, turned back to the base position of a block: fragments of load_query(). With
+// a table of levels it lies in the second halves of 4 kDim / 32 rows of it.
+template <int kDim, bool kTable>
+struct TurnedQuery {
+  static constexpr int kTileBytes = (kTable ? 32 : 16) * kDim;
+  std::uint32_t at;  // shared address of the lane's fragment of chunk 0
+
+  // `tile`: shared address of the tile.
+  __device__ TurnedQuery(std::uint32_t tile, const Lane& lane) : at(tile + offset(0, lane.index)) {}
+
+  __device__ static int offset(int chunk, int index) {
+    if constexpr (kTable) return (4 * chunk + index / 8) * 256 + index % 8 * 16;
+    return (32 * chunk + index) * 16;
+  }
+  __device__ Words4 load(int chunk) const { return words(load_shared(at + offset(chunk, 0))); }
+  __device__ void store(int chunk, const Words4& x) const {
+    store_shared(at + offset(chunk, 0), joined(x));
+  }
+
+  // `q`: the tile before it is turned. Lanes see the whole after this.
+  __device__ void turn(std::uint32_t q, std::uint32_t angles, const Lane& lane) const {
+    __syncwarp();
 #pragma unroll
     for (int chunk = 0; chunk < kDim / 64; ++chunk) {
-      auto& low = k[chunk];
-      auto& high = k[chunk + kDim / 64];
-      // The last stage and the rotation of the pairs (low, high).
+      const QueryPair<kDim> pair(q, chunk, angles, lane);
+      store(chunk, pair.low);
+      store(chunk + kDim / 64, pair.high);
+    }
+    __syncwarp();
+  }
+};
+
+// The scores of 16 tokens, [2 h + head].
+template <int kBits, AngleKind kKind, int kDim, bool kTable>
+__device__ inline void lloyd_tile_scores(float (&scores)[4], int t, std::uint32_t stage,
+                                         const TurnedQuery<kDim, kTable>& q, std::uint32_t k_mean,
+                                         const BlockAngles& block,
+                                         const LevelLookup<kTable>& levels,
+                                         const HadamardOperand& hadamard, const DecodeCall& call,
+                                         const Lane& lane) {
+  // Scales of the tokens (t, 0) and (t, 1) and of their neighbours.
+  const uint2 scales = load_shared_8(stage + 4 * kBits * kDim + lane.g / 2 * 16 + t * 8);
+  const std::uint32_t scale[2] = {twice_of_key_token(scales.x, lane),
+                                  twice_of_key_token(scales.y, lane)};
+  std::uint32_t k[kDim / 32][2][2][2];
+  lloyd_keys<kBits, kDim>(k, stage, t, levels, scale, k_mean, hadamard, lane);
+  float sums[2][4] = {};  // two, which are shorter chains
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const Angles angles = token_angles<kDim, kKind>(
-            block, t == 0 ? block.at[h] : block.at[2 + h], chunk, call, lane);
+  for (int chunk = 0; chunk < kDim / 64; ++chunk) {
+    auto& low = k[chunk];
+    auto& high = k[chunk + kDim / 64];
+    // The last stage and the rotation of the pairs (low, high).
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          std::uint32_t& a = low[i / 2][i % 2][h];
-          std::uint32_t& b = high[i / 2][i % 2][h];
-          const std::uint32_t turned = fma_f16(b, angles.plus.x[i], mul_f16(a, angles.less.x[i]));
-          b = fma_f16(negate_f16(b), angles.less.x[i], mul_f16(a, angles.plus.x[i]));
-          a = turned;
-        }
-      }
-      const Words4 q_low = words(load_query(q, chunk, lane));
-      const Words4 q_high = words(load_query(q, chunk + kDim / 64, lane));
+    for (int h = 0; h < 2; ++h) {
+      const Angles angles = token_angles<kDim, kKind>(block, 2 * t + h, chunk, call, lane);
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        mma_f16(sums[0], low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], q_low.x[2 * u],
-                q_low.x[2 * u + 1]);
-        mma_f16(sums[1], high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1],
-                q_high.x[2 * u], q_high.x[2 * u + 1]);
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t& a = low[i / 2][i % 2][h];
+        std::uint32_t& b = high[i / 2][i % 2][h];
+        const std::uint32_t turned = fma_f16(b, angles.plus.x[i], mul_f16(a, angles.less.x[i]));
+        b = fma_f16(negate_f16(b), angles.less.x[i], mul_f16(a, angles.plus.x[i]));
+        a = turned;
       }
     }
+    const Words4 q_low = q.load(chunk);
+    const Words4 q_high = q.load(chunk + kDim / 64);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (t == 0) {
-        s.weights[0][i] = sums[0][i] + sums[1][i];
-      } else {
-        s.weights[1][i] = sums[0][i] + sums[1][i];
-      }
+    for (int u = 0; u < 2; ++u) {
+      mma_f16(sums[0], low[u][0][0], low[u][0][1], low[u][1][0], low[u][1][1], q_low.x[2 * u],
+              q_low.x[2 * u + 1]);
+      mma_f16(sums[1], high[u][0][0], high[u][0][1], high[u][1][0], high[u][1][1], q_high.x[2 * u],
+              q_high.x[2 * u + 1]);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) scores[i] = sums[0][i] + sums[1][i];
+}
+
+// `q` is turned back as `block` says. One tile after the other: its loads and stores are volatile,
+// so that the keys of one are in registers at a time.
+template <int kBits, AngleKind kKind, int kDim, bool kTable>
+__device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
+                                    const TurnedQuery<kDim, kTable>& q, std::uint32_t k_mean,
+                                    const BlockAngles& block, const LevelLookup<kTable>& levels,
+                                    const DecodeCall& call, const Lane& lane) {
+  const HadamardOperand hadamard(lane);
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    lloyd_tile_scores<kBits, kKind>(s.weights[t], t, stage, q, k_mean, block, levels, hadamard,
+                                    call, lane);
   }
 }
 
+// The caller adds the mass of the weights to that of the values whose mean is missing.
 template <int kBits, int kDim, bool kTable>
 __device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage,
                                     const LevelLookup<kTable>& levels, const Lane& lane) {
-  const uint4 scales = load_of_key_tokens(stage + 4 * kBits * kDim, lane);
+  // Transposed, a lane has the weights of the tokens 8 q + 2 w and 8 q + 2 w + 1. Times scales they
+  // are finite also when both are large.
+  constexpr std::uint32_t kLargest = 0x7bff7bffU;
   std::uint32_t pairs[4];
+  pack_weights<false>(s.weights, pairs);
+  const Words4 scales = words(load_shared(stage + 4 * kBits * kDim + 16 * lane.q));
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const float scale = of_key_token(scales, w, lane);
-    const float low = s.weights[w / 2][w % 2 * 2];
-    const float high = s.weights[w / 2][w % 2 * 2 + 1];
-    s.centred[0] += low;
-    s.centred[1] += high;
-    pairs[w] = transpose_8x8(pack<false>(f16_range(low * scale), f16_range(high * scale)));
-  }
+  for (int w = 0; w < 4; ++w) pairs[w] = min_f16(mul_f16(pairs[w], scales.x[w]), kLargest);
   // Codes 0 to 3 of a word are the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
   const std::uint32_t even[2] = {byte_permute(pairs[0], pairs[1], 0x5410),
                                  byte_permute(pairs[2], pairs[3], 0x5410)};

@@ -44,10 +44,10 @@ __device__ void write_output(const DecodeCall& call, const DecodeEntry& entry, i
   *reinterpret_cast<uint2*>(out) = bits;
 }
 
-// Sums of the team's warps, which lie in the ring, to the output or to the team's slot.
+// Sums of the team's warps, which lie in their rings, to the output or to the team's slot.
 template <typename C>
-__device__ void write_segment(Shared<C>& shared, const DecodeCall& call, const Segment& segment,
-                              float* partial) {
+__device__ void write_segment(CtaShared<C>& cta, Shared<C>& shared, const DecodeCall& call,
+                              const Segment& segment, float* partial) {
   constexpr int kDim = C::kDim;
   constexpr int kQuads = kDim / 4;
   for (int i = Team<C>::thread(); i < shared.entry.n_heads * kQuads; i += C::kThreads) {
@@ -61,8 +61,8 @@ __device__ void write_segment(Shared<C>& shared, const DecodeCall& call, const S
     for (int w = 0; w < C::kWarps; ++w) {
       const float factor = part_factor(shared.best[w][head], all.best);
       all.mass = fmaf(shared.mass[w][head], factor, all.mass);
-      const auto* row =
-          reinterpret_cast<const float*>(shared.ring[w]) + head * Shared<C>::kRowFloats + channel;
+      const auto* row = reinterpret_cast<const float*>(cta.ring(Team<C>::of_cta(), w)) +
+                        head * Shared<C>::kRowFloats + channel;
       add_scaled(sum, *reinterpret_cast<const float4*>(row), factor);
     }
     if (segment.whole) {

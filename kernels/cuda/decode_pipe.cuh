@@ -29,14 +29,14 @@ inline constexpr int kRopeBytes = 4 * kDim + 128;
 template <int kDim>
 inline constexpr int kScalesOffset = kElementBytes + kRopeBytes<kDim>;
 
-// What a kernel is compiled for. Each set of formats has registers and warps of its own. In a fed
-// kernel (compute capability 9.0) a warp of its own has the copy engine bring the stages, so that
-// the others keep their registers and issue slots for arithmetic; else every warp copies its own.
-template <int kDim_, bool kBf16_, DecodeFormats kFormats, bool kFed_ = false>
+// What a kernel is compiled for. Each set of formats has registers and warps of its own. With a
+// table of levels, for which a CTA takes all shared memory of a multiprocessor of Hopper, levels
+// are looked up there; else they are put together in registers.
+template <int kDim_, bool kBf16_, DecodeFormats kFormats, bool kLevelTable_ = false>
 struct Config {
   static constexpr int kDim = kDim_;
   static constexpr bool kBf16 = kBf16_;  // pages and raw blocks; else f16
-  static constexpr bool kFed = kFed_;
+  static constexpr bool kLevelTable = kLevelTable_;
   static constexpr bool kAll = kFormats == DecodeFormats::kAll;
   static constexpr bool kInt4 = kAll || kFormats == DecodeFormats::kInt4;
   static constexpr bool kLloyd = kAll || kFormats == DecodeFormats::kLloyd;
@@ -45,19 +45,17 @@ struct Config {
   static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
   static constexpr bool kHadamard = kInt4 || kLloyd;
   static constexpr bool kBeforeRope = kLloyd || kRows;
-  // Fed teams share a CTA, and its tables.
-  static constexpr int kTeams = kFed ? 2 : 1;
-  static constexpr int kWarps = kFed                               ? 7
+  // Teams of a CTA share its tables.
+  static constexpr int kTeams = kLevelTable ? 2 : 1;
+  static constexpr int kWarps = kLevelTable                        ? 6
                                 : kFormats == DecodeFormats::kInt4 ? 8
-                                                                   : 6;  // that compute
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTeamThreads = kThreads + (kFed ? 32 : 0);
-  static constexpr int kStages = kFed || kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
-  static constexpr bool kLevelTable = kFed && kLloyd;
+                                                                   : 6;
+  static constexpr int kThreads = 32 * kWarps;  // of a team
+  static constexpr int kStages = kLevelTable || kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
   static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;
-  // Where a fed stage of two coded sides has the values.
+  // Where a stage of two coded sides has the values.
   static constexpr int kValueOffset = kRopeOffset + kRopeBytes<kDim>;
-  static constexpr int kCodedBytes = kFed ? kValueOffset + 16 * kDim + 128 : 0;
+  static constexpr int kCodedBytes = kLevelTable ? kValueOffset + 16 * kDim + 128 : 0;
   static constexpr int kStageBytes = kRows                         ? kScalesOffset<kDim> + 64
                                      : kCodedBytes > kElementBytes ? kCodedBytes
                                                                    : kElementBytes;
@@ -74,9 +72,9 @@ struct alignas(16) Stage {
 
   static constexpr std::uint32_t kOver = ~0U;  // bits of the stage behind the last
 
-  // `descriptor` is the place of the unit's in the warp's ring. In a fed stage of two coded sides
-  // it is the values' format, which is never kRaw.
-  __device__ static std::uint32_t pack_bits(KvFormat format, bool is_key, int part,
+  // `descriptor` is the place of the unit's in the warp's ring. In a stage of two coded sides it is
+  // the values' format, which is never kRaw.
+  __device__ static constexpr std::uint32_t pack_bits(KvFormat format, bool is_key, int part,
                                             bool is_last_key, int first, int end, int capacity,
                                             bool is_listed, int descriptor = 0) {
     return static_cast<std::uint32_t>(format) | (is_key ? 0x10U : 0U) |
@@ -184,6 +182,20 @@ __device__ inline const std::byte* place_of(const DecodeCall& call, std::uint32_
   return call.pool + std::uint64_t{place} * kKvPlaceBytes;
 }
 
+// The descriptor (a, b) of a unit that is a page of the tail, whose number is in a.x.
+__device__ inline void page_as_block(uint4& a, uint4& b, const DecodeEntry& entry,
+                                     const DecodeCall& call, int unit) {
+  const int index = unit - entry.head.n_blocks + first_tail_page(entry);
+  const int begin = entry.head.tail_origin + index * kKvBlockTokens;
+  const int first = max(0, entry.head.tail_first - begin);
+  const int end = min(kKvBlockTokens, entry.n_context - begin);
+  a.x = static_cast<std::uint32_t>(a.x * (call.page_bytes / kKvPlaceBytes));
+  a.z = a.x + 64 * call.head_dim / kKvPlaceBytes;
+  b.x = kNoPlace;
+  b.z = static_cast<std::uint32_t>(first) << 16 | static_cast<std::uint32_t>(end) << 24;
+  b.w = kKvBlockTokens;
+}
+
 template <typename C>
 struct Pipe {
   static constexpr int kDim = C::kDim;
@@ -251,14 +263,7 @@ struct Pipe {
       a = load_shared(descriptor_of(i));
       b = load_shared(descriptor_of(i) + 16);
       if (number >= entry->head.n_blocks) {
-        const int index = number - entry->head.n_blocks + first_tail_page(*entry);
-        const int begin = entry->head.tail_origin + index * kKvBlockTokens;
-        const int first = max(0, entry->head.tail_first - begin);
-        const int end = min(kKvBlockTokens, entry->n_context - begin);
-        a.x = static_cast<std::uint32_t>(a.x * (call.page_bytes / kKvPlaceBytes));
-        a.z = a.x + 64 * kDim / kKvPlaceBytes;
-        b.z = static_cast<std::uint32_t>(first) << 16 | static_cast<std::uint32_t>(end) << 24;
-        b.w = kKvBlockTokens;
+        page_as_block(a, b, *entry, call, number);
       }
       k_parts = parts(static_cast<KvFormat>(b.z & 0xff));
       n = k_parts + parts(static_cast<KvFormat>(b.z >> 8 & 0xff));

@@ -18,10 +18,11 @@ inline constexpr int kMaxStep = kSteps * kSteps;
 template <int kDim>
 struct alignas(16) AngleTable {
   static constexpr int kRowBytes = 2 * kDim;
+  static constexpr int kChunkBytes = 128;
   std::byte rows[kSteps * kRowBytes];
 
   __device__ static int offset(int row, int chunk, int number, int quad) {
-    return row * kRowBytes + (2 * chunk + (number ^ (row & 1))) * 64 + quad * 16;
+    return row * kRowBytes + chunk * kChunkBytes + (number ^ (row & 1)) * 64 + quad * 16;
   }
 };
 
@@ -144,10 +145,19 @@ struct Angles {
   Words4 plus;
 };
 
+// Of the lane's token `w`.
 template <int kDim, AngleKind kKind>
-__device__ inline Angles token_angles(const BlockAngles& block, int at, int chunk,
+__device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk,
                                       const DecodeCall& call, const Lane& lane) {
   using Table = AngleTable<kDim>;
+  if constexpr (kKind == AngleKind::kSteps) {
+    // Token w is 2 w rows behind the lane's first, whose parity it has.
+    const std::uint32_t row = block.steps + Table::offset(lane.key_token(), 0, 0, lane.q);
+    const std::uint32_t other = block.steps + Table::offset(lane.key_token(), 0, 1, lane.q);
+    const int distance = 2 * w * Table::kRowBytes + chunk * Table::kChunkBytes;
+    return {words(load_shared(row + distance)), words(load_shared(other + distance))};
+  }
+  const int at = block.at[w];
   const AngleKind kind = kKind == AngleKind::kAny ? block.kind : kKind;
   if (kind == AngleKind::kTable) {
     const std::int64_t row = std::int64_t{at} * (kDim / 2) + 32 * chunk + 8 * lane.q;

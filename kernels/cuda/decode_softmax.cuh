@@ -26,8 +26,11 @@ __device__ inline Basis basis_of(KvFormat format) {
 // Codes of 4 bits are f16 subnormals to the tensor cores: code c in the low bits is c * 2^-24.
 inline constexpr float kCodeUnit = 0x1p-24F;
 inline constexpr float kCodeUnitInverse = 0x1p24F;
-// Weights are up to 2^8, so that small ones keep their digits in f16; the factor cancels.
-inline constexpr float kWeightExponent = 8.0F;
+// The weight of the score `best` is 2^5, and weights are up to 2^8, so that small ones keep their
+// digits in f16; the factor cancels. Only scores that would be beyond raise `best`: that takes a
+// reduction over the warp and changes all sums.
+inline constexpr float kWeightExponent = 5.0F;
+inline constexpr float kBestSlack = 3.0F;
 
 template <int kDim>
 __device__ constexpr float norm() {
@@ -38,7 +41,7 @@ template <int kDim>
 struct Softmax {
   float values[kDim / 16][4];  // [m][2 x + head]
   float weights[2][4];         // [t][2 h + head]: scores, then weights of the current unit
-  float best[2];               // in powers of two
+  float best[2];               // of the warp, in powers of two; others are up to kBestSlack more
   float mass[2];               // of the lane's tokens
   float minima[2];             // sum of weight times minimum, int4 values
   float centred[2];            // mass of values whose mean is still to be added
@@ -58,10 +61,10 @@ struct Softmax {
     basis = Basis::kPlain;
   }
 
-  // Scores to weights; `scale` is that of the scores times log2(e). Sums that a kernel does not
-  // need stay zero without taking registers.
+  // Scores to weights, whose sums it answers; `scale` is that of the scores times log2(e). Sums that
+  // a kernel does not need stay zero without taking registers.
   template <bool kMinima, bool kCentred>
-  __device__ void step(const Stage& stage, const Lane& lane, float scale) {
+  __device__ float2 step(const Stage& stage, const Lane& lane, float scale) {
     if (stage.is_partial()) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -71,41 +74,40 @@ struct Softmax {
         }
       }
     }
-    float factor[2];
-    float offset[2];
+    return step_visible<kMinima, kCentred>(scale);
+  }
+  // The same of a unit whose tokens are all visible.
+  template <bool kMinima, bool kCentred>
+  __device__ float2 step_visible(float scale) {
+    float high[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float high =
-          fmaxf(fmaxf(weights[0][e], weights[0][2 + e]), fmaxf(weights[1][e], weights[1][2 + e]));
-      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 4));
-      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 8));
-      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 16));
-      const float now = fmaxf(best[e], high * scale);
-      factor[e] = exp2_fast(best[e] - now);
-      best[e] = now;
-      offset[e] = kWeightExponent - now;
+      high[e] = scale * fmaxf(fmaxf(weights[0][e], weights[0][2 + e]),
+                              fmaxf(weights[1][e], weights[1][2 + e]));
     }
-    if (__any_sync(kAllLanes, factor[0] != 1.0F || factor[1] != 1.0F)) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        mass[e] *= factor[e];
-        if constexpr (kMinima) minima[e] *= factor[e];
-        if constexpr (kCentred) centred[e] *= factor[e];
-#pragma unroll
-        for (auto& tile : values) {
-          tile[e] *= factor[e];
-          tile[2 + e] *= factor[e];
-        }
-      }
+    if (__any_sync(kAllLanes, high[0] > best[0] + kBestSlack || high[1] > best[1] + kBestSlack)) {
+      raise_best<kMinima, kCentred>(high);
     }
+    float sums[2] = {};
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
+    for (int e = 0; e < 2; ++e) {
+      const float offset = kWeightExponent - best[e];
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
+      for (int w = 0; w < 4; ++w) {
         float& weight = weights[w / 2][w % 2 * 2 + e];
-        weight = exp2_fast(fmaf(weight, scale, offset[e]));
-        mass[e] += weight;
+        weight = exp2_fast(fmaf(weight, scale, offset));
+        sums[e] += weight;
       }
+      mass[e] += sums[e];
+    }
+    return {sums[0], sums[1]};
+  }
+
+  // The current unit's values are centred.
+  __device__ void add_centred() {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      centred[e] += weights[0][e] + weights[0][2 + e] + weights[1][e] + weights[1][2 + e];
     }
   }
 
@@ -174,6 +176,29 @@ struct Softmax {
   }
 
  private:
+  // `high`: the lane's highest scores, in powers of two.
+  template <bool kMinima, bool kCentred>
+  __device__ void raise_best(float (&high)[2]) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) {
+        high[e] = fmaxf(high[e], __shfl_xor_sync(kAllLanes, high[e], step));
+      }
+      const float now = fmaxf(best[e], high[e]);
+      const float factor = exp2_fast(best[e] - now);
+      best[e] = now;
+      mass[e] *= factor;
+      if constexpr (kMinima) minima[e] *= factor;
+      if constexpr (kCentred) centred[e] *= factor;
+#pragma unroll
+      for (auto& tile : values) {
+        tile[e] *= factor;
+        tile[2 + e] *= factor;
+      }
+    }
+  }
+
   __device__ static void butterfly(float& a, float& b) {
     const float sum = a + b;
     b = a - b;

@@ -4,54 +4,42 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "kernels/cuda/decode_feed.cuh"
 #include "kernels/cuda/decode_levels.cuh"
 #include "kernels/cuda/decode_pipe.cuh"
 #include "kernels/cuda/decode_rope.cuh"
+#include "kernels/cuda/decode_stream.cuh"
 
 namespace spindle::kernels::device {
 
 struct Nothing {};
+template <bool kUsed, typename T>
+using If = std::conditional_t<kUsed, T, Nothing>;
 
 // The threads that work on one share of the plan: a CTA, or one of two in a CTA with common tables.
 template <typename C>
 struct Team {
-  __device__ static int of_cta() { return static_cast<int>(threadIdx.x) / C::kTeamThreads; }
+  __device__ static int of_cta() { return static_cast<int>(threadIdx.x) / C::kThreads; }
   __device__ static int of_grid() { return static_cast<int>(blockIdx.x) * C::kTeams + of_cta(); }
-  // Those below kThreads compute, the others feed them.
-  __device__ static int thread() { return static_cast<int>(threadIdx.x) % C::kTeamThreads; }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) % C::kThreads; }
   __device__ static int warp() { return thread() / 32; }
-  // The computing threads meet.
-  __device__ static void sync() { meet<C::kThreads>(1 + of_cta()); }
-  // All threads meet.
-  __device__ static void sync_all() { meet<C::kTeamThreads>(1 + C::kTeams + of_cta()); }
-
- private:
-  template <int kCount>
-  __device__ static void meet(int barrier) {
-    if constexpr (kCount == C::kTeams * C::kTeamThreads) {
+  // The team's threads meet.
+  __device__ static void sync() {
+    if constexpr (C::kTeams == 1) {
       __syncthreads();
     } else {
-      asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kCount) : "memory");
+      asm volatile("bar.sync %0, %1;" ::"r"(1 + of_cta()), "n"(C::kThreads) : "memory");
     }
   }
 };
 
-// What the teams of a CTA share: tables that are computed once, and places of the warps.
+// What the teams of a CTA share: tables that are computed once.
 template <typename C>
 struct alignas(128) Tables {
-  template <bool kUsed, typename T>
-  using If = std::conditional_t<kUsed, T, Nothing>;
-  static constexpr int kTurned = C::kLloyd ? C::kTeams * C::kWarps : 1;
-  static constexpr std::size_t kTurnedBytes = std::size_t{kTurned} * 16 * C::kDim;
-  // Dynamic shared memory begins behind what the system takes.
-  static constexpr std::size_t kLevelsOffset = sizeof(LevelPairs) - kSystemSharedBytes;
-  static_assert(!C::kLevelTable || kTurnedBytes <= kLevelsOffset);
+  // Query tiles turned back by each warp, fragments of load_query(); with a table of levels they
+  // lie in the second halves of its rows.
+  static constexpr bool kTurned = C::kLloyd && !C::kLevelTable;
 
-  // Query tiles turned back by each warp, fragments of load_query().
-  uint4 turned[kTurned][C::kDim];
-  If<C::kLevelTable, std::byte[C::kLevelTable ? kLevelsOffset - kTurnedBytes : 1]> unused;
-  If<C::kLevelTable, LevelPairs> levels;
+  If<kTurned, uint4[C::kTeams * C::kWarps][C::kDim]> turned;
   If<C::kBeforeRope, AngleTable<C::kDim>> steps;
   If<C::kBeforeRope, AngleTable<C::kDim>> strides;
 };
@@ -64,7 +52,9 @@ struct PipeShared {
 };
 
 template <typename C>
-using FeedOf = std::conditional_t<C::kFed, Feed<C>, Nothing>;
+struct StreamShared {
+  alignas(16) DeviceKvBlock descriptors[C::kWarps][LevelStream<C>::kDescriptors];
+};
 
 // What a team has for itself.
 template <typename C>
@@ -72,9 +62,7 @@ struct alignas(128) Shared {
   static constexpr int kDim = C::kDim;
   static constexpr int kRowFloats = kDim + 4;  // so that 8 rows' channels lie in different banks
 
-  // [warp][stage]; at a segment's end the sums of each warp, [8][kRowFloats].
-  std::byte ring[C::kWarps][C::kStages * C::kStageBytes];
-  std::conditional_t<C::kFed, FeedShared<C>, PipeShared<C>> stream;
+  std::conditional_t<C::kLevelTable, StreamShared<C>, PipeShared<C>> stream;
   uint4 q[kDim / 32 * 32];                          // fragments of load_query()
   uint4 q_hadamard[C::kInt4 ? kDim / 32 * 32 : 1];  // as nibble_products() wants it
   uint4 k_mean[kDim / 32 * 4];                      // as lloyd_keys() wants it
@@ -83,14 +71,44 @@ struct alignas(128) Shared {
   float mass[C::kWarps][kDecodeTileHeads];
   float q_sums[kDecodeTileHeads];
   int is_last;
-
-  static_assert(sizeof(ring[0]) >= sizeof(float) * kDecodeTileHeads * kRowFloats);
 };
 
+// A warp's stages; at a segment's end its sums, [8][kRowFloats].
+template <typename C>
+struct Ring {
+  std::byte bytes[C::kStages * C::kStageBytes];
+
+  static_assert(sizeof(bytes) >= sizeof(float) * kDecodeTileHeads * Shared<C>::kRowFloats);
+};
+
+// Around a table of levels, whose place is fixed, lie as many rings as fit before it, and the rest
+// behind it. Dynamic shared memory begins behind what the system takes.
 template <typename C>
 struct CtaShared {
+  static constexpr int kRings = C::kTeams * C::kWarps;
+  static constexpr std::size_t kTableOffset = sizeof(LevelPairs) - kSystemSharedBytes;
+  static constexpr std::size_t kOthers = sizeof(Tables<C>) + C::kTeams * sizeof(Shared<C>);
+  static constexpr int kLowRings =
+      C::kLevelTable ? static_cast<int>((kTableOffset - kOthers) / sizeof(Ring<C>)) : kRings;
+  static constexpr std::size_t kGap =
+      kTableOffset - kOthers - (C::kLevelTable ? kLowRings : 0) * sizeof(Ring<C>);
+  static_assert(!C::kLevelTable || (kLowRings > 0 && kLowRings < kRings));
+
   Tables<C> tables;
   Shared<C> teams[C::kTeams];
+  Ring<C> low_rings[kLowRings];
+  If<C::kLevelTable, std::byte[C::kLevelTable && kGap > 0 ? kGap : 1]> gap;
+  If<C::kLevelTable, LevelPairs> levels;
+  If<C::kLevelTable, Ring<C>[C::kLevelTable ? kRings - kLowRings : 1]> high_rings;
+
+  // Of a warp of a team.
+  __device__ std::byte* ring(int team, int warp) {
+    const int i = team * C::kWarps + warp;
+    if constexpr (C::kLevelTable) {
+      if (i >= kLowRings) return high_rings[i - kLowRings].bytes;
+    }
+    return low_rings[i].bytes;
+  }
 };
 
 }  // namespace spindle::kernels::device

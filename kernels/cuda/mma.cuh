@@ -70,6 +70,11 @@ __device__ inline uint4 load_shared(std::uint32_t address) {
                : "memory");
   return x;
 }
+__device__ inline void store_shared(std::uint32_t address, const uint4& x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
 __device__ inline uint2 load_shared_8(std::uint32_t address) {
   uint2 x;
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
@@ -160,6 +165,11 @@ __device__ inline std::uint32_t fma_f16(std::uint32_t a, std::uint32_t b, std::u
   std::uint32_t d;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
+}
+__device__ inline std::uint32_t min_f16(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t c;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  return c;
 }
 __device__ inline std::uint32_t negate_f16(std::uint32_t a) {
   std::uint32_t b;
