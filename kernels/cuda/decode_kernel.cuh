@@ -133,14 +133,14 @@ __device__ TurnedQuery<C::kDim, C::kLevelTable> turned_query(CtaShared<C>& cta, 
   using Turned = TurnedQuery<C::kDim, C::kLevelTable>;
   const int warp = Team<C>::of_cta() * C::kWarps + Team<C>::warp();
   if constexpr (C::kLevelTable) {
-    return {shared_address(cta.levels.rows[0].other) + warp * Turned::kTileBytes, lane};
+    return {shared_place(cta, cta.levels.rows[0].other) + warp * Turned::kTileBytes, lane};
   } else {
     return {shared_address(cta.tables.turned[warp]), lane};
   }
 }
 template <typename C>
 __device__ LevelLookup<C::kLevelTable> level_lookup(CtaShared<C>& cta) {
-  return LevelLookup<C::kLevelTable>(shared_address(&cta.levels));
+  return LevelLookup<C::kLevelTable>(shared_place(cta, &cta.levels));
 }
 
 // Scores of levels by the query tile turned back as `block` says. They are compiled per kind of
@@ -149,7 +149,7 @@ template <AngleKind kKind, typename C>
 __device__ void level_scores(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                              const Lane& lane, Softmax<C::kDim>& s, KvFormat format,
                              std::uint32_t data, const BlockAngles& block) {
-  const std::uint32_t k_mean = shared_address(shared.k_mean);
+  const std::uint32_t k_mean = shared_place(cta, shared.k_mean);
   const auto q = turned_query(cta, lane);
   const auto levels = level_lookup(cta);
   switch (format) {
@@ -165,13 +165,13 @@ __device__ void level_scores(Shared<C>& shared, CtaShared<C>& cta, const DecodeC
 }
 
 template <typename C>
-__device__ BlockAngles angles_of(Shared<C>& shared, Tables<C>& tables, const DecodeCall& call,
+__device__ BlockAngles angles_of(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                  const Lane& lane, const Stage& stage, std::uint32_t data,
                                  bool is_listed) {
-  return block_angles<C::kDim>(stage, data + C::kRopeOffset, is_listed,
-                               shared.entry.head.wide_positions != 0,
-                               shared_address(&tables.steps), shared_address(&tables.strides),
-                               call.max_positions, lane);
+  return block_angles<C::kDim>(
+      stage, data + C::kRopeOffset, is_listed, shared.entry.head.wide_positions != 0,
+      shared_place(cta, &cta.tables.steps), shared_place(cta, &cta.tables.strides),
+      call.max_positions, lane);
 }
 
 // The queries are turned back to the block's base position, keys by their steps from there.
@@ -180,8 +180,8 @@ __device__ void scores_before_rope(Shared<C>& shared, CtaShared<C>& cta, const D
                                    const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
                                    std::uint32_t data) {
   const BlockAngles block =
-      angles_of(shared, cta.tables, call, lane, stage, data, stage.is_listed());
-  const std::uint32_t q = shared_address(shared.q);
+      angles_of(shared, cta, call, lane, stage, data, stage.is_listed());
+  const std::uint32_t q = shared_place(cta, shared.q);
   const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
     if (has_levels(format)) {
@@ -298,12 +298,12 @@ __device__ void run_stages(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   if constexpr (C::kHadamard) s.change_basis(Basis::kPlain, pipe.lane);
 }
 
-// A stage of any kind from a stream of levels, or the change to another basis. Apart from the loop
-// below, so that what is rare costs neither registers nor instruction cache.
+// A stage of levels of any kind. Apart from the loop below, so that what is rare costs neither
+// registers nor instruction cache.
 template <typename C>
-__device__ __noinline__ void run_any_stage(Shared<C>& shared, CtaShared<C>& cta,
-                                           const DecodeCall& call, Softmax<C::kDim>& s,
-                                           Stage stage, std::uint32_t data) {
+__device__ __noinline__ void run_any_levels(Shared<C>& shared, CtaShared<C>& cta,
+                                            const DecodeCall& call, Softmax<C::kDim>& s,
+                                            Stage stage, std::uint32_t data) {
   const Lane lane;
   if (stage.is_key()) stage_scores(shared, cta, call, lane, s, stage, data);
   if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
@@ -311,81 +311,95 @@ __device__ __noinline__ void run_any_stage(Shared<C>& shared, CtaShared<C>& cta,
     stage = stage.values();
     data += C::kValueOffset;
   }
-  if (stage.is_key()) return;
-  s.change_basis(basis_of(stage.format()), lane);
-  stage_values(cta, s, stage, data, lane);
-}
-template <int kDim>
-__device__ __noinline__ void change_basis(Softmax<kDim>& s, Basis basis) {
-  s.change_basis(basis, Lane());
+  if (!stage.is_key()) stage_values(cta, s, stage, data, lane);
 }
 
-// A run of complete blocks of levels, from the current stage to the first that is of another kind.
+// A run of complete blocks of levels, from the current stage to the first that is of another kind;
+// false: already the current one is.
 template <int kKeyBits, int kValueBits, bool kListed, typename C>
-__device__ void run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
+__device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                            Softmax<C::kDim>& s, LevelStream<C>& stream) {
   constexpr AngleKind kKind = kListed ? AngleKind::kStrides : AngleKind::kSteps;
   const Lane lane;
   const auto turned = turned_query(cta, lane);
   const auto levels = level_lookup(cta);
-  const std::uint32_t q = shared_address(shared.q);
-  const std::uint32_t k_mean = shared_address(shared.k_mean);
-  if (s.basis != Basis::kHadamard) {
-    Softmax<C::kDim> copy = s;
-    change_basis(copy, Basis::kHadamard);
-    s = copy;
-  }
+  const std::uint32_t q = shared_place(cta, shared.q);
+  const std::uint32_t k_mean = shared_place(cta, shared.k_mean);
+  const bool is_half = shared.entry.n_heads <= kDecodeTileHeads / 2;
+  turned.clear();
+  bool ran = false;
   do {
     stream.wait();
     const std::uint32_t data = stream.data();
-    const BlockAngles block =
-        angles_of(shared, cta.tables, call, lane, stream.stage(), data, kListed);
+    const BlockAngles block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
     if (kListed && block.kind != kKind) break;
-    turned.turn(q, block.base, lane);
+    is_half ? turned.turn_half(q, block.base, lane) : turned.turn(q, block.base, lane);
     lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
     const float2 sums = s.template step_visible<false, true>(call.scale);
     s.centred[0] += sums.x;
     s.centred[1] += sums.y;
-    lloyd_values<kValueBits>(s, data + C::kValueOffset, levels, lane);
+    const ValueWeights weights(s.weights, data + C::kValueOffset + 4 * kValueBits * C::kDim, lane);
+    const LevelWords<kValueBits, C::kDim> words(data + C::kValueOffset, lane);
     stream.template go_on_run<kKeyBits, kValueBits, kListed>();
+    words.add(s, weights, levels);
+    ran = true;
   } while (stream.stage().bits == run_bits<kKeyBits, kValueBits>(kListed));
+  s.clear_weights();
+  return ran;
 }
 
 // The units `first`, first + kWarps .. below `end` of the entry by a warp with a stream of levels.
 template <typename C>
 __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                  Softmax<C::kDim>& s, int first, int end) {
+  const Lane lane;
   const int warp = Team<C>::warp();
-  LevelStream<C> stream(call, shared.entry, shared.stream.descriptors[warp],
-                        shared_address(cta.ring(Team<C>::of_cta(), warp)), first, end);
+  StreamRecord* record = &shared.stream.records[warp];
+  LevelStream<C> stream(call, shared.entry, record, shared_place(cta, record),
+                        shared_place(cta, cta.ring(Team<C>::of_cta(), warp)), first, end);
   prepare(shared, call);
   for (;;) {
-    switch (stream.stage().bits) {
+    const Stage stage = stream.stage();
+    const bool is_over = stage.bits == Stage::kOver;
+    const bool is_raw = !is_over && stage.format() == KvFormat::kRaw;
+    Basis basis = Basis::kHadamard;
+    if (is_over || is_raw) basis = !is_over && stage.is_key() ? s.basis : Basis::kPlain;
+    s.change_basis(basis, lane);
+    if (is_over) break;
+    if (is_raw) {
+      stream.wait();
+      const std::uint32_t data = stream.data();
+      if (stage.is_key()) {
+        raw_scores<C::kDim, C::kBf16>(s, data, stage.part(), shared_place(cta, shared.q), lane);
+        if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
+      } else {
+        raw_values<C::kDim, C::kBf16>(s, data, stage, lane);
+      }
+      stream.go_on();
+      continue;
+    }
+    bool ran = false;
+    switch (stage.bits) {
       case run_bits<4, 4>(false):
-        run_levels<4, 4, false>(shared, cta, call, s, stream);
+        ran = run_levels<4, 4, false>(shared, cta, call, s, stream);
         break;
       case run_bits<4, 4>(true):
-        run_levels<4, 4, true>(shared, cta, call, s, stream);
+        ran = run_levels<4, 4, true>(shared, cta, call, s, stream);
         break;
       case run_bits<3, 2>(false):
-        run_levels<3, 2, false>(shared, cta, call, s, stream);
+        ran = run_levels<3, 2, false>(shared, cta, call, s, stream);
         break;
       case run_bits<3, 2>(true):
-        run_levels<3, 2, true>(shared, cta, call, s, stream);
+        ran = run_levels<3, 2, true>(shared, cta, call, s, stream);
         break;
       default:
         break;
     }
+    if (ran) continue;
+    stream.wait();
     Softmax<C::kDim> copy = s;
-    const bool is_over = stream.stage().bits == Stage::kOver;
-    if (is_over) {
-      change_basis(copy, Basis::kPlain);
-    } else {
-      stream.wait();
-      run_any_stage(shared, cta, call, copy, stream.stage(), stream.data());
-    }
+    run_any_levels(shared, cta, call, copy, stage, stream.data());
     s = copy;
-    if (is_over) break;
     stream.go_on();
   }
   wait_copies<0>();
@@ -480,7 +494,7 @@ __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
   Tables<C>& tables = cta.tables;
   Shared<C>& shared = cta.teams[Team<C>::of_cta()];
   if constexpr (C::kLevelTable) {
-    if (shared_address(&cta.levels) % sizeof(LevelPairs) != 0) __trap();
+    if (shared_address(&cta) != kSystemSharedBytes) __trap();
     fill_level_pairs(cta.levels);
   }
   if constexpr (C::kBeforeRope) {

@@ -101,6 +101,25 @@ struct TurnedQuery {
     store_shared(at + offset(chunk, 0), joined(x));
   }
 
+  // Zeros for the heads that turn_half() leaves out.
+  __device__ void clear() const {
+#pragma unroll
+    for (int chunk = 0; chunk < kDim / 32; ++chunk) store(chunk, Words4{});
+  }
+  // The same as turn() of a tile of at most four heads: half of the lanes turn the first chunks,
+  // the others the rest.
+  __device__ void turn_half(std::uint32_t q, std::uint32_t angles, const Lane& lane) const {
+    if constexpr (kDim == 64) return turn(q, angles, lane);
+    const int chunk = lane.g / 4;
+    const int index = lane.index % 16;
+    __syncwarp();
+    const std::uint32_t from = q + (32 * chunk - 16 * chunk) * 16;
+    const QueryPair<kDim> pair(from, 0, angles + 128 * chunk, lane);
+    const std::uint32_t to = at - offset(0, lane.index) + offset(chunk, index);
+    store_shared(to, joined(pair.low));
+    store_shared(to + offset(kDim / 64, 0), joined(pair.high));
+    __syncwarp();
+  }
   // `q`: the tile before it is turned. Lanes see the whole after this.
   __device__ void turn(std::uint32_t q, std::uint32_t angles, const Lane& lane) const {
     __syncwarp();
@@ -175,38 +194,64 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
   }
 }
 
+// B operands of the product with values of levels: weights times scales, which are finite also when
+// both are large. Codes 0 to 3 of a word are the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
+struct ValueWeights {
+  std::uint32_t even[2];
+  std::uint32_t odd[2];
+
+  // `scales`: shared address of the values' scales. Transposed, a lane has the weights of the tokens
+  // 8 q + 2 w and 8 q + 2 w + 1.
+  __device__ ValueWeights(const float (&weights)[2][4], std::uint32_t scales, const Lane& lane) {
+    constexpr std::uint32_t kLargest = 0x7bff7bffU;
+    std::uint32_t pairs[4];
+    pack_weights<false>(weights, pairs);
+    const Words4 scale = words(load_shared(scales + 16 * lane.q));
+#pragma unroll
+    for (int w = 0; w < 4; ++w) pairs[w] = min_f16(mul_f16(pairs[w], scale.x[w]), kLargest);
+    even[0] = byte_permute(pairs[0], pairs[1], 0x5410);
+    even[1] = byte_permute(pairs[2], pairs[3], 0x5410);
+    odd[0] = byte_permute(pairs[0], pairs[1], 0x7632);
+    odd[1] = byte_permute(pairs[2], pairs[3], 0x7632);
+  }
+};
+
+// The lane's words of a block's values, [i][m][x] as load_value_nibbles() has them.
+template <int kBits, int kDim>
+struct LevelWords {
+  std::uint32_t nibbles[kDim / 32][2][2];
+
+  __device__ LevelWords(std::uint32_t codes, const Lane& lane) {
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) load_value_nibbles<kBits, kDim>(nibbles[i], codes, i, lane);
+  }
+
+  template <bool kTable>
+  __device__ void add(Softmax<kDim>& s, const ValueWeights& weights,
+                      const LevelLookup<kTable>& levels) const {
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        std::uint32_t v[2][4];
+#pragma unroll
+        for (int x = 0; x < 2; ++x) levels.template find<kBits>(nibbles[i][m][x], v[x]);
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          mma_f16(s.values[2 * i + m], v[0][p], v[1][p], v[0][2 + p], v[1][2 + p], weights.even[p],
+                  weights.odd[p]);
+        }
+      }
+    }
+  }
+};
+
 // The caller adds the mass of the weights to that of the values whose mean is missing.
 template <int kBits, int kDim, bool kTable>
 __device__ inline void lloyd_values(Softmax<kDim>& s, std::uint32_t stage,
                                     const LevelLookup<kTable>& levels, const Lane& lane) {
-  // Transposed, a lane has the weights of the tokens 8 q + 2 w and 8 q + 2 w + 1. Times scales they
-  // are finite also when both are large.
-  constexpr std::uint32_t kLargest = 0x7bff7bffU;
-  std::uint32_t pairs[4];
-  pack_weights<false>(s.weights, pairs);
-  const Words4 scales = words(load_shared(stage + 4 * kBits * kDim + 16 * lane.q));
-#pragma unroll
-  for (int w = 0; w < 4; ++w) pairs[w] = min_f16(mul_f16(pairs[w], scales.x[w]), kLargest);
-  // Codes 0 to 3 of a word are the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
-  const std::uint32_t even[2] = {byte_permute(pairs[0], pairs[1], 0x5410),
-                                 byte_permute(pairs[2], pairs[3], 0x5410)};
-  const std::uint32_t odd[2] = {byte_permute(pairs[0], pairs[1], 0x7632),
-                                byte_permute(pairs[2], pairs[3], 0x7632)};
-#pragma unroll
-  for (int i = 0; i < kDim / 32; ++i) {
-    std::uint32_t nibbles[2][2];
-    load_value_nibbles<kBits, kDim>(nibbles, stage, i, lane);
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      std::uint32_t v[2][4];
-#pragma unroll
-      for (int x = 0; x < 2; ++x) levels.template find<kBits>(nibbles[m][x], v[x]);
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        mma_f16(s.values[2 * i + m], v[0][p], v[1][p], v[0][2 + p], v[1][2 + p], even[p], odd[p]);
-      }
-    }
-  }
+  const ValueWeights weights(s.weights, stage + 4 * kBits * kDim, lane);
+  LevelWords<kBits, kDim>(stage, lane).add(s, weights, levels);
 }
 
 }  // namespace spindle::kernels::device

@@ -16,17 +16,11 @@ __device__ inline std::uint32_t f16_to_bf16(std::uint32_t pair) {
   return pack<true>(x.x, x.y);
 }
 
-template <int kDim>
-__device__ inline void clear_scores(Softmax<kDim>& s) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) s.weights[i / 4][i % 4] = 0.0F;
-}
-
 // Adds the product with channels [64 part, 64 part + 64) of K to the scores.
 template <int kDim, bool kBf16>
 __device__ inline void raw_scores(Softmax<kDim>& s, std::uint32_t stage, int part, std::uint32_t q,
                                   const Lane& lane) {
-  if (part == 0) clear_scores(s);
+  if (part == 0) s.clear_weights();
   const std::uint32_t row = stage + lane.key_token() * 64 + lane.q * 16;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

@@ -53,7 +53,7 @@ __device__ inline void row_scores(Softmax<kDim>& s, std::uint32_t stage, int par
                                   const BlockAngles& block, bool has_magnitudes,
                                   const DecodeCall& call, const Lane& lane) {
   if (part == 0) {
-    clear_scores(s);
+    s.clear_weights();
     row_scores_of_part<0, kKind>(s, stage, q, block, call, lane);
   }
   if constexpr (kDim == 128) {

@@ -103,6 +103,11 @@ struct Softmax {
     return {sums[0], sums[1]};
   }
 
+  // They are not used any more.
+  __device__ void clear_weights() {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) weights[i / 4][i % 4] = 0.0F;
+  }
   // The current unit's values are centred.
   __device__ void add_centred() {
 #pragma unroll

@@ -53,7 +53,7 @@ struct PipeShared {
 
 template <typename C>
 struct StreamShared {
-  alignas(16) DeviceKvBlock descriptors[C::kWarps][LevelStream<C>::kDescriptors];
+  StreamRecord records[C::kWarps];
 };
 
 // What a team has for itself.
@@ -110,5 +110,15 @@ struct CtaShared {
     return low_rings[i].bytes;
   }
 };
+
+// The shared address of something in the CTA's memory. With a table of levels, whose place must be
+// known anyway, it is a constant, which takes no register.
+template <typename C>
+__device__ std::uint32_t shared_place(const CtaShared<C>& cta, const void* p) {
+  if constexpr (!C::kLevelTable) return shared_address(p);
+  return static_cast<std::uint32_t>(kSystemSharedBytes) +
+         static_cast<std::uint32_t>(static_cast<const char*>(p) -
+                                    reinterpret_cast<const char*>(&cta));
+}
 
 }  // namespace spindle::kernels::device
