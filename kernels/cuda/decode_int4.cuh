@@ -76,24 +76,20 @@ __device__ inline void nibble_sums(float (&sums)[4], std::uint32_t a, std::uint3
   mma_f16(sums, nibbles<2>(a), nibbles<2>(b), nibbles<3>(a), nibbles<3>(b), pairs[2], pairs[3]);
 }
 
-// Weights times scales or minima as B operands are finite also when both are large.
-__device__ inline float f16_range(float x) { return fmaxf(fminf(x, 65504.0F), -65504.0F); }
-
 template <int kDim>
 __device__ inline void int4_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  const uint4 scales = load_of_key_tokens(stage + 16 * kDim, lane);
   const uint4 minima = load_of_key_tokens(stage + 16 * kDim + 64, lane);
-  std::uint32_t pairs[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    const float scale = of_key_token(scales, w, lane) * (w % 2 == 0 ? 1.0F : 0.0625F);
     const float minimum = of_key_token(minima, w, lane);
-    const float low = s.weights[w / 2][w % 2 * 2];
-    const float high = s.weights[w / 2][w % 2 * 2 + 1];
-    s.minima[0] = fmaf(low, minimum, s.minima[0]);
-    s.minima[1] = fmaf(high, minimum, s.minima[1]);
-    pairs[w] = transpose_8x8(pack<false>(f16_range(low * scale), f16_range(high * scale)));
+    s.minima[0] = fmaf(s.weights[w / 2][w % 2 * 2], minimum, s.minima[0]);
+    s.minima[1] = fmaf(s.weights[w / 2][w % 2 * 2 + 1], minimum, s.minima[1]);
   }
+  constexpr std::uint32_t kSixteenth = 0x2c002c00U;
+  std::uint32_t pairs[4];
+  scaled_weights(pairs, s.weights, stage + 16 * kDim, lane);
+  pairs[1] = mul_f16(pairs[1], kSixteenth);
+  pairs[3] = mul_f16(pairs[3], kSixteenth);
 #pragma unroll
   for (int i = 0; i < kDim / 32; ++i) {
     const uint4 word = load_shared(stage + (i * 32 + lane.index) * 16);

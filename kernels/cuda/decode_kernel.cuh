@@ -327,6 +327,7 @@ __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   const std::uint32_t k_mean = shared_place(cta, shared.k_mean);
   const bool is_half = shared.entry.n_heads <= kDecodeTileHeads / 2;
   turned.clear();
+  const auto earlier = s.begin_run();
   bool ran = false;
   do {
     stream.wait();
@@ -335,16 +336,14 @@ __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
     if (kListed && block.kind != kKind) break;
     is_half ? turned.turn_half(q, block.base, lane) : turned.turn(q, block.base, lane);
     lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
-    const float2 sums = s.template step_visible<false, true>(call.scale);
-    s.centred[0] += sums.x;
-    s.centred[1] += sums.y;
+    s.template step_visible<false, false>(call.scale);
     const ValueWeights weights(s.weights, data + C::kValueOffset + 4 * kValueBits * C::kDim, lane);
     const LevelWords<kValueBits, C::kDim> words(data + C::kValueOffset, lane);
     stream.template go_on_run<kKeyBits, kValueBits, kListed>();
     words.add(s, weights, levels);
     ran = true;
   } while (stream.stage().bits == run_bits<kKeyBits, kValueBits>(kListed));
-  s.clear_weights();
+  s.end_centred_run(earlier);
   return ran;
 }
 

@@ -110,12 +110,11 @@ struct TurnedQuery {
   // the others the rest.
   __device__ void turn_half(std::uint32_t q, std::uint32_t angles, const Lane& lane) const {
     if constexpr (kDim == 64) return turn(q, angles, lane);
-    const int chunk = lane.g / 4;
-    const int index = lane.index % 16;
+    // The lane's fragment is that of lane % 16 in chunk lane / 16: 16 fragments behind its own.
+    const int chunk = lane.index / 16;
     __syncwarp();
-    const std::uint32_t from = q + (32 * chunk - 16 * chunk) * 16;
-    const QueryPair<kDim> pair(from, 0, angles + 128 * chunk, lane);
-    const std::uint32_t to = at - offset(0, lane.index) + offset(chunk, index);
+    const QueryPair<kDim> pair(q + 256 * chunk, 0, angles + 128 * chunk, lane);
+    const std::uint32_t to = at + offset(0, 16) * chunk;
     store_shared(to, joined(pair.low));
     store_shared(to + offset(kDim / 64, 0), joined(pair.high));
     __syncwarp();
@@ -194,21 +193,16 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
   }
 }
 
-// B operands of the product with values of levels: weights times scales, which are finite also when
-// both are large. Codes 0 to 3 of a word are the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
+// B operands of the product with values of levels: weights times scales. Codes 0 to 3 of a word are
+// the even tokens: (0, 2), (4, 6), then (1, 3), (5, 7).
 struct ValueWeights {
   std::uint32_t even[2];
   std::uint32_t odd[2];
 
-  // `scales`: shared address of the values' scales. Transposed, a lane has the weights of the tokens
-  // 8 q + 2 w and 8 q + 2 w + 1.
+  // `scales`: shared address of the values' scales.
   __device__ ValueWeights(const float (&weights)[2][4], std::uint32_t scales, const Lane& lane) {
-    constexpr std::uint32_t kLargest = 0x7bff7bffU;
     std::uint32_t pairs[4];
-    pack_weights<false>(weights, pairs);
-    const Words4 scale = words(load_shared(scales + 16 * lane.q));
-#pragma unroll
-    for (int w = 0; w < 4; ++w) pairs[w] = min_f16(mul_f16(pairs[w], scale.x[w]), kLargest);
+    scaled_weights(pairs, weights, scales, lane);
     even[0] = byte_permute(pairs[0], pairs[1], 0x5410);
     even[1] = byte_permute(pairs[2], pairs[3], 0x5410);
     odd[0] = byte_permute(pairs[0], pairs[1], 0x7632);

@@ -61,10 +61,10 @@ struct Softmax {
     basis = Basis::kPlain;
   }
 
-  // Scores to weights, whose sums it answers; `scale` is that of the scores times log2(e). Sums that
+  // Scores to weights; `scale` is that of the scores times log2(e). Sums that
   // a kernel does not need stay zero without taking registers.
   template <bool kMinima, bool kCentred>
-  __device__ float2 step(const Stage& stage, const Lane& lane, float scale) {
+  __device__ void step(const Stage& stage, const Lane& lane, float scale) {
     if (stage.is_partial()) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -74,11 +74,11 @@ struct Softmax {
         }
       }
     }
-    return step_visible<kMinima, kCentred>(scale);
+    step_visible<kMinima, kCentred>(scale);
   }
   // The same of a unit whose tokens are all visible.
   template <bool kMinima, bool kCentred>
-  __device__ float2 step_visible(float scale) {
+  __device__ void step_visible(float scale) {
     float high[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -88,7 +88,6 @@ struct Softmax {
     if (__any_sync(kAllLanes, high[0] > best[0] + kBestSlack || high[1] > best[1] + kBestSlack)) {
       raise_best<kMinima, kCentred>(high);
     }
-    float sums[2] = {};
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const float offset = kWeightExponent - best[e];
@@ -96,13 +95,33 @@ struct Softmax {
       for (int w = 0; w < 4; ++w) {
         float& weight = weights[w / 2][w % 2 * 2 + e];
         weight = exp2_fast(fmaf(weight, scale, offset));
-        sums[e] += weight;
+        mass[e] += weight;
       }
-      mass[e] += sums[e];
     }
-    return {sums[0], sums[1]};
   }
 
+  // Begins to sum up the mass from zero; what was before it is returned, with the score it is of.
+  struct Earlier {
+    float best[2];
+    float mass[2];
+    float centred[2];
+  };
+  __device__ Earlier begin_run() {
+    const Earlier earlier = {
+        {best[0], best[1]}, {mass[0], mass[1]}, {centred[0], centred[1]}};
+    mass[0] = mass[1] = centred[0] = centred[1] = 0.0F;
+    return earlier;
+  }
+  // The mass since then was of centred values.
+  __device__ void end_centred_run(const Earlier& earlier) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float factor = earlier.best[e] == best[e] ? 1.0F : exp2_fast(earlier.best[e] - best[e]);
+      centred[e] = fmaf(earlier.centred[e], factor, mass[e]);
+      mass[e] = fmaf(earlier.mass[e], factor, mass[e]);
+    }
+    clear_weights();
+  }
   // They are not used any more.
   __device__ void clear_weights() {
 #pragma unroll
@@ -219,6 +238,22 @@ __device__ inline void pack_weights(const float (&weights)[2][4], std::uint32_t 
     const int at = w % 2 * 2;
     pairs[w] = transpose_8x8(pack<kBf16>(weights[w / 2][at], weights[w / 2][at + 1]));
   }
+}
+
+// Weights times scales or minima as B operands are finite also when both are large.
+__device__ inline float f16_range(float x) { return fmaxf(fminf(x, 65504.0F), -65504.0F); }
+
+// The same times scales of the tokens, f16 [32] at the shared address `scales`; finite also when
+// both are large. Transposed, a lane has the weights of the tokens 8 q + 2 w and 8 q + 2 w + 1.
+__device__ inline void scaled_weights(std::uint32_t (&pairs)[4], const float (&weights)[2][4],
+                                      std::uint32_t scales, const Lane& lane) {
+  constexpr std::uint32_t kLargest = 0x7bff7bffU;
+  pack_weights<false>(weights, pairs);
+  const uint4 scale = load_shared(scales + 16 * lane.q);
+  pairs[0] = min_f16(mul_f16(pairs[0], scale.x), kLargest);
+  pairs[1] = min_f16(mul_f16(pairs[1], scale.y), kLargest);
+  pairs[2] = min_f16(mul_f16(pairs[2], scale.z), kLargest);
+  pairs[3] = min_f16(mul_f16(pairs[3], scale.w), kLargest);
 }
 
 }  // namespace spindle::kernels::device
