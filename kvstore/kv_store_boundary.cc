@@ -22,6 +22,13 @@ struct Waiting {
   const std::byte** place;
 };
 
+// Room for n more values, whose addresses then stay; when it is made, a quarter more than that: a
+// boundary comes every few dozen tokens and must not move what all earlier ones have left.
+void reserve_more(std::vector<kernels::KvBlock>& blocks, std::size_t n) {
+  const std::size_t size = blocks.size() + n;
+  if (size > blocks.capacity()) blocks.reserve(size + size / 4);
+}
+
 }  // namespace
 
 Status KvStore::check_boundary(const Sequence& sequence, const HostEncoding& host,
@@ -170,7 +177,7 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     HeadCache& cache = sequence.caches[first_table + h];
     owner = &cache;
-    cache.blocks.reserve(cache.blocks.size() + encoded[h].blocks.size());
+    reserve_more(cache.blocks, encoded[h].blocks.size());
     for (EncodedBlock& block : encoded[h].blocks) {
       cache.blocks.push_back(block.view);
       cache.block_tokens.count(block.view, 1);

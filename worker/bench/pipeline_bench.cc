@@ -452,6 +452,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
     std::fflush(stdout);
   }
   for (const int batch : options.mixed_batches) {
+    if (batch <= 0) continue;
     const Bench::Mixed mixed = bench.mixed(batch);
     std::printf(
         "mixed    batch %2d decoding beside prompts of %d  %8.0f prompt tokens/s, %8.1f tokens/s, "
@@ -478,7 +479,8 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
   app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows");
   app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
-  app.add_option("--mixed-batches", options.mixed_batches, "requests that decode beside prompts")
+  app.add_option("--mixed-batches", options.mixed_batches,
+                 "requests that decode beside prompts; 0: not measured")
       ->delimiter(',');
   app.add_option("--mixed-prompts", options.mixed_prompts, "prompts of a mixed row")
       ->check(CLI::PositiveNumber);
