@@ -88,10 +88,12 @@ struct LevelPairs {
 };
 static_assert(sizeof(LevelPairs) == 65536);
 __device__ inline void fill_level_pairs(LevelPairs& table) {
-  for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) {
+  for (int i = threadIdx.x; i < 64 * 32; i += blockDim.x) {
+    // The rows of i / 32, that + 64 .. that + 192, by the bytes of a word.
     std::uint32_t pairs[4];
-    lookup_levels<4>(static_cast<std::uint32_t>(i / 32), pairs);
-    table.rows[i / 32].pairs[i % 32] = pairs[0];
+    lookup_levels<4>(static_cast<std::uint32_t>(i / 32) * 0x01010101U + 0xc0804000U, pairs);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) table.rows[64 * k + i / 32].pairs[i % 32] = pairs[k];
   }
 }
 

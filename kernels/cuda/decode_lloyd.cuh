@@ -40,19 +40,44 @@ __device__ inline std::uint32_t twice_of_key_token(std::uint32_t word, const Lan
   return byte_permute(word, word, lane.g % 2 == 0 ? 0x1010 : 0x3232);
 }
 
+// Words of nibbles of K as load_key_nibbles() has them. Those of 4 bits are read for both t at once:
+// reading every other 8 bytes would be as much work for each.
+template <int kBits, int kDim>
+struct KeyNibbles {
+  std::uint32_t plane;
+  uint2 second[kBits == 4 ? kDim / 32 : 1];  // of t = 1
+
+  __device__ void load(std::uint32_t (&words)[2], int t, int chunk, const Lane& lane) {
+    if constexpr (kBits == 4) {
+      if (t == 0) {
+        const uint4 x = load_shared(plane + (chunk * 32 + lane.index) * 16);
+        words[0] = x.x;
+        words[1] = x.y;
+        second[chunk] = {x.z, x.w};
+      } else {
+        words[0] = second[chunk].x;
+        words[1] = second[chunk].y;
+      }
+    } else {
+      load_key_nibbles<kBits, kDim>(words, plane, t, chunk, lane);
+    }
+  }
+};
+
 // The key tile t (16 tokens) with all but one stage of the transform, [chunk][u][n][h]: channels
 // 32 chunk + 8q + 4u + 2n of token (t, h). `k_mean` is in the Hadamard basis: [chunk][quad] of
 // pairs in the order of lookup_levels().
 template <int kBits, int kDim, bool kTable>
-__device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2], std::uint32_t codes,
-                                  int t, const LevelLookup<kTable>& levels,
+__device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
+                                  KeyNibbles<kBits, kDim>& codes, int t,
+                                  const LevelLookup<kTable>& levels,
                                   const std::uint32_t (&scale)[2], std::uint32_t k_mean,
                                   const HadamardOperand& hadamard, const Lane& lane) {
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 32; ++chunk) {
     const Words4 mean = words(load_shared(k_mean + (chunk * 4 + lane.q) * 16));
     std::uint32_t nibbles[2];
-    load_key_nibbles<kBits, kDim>(nibbles, codes, t, chunk, lane);
+    codes.load(nibbles, t, chunk, lane);
     std::uint32_t y[2][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -135,6 +160,7 @@ struct TurnedQuery {
 // The scores of 16 tokens, [2 h + head].
 template <int kBits, AngleKind kKind, int kDim, bool kTable>
 __device__ inline void lloyd_tile_scores(float (&scores)[4], int t, std::uint32_t stage,
+                                         KeyNibbles<kBits, kDim>& codes,
                                          const TurnedQuery<kDim, kTable>& q, std::uint32_t k_mean,
                                          const BlockAngles& block,
                                          const LevelLookup<kTable>& levels,
@@ -145,7 +171,7 @@ __device__ inline void lloyd_tile_scores(float (&scores)[4], int t, std::uint32_
   const std::uint32_t scale[2] = {twice_of_key_token(scales.x, lane),
                                   twice_of_key_token(scales.y, lane)};
   std::uint32_t k[kDim / 32][2][2][2];
-  lloyd_keys<kBits, kDim>(k, stage, t, levels, scale, k_mean, hadamard, lane);
+  lloyd_keys<kBits, kDim>(k, codes, t, levels, scale, k_mean, hadamard, lane);
   float sums[2][4] = {};  // two, which are shorter chains
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 64; ++chunk) {
@@ -186,9 +212,10 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
                                     const BlockAngles& block, const LevelLookup<kTable>& levels,
                                     const DecodeCall& call, const Lane& lane) {
   const HadamardOperand hadamard(lane);
+  KeyNibbles<kBits, kDim> codes{stage, {}};
 #pragma unroll
   for (int t = 0; t < 2; ++t) {
-    lloyd_tile_scores<kBits, kKind>(s.weights[t], t, stage, q, k_mean, block, levels, hadamard,
+    lloyd_tile_scores<kBits, kKind>(s.weights[t], t, stage, codes, q, k_mean, block, levels, hadamard,
                                     call, lane);
   }
 }
