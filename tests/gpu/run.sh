@@ -167,7 +167,7 @@ if wants model; then
     if [[ $policy == spindle ]]; then ratio=0.25; fi
     pipeline "8b-long-$policy" 1 --model "$shapes/llama-3-8b" --max-model-len 33280 \
       --max-num-seqs 16 --max-num-batched-tokens 8192 --prefill-tokens 32768 --prefill-batches 1 \
-      --decode-prompt 32768 --decode-tokens 256 --decode-batches 16 --repeats 1 \
+      --decode-prompt 32768 --decode-tokens 256 --decode-batches 16 --repeats 1 --mixed-batches 0 \
       --kv-policy "$policy" --kv-ratio "$ratio"
   done
 fi
