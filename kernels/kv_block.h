@@ -50,6 +50,8 @@ enum class KvFormat : std::uint8_t {
   kToken,
 };
 
+inline constexpr std::size_t kKvFormats = 10;
+
 enum class KvSide : std::uint8_t { kKey, kValue };
 
 // Formats of the two sides of a head. kToken is for both sides or none.

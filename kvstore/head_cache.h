@@ -6,6 +6,7 @@
 // Invariants: blocks are in ascending order of positions and all precede tail_first; the tail's
 // pages hold the positions [tail_origin, n_tokens of the sequence).
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -29,17 +30,26 @@ struct HeadBook {
   }
 };
 
-struct BlockTokens {
-  std::int64_t n_visible = 0;
-  std::int64_t n_in_k_book = 0;  // stored, whether still visible or not
+struct BlockCounts {
+  std::int64_t n_visible = 0;    // tokens
+  std::int64_t n_in_k_book = 0;  // tokens stored, whether still visible or not
   std::int64_t n_in_v_book = 0;
+  std::array<std::int32_t, kernels::kKvFormats> n_sides = {};  // of blocks, by format
 
+  // Bit f: some side has the format f, as decode_formats() wants it.
+  std::uint32_t format_mask() const {
+    std::uint32_t mask = 0;
+    for (std::size_t f = 0; f < n_sides.size(); ++f) mask |= n_sides[f] > 0 ? 1U << f : 0U;
+    return mask;
+  }
   void count(const kernels::KvBlock& block, int sign) {
     n_visible += sign * (block.end - block.first);
+    n_sides[static_cast<std::size_t>(block.codec.k)] += sign;
+    n_sides[static_cast<std::size_t>(block.codec.v)] += sign;
     if (block.codec.k == kernels::KvFormat::kCodebook) n_in_k_book += sign * block.end;
     if (block.codec.v == kernels::KvFormat::kCodebook) n_in_v_book += sign * block.end;
   }
-  bool operator==(const BlockTokens&) const = default;
+  bool operator==(const BlockCounts&) const = default;
 };
 
 struct HeadCache {
@@ -60,9 +70,9 @@ struct HeadCache {
   // Running sums, so that reports need not walk the blocks.
   std::uint64_t piece_bytes = 0;  // that the blocks, means and books take in the arena
   FormBytes form_bytes = {};      // the same by form; raw ones are kRaw whatever the mode
-  BlockTokens block_tokens;
+  BlockCounts counts;
 
-  std::int64_t n_block_tokens() const { return block_tokens.n_visible; }
+  std::int64_t n_block_tokens() const { return counts.n_visible; }
 };
 
 }  // namespace spindle::kvstore

@@ -387,9 +387,9 @@ void KvStore::check_invariants() const {
       CHECK(cache.form_bytes == forms, "forms of a head's pieces");
       CHECK(cache.piece_bytes == std::accumulate(forms.begin(), forms.end(), std::uint64_t{0}),
             "bytes of a head's pieces");
-      BlockTokens tokens;
-      for (const kernels::KvBlock& block : cache.blocks) tokens.count(block, 1);
-      CHECK(cache.block_tokens == tokens, "tokens of a head's blocks");
+      BlockCounts counts;
+      for (const kernels::KvBlock& block : cache.blocks) counts.count(block, 1);
+      CHECK(cache.counts == counts, "counts of a head's blocks");
     }
     for (std::size_t table = 0; table < n_tables(); ++table) {
       const HeadCache& cache = sequence.caches[table];

@@ -141,14 +141,14 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
     release(block->v.codes, v.codes, block->codec.v);
     release(block->v.scales, v.scales, block->codec.v);
     release(block->positions, config_.wide_positions ? 128 : 64, block->codec.k);
-    cache.block_tokens.count(*block, -1);
+    cache.counts.count(*block, -1);
   }
   cache.blocks.erase(first, end);
   if (move.first_of_next_block > 0) {
     kernels::KvBlock& next = cache.blocks[move.first_expired_block];
-    cache.block_tokens.count(next, -1);
+    cache.counts.count(next, -1);
     next.first = static_cast<std::uint8_t>(move.first_of_next_block);
-    cache.block_tokens.count(next, 1);
+    cache.counts.count(next, 1);
   }
 }
 
@@ -180,7 +180,7 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
     reserve_more(cache.blocks, encoded[h].blocks.size());
     for (EncodedBlock& block : encoded[h].blocks) {
       cache.blocks.push_back(block.view);
-      cache.block_tokens.count(block.view, 1);
+      cache.counts.count(block.view, 1);
       kernels::KvBlock& placed = cache.blocks.back();
       const KvForm k_form = form_of(placed.codec.k);
       const KvForm v_form = form_of(placed.codec.v);

@@ -157,8 +157,8 @@ HeadKept KvStore::head_kept(const HeadCache& cache, std::int64_t n_tokens) const
   HeadKept kept;
   kept.n_tokens = cache.n_block_tokens() + n_tokens - cache.tail_first;
   kept.bytes = head_bytes(cache);
-  const std::int64_t k_tokens = cache.block_tokens.n_in_k_book;
-  const std::int64_t v_tokens = cache.block_tokens.n_in_v_book;
+  const std::int64_t k_tokens = cache.counts.n_in_k_book;
+  const std::int64_t v_tokens = cache.counts.n_in_v_book;
   if (k_tokens > 0) {
     kept.k_entries_per_token =
         static_cast<double>(cache.k_book.n_filled) / static_cast<double>(k_tokens);

@@ -182,7 +182,7 @@ class Bench {
   }
 
   // What the stages did while `batch` requests decoded and prompts came one after the other, two at
-  // a time.
+  // a time for each stage, so that no stage lacks one.
   struct Mixed {
     double prompt_tokens_per_s = 0;
     double generated_tokens_per_s = 0;
@@ -194,7 +194,8 @@ class Bench {
     wait_for([&] {
       return std::ranges::all_of(decoding, [](const auto& sink) { return sink->n_tokens() > 0; });
     });
-    Sinks prompts = submit(2, options_.prefill_tokens, 1);
+    const int n_at_once = 2 * static_cast<int>(engine_.stats().stages.size());
+    Sinks prompts = submit(n_at_once, options_.prefill_tokens, 1);
     const engine::EngineStats counts_before = engine_.stats();
     const BusyTime before = busy_time(engine_);
     for (int i = 0; i < options_.mixed_prompts; ++i) {

@@ -95,10 +95,8 @@ const std::vector<std::uint32_t>& CudaStage::formats_of(kvstore::SequenceId sequ
   std::vector<std::uint32_t> formats(static_cast<std::size_t>(config_.layers.count));
   for (int layer = 0; layer < config_.layers.count; ++layer) {
     for (int head = 0; head < config_.model.n_kv_heads; ++head) {
-      for (const kernels::KvBlock& block : store_->head_cache(sequence, layer, head).blocks) {
-        formats[static_cast<std::size_t>(layer)] |=
-            1U << static_cast<unsigned>(block.codec.k) | 1U << static_cast<unsigned>(block.codec.v);
-      }
+      formats[static_cast<std::size_t>(layer)] |=
+          store_->head_cache(sequence, layer, head).counts.format_mask();
     }
   }
   return formats_.emplace(sequence, std::move(formats)).first->second;
