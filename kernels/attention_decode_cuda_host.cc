@@ -27,7 +27,7 @@ DecodeKernels kernels_of(const CudaContext& context, DecodeFormats formats) {
     case DecodeFormats::kInt4:
       return decode_int4_kernels();
     case DecodeFormats::kLloyd:
-      return context.compute_capability() == 90 ? decode_lloyd_sm90_kernels()
+      return context.compute_capability() == 90 ? decode_lloyd_table_kernels()
                                                 : decode_lloyd_kernels();
     case DecodeFormats::kRows:
       return decode_rows_kernels();

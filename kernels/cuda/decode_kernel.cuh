@@ -168,10 +168,10 @@ template <typename C>
 __device__ BlockAngles angles_of(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                  const Lane& lane, const Stage& stage, std::uint32_t data,
                                  bool is_listed) {
-  return block_angles<C::kDim>(
-      stage, data + C::kRopeOffset, is_listed, shared.entry.head.wide_positions != 0,
-      shared_place(cta, &cta.tables.steps), shared_place(cta, &cta.tables.strides),
-      call.max_positions, lane);
+  return block_angles<C::kDim>(stage, data + C::kRopeOffset, is_listed,
+                               shared.entry.head.wide_positions != 0,
+                               shared_place(cta, &cta.tables.steps),
+                               shared_place(cta, &cta.tables.strides), call.max_positions, lane);
 }
 
 // The queries are turned back to the block's base position, keys by their steps from there.
@@ -179,8 +179,7 @@ template <typename C>
 __device__ void scores_before_rope(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                    const Lane& lane, Softmax<C::kDim>& s, const Stage& stage,
                                    std::uint32_t data) {
-  const BlockAngles block =
-      angles_of(shared, cta, call, lane, stage, data, stage.is_listed());
+  const BlockAngles block = angles_of(shared, cta, call, lane, stage, data, stage.is_listed());
   const std::uint32_t q = shared_place(cta, shared.q);
   const KvFormat format = stage.format();
   if constexpr (C::kLloyd) {
@@ -500,9 +499,8 @@ __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
     if (call.rope_cos != nullptr) fill_angles(tables.steps, tables.strides, call);
   }
   __syncthreads();
-  for_each_segment(shared, plan, call, [&](const Segment& segment) {
-    run_segment(shared, cta, plan, call, segment);
-  });
+  for_each_segment(shared, plan, call,
+                   [&](const Segment& segment) { run_segment(shared, cta, plan, call, segment); });
 }
 
 template <typename C>

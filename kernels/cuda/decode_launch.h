@@ -75,7 +75,7 @@ struct DecodeKernels {
 DecodeKernels decode_raw_kernels();
 DecodeKernels decode_int4_kernels();
 DecodeKernels decode_lloyd_kernels();
-DecodeKernels decode_lloyd_sm90_kernels();  // compute capability 9.0
+DecodeKernels decode_lloyd_table_kernels();  // compute capability 9.0
 DecodeKernels decode_rows_kernels();
 DecodeKernels decode_all_kernels();
 

@@ -40,8 +40,8 @@ __device__ inline std::uint32_t twice_of_key_token(std::uint32_t word, const Lan
   return byte_permute(word, word, lane.g % 2 == 0 ? 0x1010 : 0x3232);
 }
 
-// Words of nibbles of K as load_key_nibbles() has them. Those of 4 bits are read for both t at once:
-// reading every other 8 bytes would be as much work for each.
+// Words of nibbles of K as load_key_nibbles() has them. Those of 4 bits are read for both t at
+// once: reading every other 8 bytes would be as much work for each.
 template <int kBits, int kDim>
 struct KeyNibbles {
   std::uint32_t plane;
@@ -215,8 +215,8 @@ __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
   KeyNibbles<kBits, kDim> codes{stage, {}};
 #pragma unroll
   for (int t = 0; t < 2; ++t) {
-    lloyd_tile_scores<kBits, kKind>(s.weights[t], t, stage, codes, q, k_mean, block, levels, hadamard,
-                                    call, lane);
+    lloyd_tile_scores<kBits, kKind>(s.weights[t], t, stage, codes, q, k_mean, block, levels,
+                                    hadamard, call, lane);
   }
 }
 

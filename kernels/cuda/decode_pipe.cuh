@@ -47,9 +47,7 @@ struct Config {
   static constexpr bool kBeforeRope = kLloyd || kRows;
   // Teams of a CTA share its tables.
   static constexpr int kTeams = kLevelTable ? 2 : 1;
-  static constexpr int kWarps = kLevelTable                        ? 6
-                                : kFormats == DecodeFormats::kInt4 ? 8
-                                                                   : 6;
+  static constexpr int kWarps = kLevelTable ? 6 : kFormats == DecodeFormats::kInt4 ? 8 : 6;
   static constexpr int kThreads = 32 * kWarps;  // of a team
   static constexpr int kStages = kLevelTable || kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
   static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;
@@ -75,8 +73,9 @@ struct alignas(16) Stage {
   // `descriptor` is the place of the unit's in the warp's ring. In a stage of two coded sides it is
   // the values' format, which is never kRaw.
   __device__ static constexpr std::uint32_t pack_bits(KvFormat format, bool is_key, int part,
-                                            bool is_last_key, int first, int end, int capacity,
-                                            bool is_listed, int descriptor = 0) {
+                                                      bool is_last_key, int first, int end,
+                                                      int capacity, bool is_listed,
+                                                      int descriptor = 0) {
     return static_cast<std::uint32_t>(format) | (is_key ? 0x10U : 0U) |
            static_cast<std::uint32_t>(part) << 5 | (is_last_key ? 0x40U : 0U) |
            (is_listed ? 0x80U : 0U) | static_cast<std::uint32_t>(first) << 8 |

@@ -23,8 +23,7 @@ __device__ inline void row_scores_of_part(Softmax<kDim>& s, std::uint32_t stage,
     for (int h = 0; h < 2; ++h) {
       const Words4 a = words(load_shared(row + t * 256 + h * 128));
       const Words4 b = words(load_shared(row + 2048 + t * 256 + h * 128));
-      const Angles angles =
-          token_angles<kDim, kKind>(block, 2 * t + h, kPart, call, lane);
+      const Angles angles = token_angles<kDim, kKind>(block, 2 * t + h, kPart, call, lane);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // Twice cos and sin, with the steps' factor.

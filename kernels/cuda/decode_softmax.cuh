@@ -107,8 +107,7 @@ struct Softmax {
     float centred[2];
   };
   __device__ Earlier begin_run() {
-    const Earlier earlier = {
-        {best[0], best[1]}, {mass[0], mass[1]}, {centred[0], centred[1]}};
+    const Earlier earlier = {{best[0], best[1]}, {mass[0], mass[1]}, {centred[0], centred[1]}};
     mass[0] = mass[1] = centred[0] = centred[1] = 0.0F;
     return earlier;
   }

@@ -113,8 +113,8 @@ class LevelStream {
     return record_ + (state_ + ahead * kDescriptorBytes) % kSlotBit;
   }
   __device__ void request_block(bool wanted, unsigned ahead) const {
-    const auto* from = reinterpret_cast<const std::byte*>(
-        entry_->head.blocks + unit_ + static_cast<int>(ahead) * C::kWarps);
+    const auto* from = reinterpret_cast<const std::byte*>(entry_->head.blocks + unit_ +
+                                                          static_cast<int>(ahead) * C::kWarps);
     copy_8_if(wanted && lane_.index < 4, descriptor(ahead) + 8 * lane_.index,
               from + 8 * lane_.index);
   }
@@ -190,7 +190,8 @@ class LevelStream {
     return stage;
   }
 
-  __device__ void copy_codes(bool wanted, std::uint32_t to, std::uint32_t place, int n_bytes) const {
+  __device__ void copy_codes(bool wanted, std::uint32_t to, std::uint32_t place,
+                             int n_bytes) const {
     const std::byte* from = of_lane(place);
     to += 16 * lane_.index;
 #pragma unroll
@@ -222,9 +223,9 @@ class LevelStream {
                (of_key ? to + k_bytes : v_to + v_bytes) - shift + 16 * lane_.index,
                of_lane(of_key ? a.y : a.w) - shift);
     if constexpr (kListed) {
-      copy_16_if(has_key && b.x != kNoPlace &&
-                     lane_.index < (entry_->head.wide_positions != 0 ? 8 : 4),
-                 to + C::kRopeOffset + 4 * kDim + 16 * lane_.index, of_lane(b.x));
+      copy_16_if(
+          has_key && b.x != kNoPlace && lane_.index < (entry_->head.wide_positions != 0 ? 8 : 4),
+          to + C::kRopeOffset + 4 * kDim + 16 * lane_.index, of_lane(b.x));
     }
   }
 

@@ -108,14 +108,18 @@ __device__ inline void copy_16(std::uint32_t to, const void* from, bool valid) {
 }
 // The same as one instruction that is or is not executed: no branch.
 __device__ inline void copy_16_if(bool wanted, std::uint32_t to, const void* from) {
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }"
-               ::"r"(to), "l"(from), "r"(wanted ? 1 : 0)
-               : "memory");
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+          to),
+      "l"(from), "r"(wanted ? 1 : 0)
+      : "memory");
 }
 __device__ inline void copy_8_if(bool wanted, std::uint32_t to, const void* from) {
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8; }"
-               ::"r"(to), "l"(from), "r"(wanted ? 1 : 0)
-               : "memory");
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8; }" ::"r"(
+          to),
+      "l"(from), "r"(wanted ? 1 : 0)
+      : "memory");
 }
 __device__ inline void copy_8(std::uint32_t to, const void* from, bool valid = true) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),

@@ -73,15 +73,22 @@ def pipeline_tables(results, torch_rows):
         if report["kv_ratio"]:
             policy += f" at {report['kv_ratio']:g}"
         out += [f"**{model}, {report['ranks']} rank(s), {report['device']}, KV {policy}**", "",
-                "| phase | batch | tokens | tokens/s | ms a round | share |", "|---|---|---|---|---|---|"]
+                "| phase | batch | tokens | tokens/s | ms a round | share | stages busy |",
+                "|---|---|---|---|---|---|---|"]
         for row in report["rows"]:
+            busy = ", ".join(f"{share:.1%}" for share in row.get("busy_shares", []))
             if row["phase"] == "prefill":
                 out.append(f"| prefill | {row['batch']} | {row['tokens']} | "
-                           f"{row['tokens_per_s']:.0f} | | {row['share_of_gemm']:.2f} of gemm |")
-            else:
+                           f"{row['tokens_per_s']:.0f} | | {row['share_of_gemm']:.2f} of gemm | |")
+            elif row["phase"] == "decode":
                 share = f"{row['share_of_read']:.2f} of copy" if report["kv_policy"] == "full" else ""
                 out.append(f"| decode | {row['batch']} | {row['context']:.0f} | "
-                           f"{row['tokens_per_s']:.1f} | {row['ms_per_round']:.3f} | {share} |")
+                           f"{row['tokens_per_s']:.1f} | {row['ms_per_round']:.3f} | {share} | "
+                           f"{busy} |")
+            elif row["phase"] == "mixed":
+                out.append(f"| prompts beside decoding | {row['batch']} | {row['tokens']} | "
+                           f"{row['prompt_tokens_per_s']:.0f} of prompts, "
+                           f"{row['tokens_per_s']:.0f} generated | | | {busy} |")
         out.append("")
     for row in torch_rows:
         if row["name"] == "torch_model_decode":
