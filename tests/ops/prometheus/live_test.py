@@ -118,8 +118,7 @@ class Load:
         self.errors = []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._repeat, args=(work,))
-                         for work in (self._completions, self._completions, self._chats, self._oddities)]
-        self._threads.append(threading.Thread(target=self._bench))
+                         for work in (self._completions, self._completions, self._chats, self._oddities, self._bench)]
         for thread in self._threads:
             thread.start()
 
@@ -159,8 +158,9 @@ class Load:
         self._stop.wait(0.5)
 
     def _bench(self):
+        """Twice as many requests at once as the cluster runs, so that some wait at every moment."""
         self.cluster.spindle("bench", "--num-prompts", "40", "--random-input-len", "150",
-                             "--random-output-len", "24", "--max-concurrency", "4", "--ignore-eos")
+                             "--random-output-len", "24", "--max-concurrency", "8", "--ignore-eos")
 
 
 def families(text):
