@@ -204,8 +204,8 @@ __device__ inline void lloyd_tile_scores(float (&scores)[4], int t, std::uint32_
   for (int i = 0; i < 4; ++i) scores[i] = sums[0][i] + sums[1][i];
 }
 
-// `q` is turned back as `block` says. One tile after the other: its loads and stores are volatile,
-// so that the keys of one are in registers at a time.
+// `q` is turned back as `block` says. One tile after the other: the order of its volatile loads
+// keeps the keys of only one in registers.
 template <int kBits, AngleKind kKind, int kDim, bool kTable>
 __device__ inline void lloyd_scores(Softmax<kDim>& s, std::uint32_t stage,
                                     const TurnedQuery<kDim, kTable>& q, std::uint32_t k_mean,

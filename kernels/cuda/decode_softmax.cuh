@@ -61,8 +61,8 @@ struct Softmax {
     basis = Basis::kPlain;
   }
 
-  // Scores to weights; `scale` is that of the scores times log2(e). Sums that
-  // a kernel does not need stay zero without taking registers.
+  // Scores to weights; `scale` is that of the scores times log2(e). Sums that a kernel does not
+  // need stay zero without taking registers.
   template <bool kMinima, bool kCentred>
   __device__ void step(const Stage& stage, const Lane& lane, float scale) {
     if (stage.is_partial()) {

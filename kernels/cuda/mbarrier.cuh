@@ -38,17 +38,6 @@ __device__ inline bool barrier_passed(std::uint32_t barrier, std::uint32_t parit
       : "memory");
   return done != 0;
 }
-// The same at once, without the short sleep.
-__device__ inline bool barrier_has_passed(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; "
-      "selp.b32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
 // Until the phase of that parity is over.
 __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   for (int i = 0; i < (1 << 26); ++i) {
