@@ -531,7 +531,12 @@ TEST(BudgetBalancer, ADecisionFor64StagesIsCheap) {
     best = std::min(best, took.count() / 10);
   }
   RecordProperty("decision_us", std::to_string(best));
-  EXPECT_LT(best, 500);
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  constexpr double kMostUs = 5000;
+#else
+  constexpr double kMostUs = 500;
+#endif
+  EXPECT_LT(best, kMostUs);
 }
 
 }  // namespace

@@ -303,11 +303,14 @@ TEST(PipelineEngine, BudgetsMoveWhileRequestsRun) {
   const engine::EngineStats stats = cluster.engine().stats();
   EXPECT_GT(stats.budget_rounds, 2u);
   EXPECT_GT(stats.budget_plans, 0u);
-  EXPECT_LT(stats.stages[1].kv_level_ratio, 0.3);
   const engine::EngineSnapshot snapshot = cluster.engine().snapshot();
   ASSERT_FALSE(snapshot.moves.empty());
   std::uint64_t n_stronger = 0;
+  // At the end, when few requests are left, the stage may be back at 0.3: that depends on how long
+  // they take.
+  double strongest = 0.3;
   for (const engine::BudgetMove& move : snapshot.moves) {
+    strongest = std::min(strongest, move.to_ratio);
     EXPECT_EQ(move.stage, 1);
     EXPECT_NE(move.from_ratio, move.to_ratio);
     EXPECT_FALSE(move.reason.empty());
@@ -315,6 +318,7 @@ TEST(PipelineEngine, BudgetsMoveWhileRequestsRun) {
     n_stronger += move.to_ratio < move.from_ratio ? 1 : 0;
   }
   EXPECT_DOUBLE_EQ(snapshot.moves[0].from_ratio, 0.3);
+  EXPECT_LT(strongest, 0.3);
   EXPECT_EQ(stats.stages[1].kv_moves_stronger, n_stronger);
   EXPECT_EQ(stats.stages[1].kv_moves_lighter, snapshot.moves.size() - n_stronger);
   EXPECT_TRUE(stats.balances);
