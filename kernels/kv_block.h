@@ -50,7 +50,7 @@ enum class KvFormat : std::uint8_t {
   kToken,
 };
 
-inline constexpr std::size_t kKvFormats = 10;
+inline constexpr std::size_t kKvFormats = static_cast<std::size_t>(KvFormat::kToken) + 1;
 
 enum class KvSide : std::uint8_t { kKey, kValue };
 

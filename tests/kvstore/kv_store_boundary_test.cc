@@ -225,6 +225,27 @@ TEST(KvStoreBoundary, AStreamTakesTheSameBytesHoweverLongItRuns) {
   }
 }
 
+TEST(KvStoreBoundary, CountsSayWhichFormatsBlocksHave) {
+  const auto bit = [](KvFormat format) { return 1U << static_cast<unsigned>(format); };
+  kernels::KvBlock raw;
+  raw.end = 4;
+  kernels::KvBlock mixed;
+  mixed.codec = {KvFormat::kLloyd3, KvFormat::kCodebook};
+  mixed.end = 32;
+  BlockCounts counts;
+  EXPECT_EQ(counts.format_mask(), 0u);
+  counts.count(mixed, 1);
+  counts.count(mixed, 1);
+  counts.count(raw, 1);
+  EXPECT_EQ(counts.format_mask(),
+            bit(KvFormat::kRaw) | bit(KvFormat::kLloyd3) | bit(KvFormat::kCodebook));
+  counts.count(mixed, -1);
+  counts.count(raw, -1);
+  EXPECT_EQ(counts.format_mask(), bit(KvFormat::kLloyd3) | bit(KvFormat::kCodebook));
+  counts.count(mixed, -1);
+  EXPECT_EQ(counts, BlockCounts());
+}
+
 TEST(KvStoreBoundary, AForkHoldsWhatATwinHoldsThatNeverForked) {
   const unsigned seed = std::random_device{}();
   for (unsigned i = 0; i < 25; ++i) {
