@@ -15,6 +15,9 @@ constexpr double kIdle = 0.5;
 // Levels lighter than the policy's own need room for this many times the requests wanted, or for
 // all that can ever run together: there is nothing to win but error that the policy accepts.
 constexpr double kLighterRoom = 2.0;
+// Demand may grow, but no more can run than fit with every stage at its strongest. Beyond them a
+// lighter level needs room only for what projections may be wrong by.
+constexpr double kProjectionMargin = 0.05;
 // How much one report's factor counts, and what a factor can be: of a prompt much shorter than the
 // curves' typical one far more is kept than they say.
 constexpr double kFactorWeight = 0.25;
@@ -241,8 +244,9 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
   fitting_ = fitting(loads, levels_);
   const bool idle = demand_ < kIdle;
   if (idle) wanted_ = 0;
-  const double lighter_room =
-      std::min(wanted_ * kLighterRoom, most * (1.0 + config_.relief_margin));
+  const double ever = most * (1.0 + std::min(config_.relief_margin, kProjectionMargin));
+  const double relief_room = std::min(wanted_ * (1.0 + config_.relief_margin), ever);
+  const double lighter_room = std::min(wanted_ * kLighterRoom, ever);
   std::vector<Target> targets(loads.size(), {config_.own_level, config_.own_level});
   for (std::size_t s = 0; s < loads.size(); ++s) {
     const LevelChoice choice = choose_level(loads[s], config_.own_level, wanted_);
@@ -250,8 +254,7 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
     if (idle) continue;
     Target& target = targets[s];
     target.needed = choice.level;
-    target.relaxed =
-        choose_level(loads[s], config_.own_level, wanted_ * (1.0 + config_.relief_margin)).level;
+    target.relaxed = choose_level(loads[s], config_.own_level, relief_room).level;
     if (!config_.lighter_levels) continue;
     if (target.needed == config_.own_level) {
       target.needed = std::min(target.needed, choose_level(loads[s], 0, wanted_).level);

@@ -241,10 +241,23 @@ TEST(BudgetBalancer, WhatTheTightestStageLeavesToOthersBuysLighterLevels) {
   config.lighter_levels = true;
   Bench bench(config, {18000, 3000});
   bench.run(300, 1000);
-  // Stage 1 runs 88 requests at its strongest, 23 bytes; a quarter more, 110, take 133 bytes and a
-  // prefill in 18,000. Twice as many take 24,000.
-  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{1, 7}));
+  // Stage 1 runs 88 requests at its strongest, 23 bytes; 5 % more, 92, take 178 bytes and a
+  // prefill in 18,000. A quarter more take 20,500.
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, 7}));
   EXPECT_NEAR(bench.balancer.wanted_requests(), 88, 1);
+}
+
+// The same within the policy's own levels, which a stage left when less was known.
+TEST(BudgetBalancer, WhatTheTightestStageLeavesToOthersIsNotKeptForMoreDemand) {
+  Bench bench(config_of(2, 2), {10500, 3000});
+  bench.ledger[0].committed_bytes = bench.ledger[0].fixed_bytes = 3500;
+  bench.run(300, 1000);
+  ASSERT_EQ(bench.balancer.levels(), (std::vector<int>{4, 7}));  // 6,000 / 87 = 69 bytes
+  bench.ledger[0].committed_bytes = bench.ledger[0].fixed_bytes = 0;
+  bench.run(300, 1000);
+  // 9,500 / 92 = 103 bytes: the policy's own 100, for 5 % more than the 88 that ever run. A quarter
+  // more would need 86.
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{2, 7}));
 }
 
 TEST(BudgetBalancer, WhatIsKeptFreeForGrowthIsNotThere) {
