@@ -507,13 +507,20 @@ template <typename C>
 __global__ void __launch_bounds__(C::kThreads* C::kTeams, kTeamsPerMultiprocessor / C::kTeams)
     decode_kernel(const __grid_constant__ DecodePlan plan,
                   const __grid_constant__ DecodeCall call) {
+#if __CUDA_ARCH__ >= 900
   decode<C>(plan, call);
+#else
+  if constexpr (!C::kLevelTable) decode<C>(plan, call);
+#endif
 }
 
 template <typename C>
 int allow_and_count() {
   constexpr int kBytes = static_cast<int>(sizeof(CtaShared<C>));
   constexpr int kCtas = kTeamsPerMultiprocessor / C::kTeams;
+  if constexpr (C::kLevelTable) {
+    static_assert(offsetof(CtaShared<C>, levels) == CtaShared<C>::kTableOffset);
+  }
   // All sets run on one grid: one that does not fit twice would halve the grid of the others.
   static_assert(kCtas * (kBytes + 1024) <= kSharedBytesPerMultiprocessor);
   cuda_check(

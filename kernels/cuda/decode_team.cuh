@@ -44,7 +44,7 @@ struct alignas(128) Tables {
   If<C::kBeforeRope, AngleTable<C::kDim>> strides;
 };
 
-// Of a team whose warps copy for themselves.
+// What the warps of a team need for their pipes, or for their streams.
 template <typename C>
 struct PipeShared {
   alignas(16) DeviceKvBlock descriptors[C::kWarps][kDescriptors];
@@ -92,12 +92,14 @@ struct CtaShared {
       C::kLevelTable ? static_cast<int>((kTableOffset - kOthers) / sizeof(Ring<C>)) : kRings;
   static constexpr std::size_t kGap =
       kTableOffset - kOthers - (C::kLevelTable ? kLowRings : 0) * sizeof(Ring<C>);
-  static_assert(!C::kLevelTable || (kLowRings > 0 && kLowRings < kRings));
+  static_assert(!C::kLevelTable || (kLowRings > 0 && kLowRings < kRings && kGap > 0));
+  // The second halves of the table's rows hold a turned query tile of 32 kDim bytes for each warp.
+  static_assert(!C::kLevelTable || kRings * 32 * C::kDim <= static_cast<int>(sizeof(LevelPairs)));
 
   Tables<C> tables;
   Shared<C> teams[C::kTeams];
   Ring<C> low_rings[kLowRings];
-  If<C::kLevelTable, std::byte[C::kLevelTable && kGap > 0 ? kGap : 1]> gap;
+  If<C::kLevelTable, std::byte[C::kLevelTable ? kGap : 1]> gap;
   If<C::kLevelTable, LevelPairs> levels;
   If<C::kLevelTable, Ring<C>[C::kLevelTable ? kRings - kLowRings : 1]> high_rings;
 
