@@ -91,9 +91,16 @@ bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::in
     control::Run& run = *plan.add_runs();
     run.set_sequence(sequence);
     run.set_first_position(static_cast<std::int32_t>(n_cached));
-    if (request.is_generated_boundary(n_cached)) add_compress(plan, request, choice, n_cached);
+    if (request.is_generated_boundary(n_cached) && choice.compressed_at != n_cached) {
+      add_compress(plan, request, choice, n_cached);
+    }
     run.add_tokens(choice.next_token);
     run.set_sample(true);
+    if (compresses_after(request, choice, n_cached + 1)) {
+      add_compress(plan, request, choice, n_cached + 1);
+      plan.mutable_compress(plan.compress_size() - 1)->set_after_runs(true);
+      choice.compressed_at = n_cached + 1;
+    }
     choice.state = Choice::State::kInFlight;
     request.last_step = plan.step();
     waiting_.served(request.request.owner, 1);
@@ -103,6 +110,14 @@ bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::in
   }
   ready_.insert(ready_.begin(), later.begin(), later.end());
   return n_planned > 0;
+}
+
+// Whether the run that brings the cache to n_cached tokens is at a boundary that is sure to come: a
+// session may end there, and is then kept as it is.
+bool Scheduler::compresses_after(const Request& request, const Choice& choice,
+                                 std::int64_t n_cached) {
+  return request.is_generated_boundary(n_cached) && !request.request.keep_session &&
+         choice.n_generated + 1 < request.max_generated;
 }
 
 // Shortest first, but for the one that was admitted first.

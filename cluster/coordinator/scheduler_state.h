@@ -29,6 +29,7 @@ struct Scheduler::Choice {
   std::int32_t n_generated = 0;
   std::int32_t next_token = 0;
   std::vector<std::int32_t> generated;
+  std::int64_t compressed_at = 0;  // the last boundary that was ordered after a run
   // Ended, its sequence stays on the stages as a session; with how many tokens in the cache.
   bool kept = false;
   std::int64_t n_cached = 0;

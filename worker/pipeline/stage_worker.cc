@@ -133,13 +133,7 @@ Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& 
 
 Status StageWorker::apply_sequences(const control::StepPlan& plan, control::StepResult& result) {
   const bool is_last = stage_.config().is_last;
-  for (const control::Compress& order : plan.compress()) {
-    if (Status status = compress(order, result); !status.ok()) return status;
-  }
-  if (!plan.compress().empty()) {
-    stage_.clock().mark(StageTime::kCompress);
-    tracer_.slice(TraceKind::kCompress, plan.step(), plan.compress_size());
-  }
+  if (Status status = compress_all(plan, false, result); !status.ok()) return status;
   for (const control::ForkSequence& fork : plan.fork()) {
     const control::OpenSequence& child = fork.child();
     Status status = store_.fork(fork.parent(), child.sequence(), fork.n_tokens(),
@@ -208,6 +202,21 @@ void StageWorker::open_boundaries(const control::OpenSequence& open) {
                          {open.boundaries().begin(), open.boundaries().end()});
 }
 
+Status StageWorker::compress_all(const control::StepPlan& plan, bool after_runs,
+                                 control::StepResult& result) {
+  int n = 0;
+  for (const control::Compress& order : plan.compress()) {
+    if (order.after_runs() != after_runs) continue;
+    if (Status status = compress(order, result); !status.ok()) return status;
+    ++n;
+  }
+  if (n > 0) {
+    stage_.clock().mark(StageTime::kCompress);
+    tracer_.slice(TraceKind::kCompress, plan.step(), n);
+  }
+  return ok_status();
+}
+
 Status StageWorker::compress(const control::Compress& order, control::StepResult& result) {
   const Clock::time_point start = Clock::now();
   if (store_.length(order.sequence()) != order.n_tokens()) {
@@ -254,6 +263,7 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   control::CompressedSequence& report = *result.add_compressed();
   report.set_sequence(order.sequence());
   report.set_n_tokens(order.n_tokens());
+  report.set_after_runs(order.after_runs());
   report.set_full_bytes(kept->full_bytes);
   report.set_used_pages(kept->pages.used);
   report.set_reserved_pages(kept->pages.reserved);
@@ -295,6 +305,9 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
   tracer_.slice(TraceKind::kForward, plan.step(), counts.prefill, counts.decode);
   if (config.is_last) {
+    // On a device before the wait for what is sampled, which then hides the host's part of it.
+    stage_.clock().mark(StageTime::kBusy);
+    if (Status status = compress_all(plan, true, result); !status.ok()) return status;
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
     stage_.clock().mark(StageTime::kBusy);
@@ -308,6 +321,7 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     if (!sent.ok()) return sent;
     stage_.clock().mark(StageTime::kDownstream);
     trace_transfer(plan.step(), sending, activations.size(), /*sent=*/true);
+    if (Status status = compress_all(plan, true, result); !status.ok()) return status;
   }
   score_boundaries(plan, result);
   if (!result.boundary_scores().empty()) {

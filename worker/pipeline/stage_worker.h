@@ -54,6 +54,8 @@ class StageWorker {
   // do_step, with what a device throws as a Status.
   Status try_step(const control::StepPlan& plan, control::StepResult& result);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
+  // Those that come before the plan's runs, or those that come after.
+  Status compress_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result);
   Status compress(const control::Compress& order, control::StepResult& result);
   void open_boundaries(const control::OpenSequence& open);
   std::int64_t reserve_pages(const google::protobuf::RepeatedField<std::int64_t>& pages) const;

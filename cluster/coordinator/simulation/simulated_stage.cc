@@ -65,9 +65,7 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
   step_ = plan.step();
   result.set_step(plan.step());
   result.set_stage(config_.stage);
-  for (const control::Compress& order : plan.compress()) {
-    if (Status status = compress(order, result, work); !status.ok()) return status;
-  }
+  if (Status status = compress_all(plan, false, result, work); !status.ok()) return status;
   for (const control::ForkSequence& order : plan.fork()) {
     if (Status status = fork(order); !status.ok()) return status;
   }
@@ -85,10 +83,20 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
   for (const control::Run& order : plan.runs()) {
     if (Status status = run(order, result, work); !status.ok()) return status;
   }
+  if (Status status = compress_all(plan, true, result, work); !status.ok()) return status;
   result.set_kv_used_bytes(static_cast<std::uint64_t>(kv_.book().n_used()) *
                            config_.kv.shape.page_bytes());
   result.set_used_pages(kv_.book().n_used());
   result.set_reserved_pages(kv_.book().n_reserved());
+  return ok_status();
+}
+
+Status SimulatedStage::compress_all(const control::StepPlan& plan, bool after_runs,
+                                    control::StepResult& result, StepWork& work) {
+  for (const control::Compress& order : plan.compress()) {
+    if (order.after_runs() != after_runs) continue;
+    if (Status status = compress(order, result, work); !status.ok()) return status;
+  }
   return ok_status();
 }
 
@@ -118,6 +126,7 @@ Status SimulatedStage::compress(const control::Compress& order, control::StepRes
     planned_bytes_ += order.planned_bytes(config_.stage);
     kept_bytes_ += static_cast<std::uint64_t>(report.used_pages()) * config_.kv.shape.page_bytes();
   }
+  report.set_after_runs(order.after_runs());
   if (strikes(Fault::kLowReport)) report.set_used_pages(0);
   *result.add_compressed() = std::move(report);
   return ok_status();

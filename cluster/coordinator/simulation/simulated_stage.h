@@ -62,6 +62,8 @@ class SimulatedStage {
   bool strikes(Fault fault) {
     return config_.faults != nullptr && config_.faults->strikes(fault, step_);
   }
+  Status compress_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result,
+                      StepWork& work);
   Status compress(const control::Compress& order, control::StepResult& result, StepWork& work);
   Status fork(const control::ForkSequence& fork);
   Status open(const control::OpenSequence& open);

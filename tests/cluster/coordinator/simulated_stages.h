@@ -66,6 +66,7 @@ class SimulatedStages {
       result.set_stage(static_cast<int>(stage));
       apply_sequences(plan, stage, result);
       run_tokens(plan, stage, result);
+      compress_all(plan, true, stages_[stage], result);
       result.set_used_pages(stages_[stage].kv->store().pool().n_used());
       result.set_reserved_pages(stages_[stage].kv->store().pool().n_reserved());
     }
@@ -103,7 +104,7 @@ class SimulatedStages {
   void apply_sequences(const control::StepPlan& plan, std::size_t index,
                        control::StepResult& result) {
     Stage& stage = stages_[index];
-    for (const auto& order : plan.compress()) compress(order, stage, result);
+    compress_all(plan, false, stage, result);
     for (const auto& fork : plan.fork()) {
       const Sequence parent = stage.sequences.at(fork.parent());
       ASSERT_FALSE(parent.scored) << "a fork of what is to be compressed";
@@ -158,6 +159,13 @@ class SimulatedStages {
     return sequence;
   }
 
+  void compress_all(const control::StepPlan& plan, bool after_runs, Stage& stage,
+                    control::StepResult& result) {
+    for (const auto& order : plan.compress()) {
+      if (order.after_runs() == after_runs) compress(order, stage, result);
+    }
+  }
+
   void compress(const control::Compress& order, Stage& stage, control::StepResult& result) {
     Sequence& sequence = stage.sequences.at(order.sequence());
     ASSERT_EQ(stage.kv->store().length(order.sequence()), order.n_tokens());
@@ -208,6 +216,7 @@ class SimulatedStages {
     auto& report = *result.add_compressed();
     report.set_sequence(order.sequence());
     report.set_n_tokens(order.n_tokens());
+    report.set_after_runs(order.after_runs());
     report.set_full_bytes(done->full_bytes);
     report.set_used_pages(done->pages.used);
     report.set_reserved_pages(done->pages.reserved);
