@@ -34,6 +34,12 @@ struct Bounds {
     entries = static_cast<std::size_t>(std::min(kMaxEntries, config.max_model_len + kTile));
     tiles = static_cast<std::size_t>((config.max_model_len + kTile - 1) / kTile);
   }
+  // Of heads without codebooks.
+  Bounds(const EncodeSize& size, int dim)
+      : heads(size.n_heads),
+        head_dim(static_cast<std::size_t>(dim)),
+        tokens(static_cast<std::size_t>(size.n_tokens)),
+        blocks(tokens / kBlock + 2 * heads) {}
 
   std::size_t scratch_bytes() const {
     const std::size_t rows = 3 * (tokens * head_dim * sizeof(F16) + heads * kAlignment);
@@ -120,23 +126,29 @@ std::byte* DeviceEncoder::allocate(std::size_t n_bytes) {
   return memory;
 }
 
-std::vector<EncodedHead> DeviceEncoder::encode(const LayerTask& layer, const DeviceTables& tables) {
+bool DeviceEncoder::fits_together(const EncodeSize& size) const {
+  if (size.has_books) return false;
+  const Bounds bounds(size, layout_.head_dim);
+  return bounds.scratch_bytes() <= scratch_.n_bytes() &&
+         bounds.staging_bytes() <= staging_->n_bytes();
+}
+
+std::vector<EncodedHead> DeviceEncoder::encode(const EncodeTask& task, const DeviceTables& tables) {
   used_ = 0;
   max_tokens_ = 0;
   gathers_.clear();
   means_.clear();
   copies_.clear();
   encodes_.clear();
-  heads_.assign(layer.heads.size(), {});
+  heads_.assign(task.heads.size(), {});
   staging_->begin();
   for (std::size_t h = 0; h < heads_.size(); ++h) {
     Head& head = heads_[h];
-    head.cache = &layer.heads[h];
-    head.task = &layer.tasks[h];
-    head.out.move = std::move(layer.moves[h]);
+    head.cache = &task.heads[h];
+    head.task = &task.tasks[h];
+    head.out.move = std::move(task.moves[h]);
     if (head.n_tokens() == 0) continue;
-    const std::size_t table = static_cast<std::size_t>(layer.layer) * heads_.size() + h;
-    prepare(head, tables.pages(layer.sequence, table));
+    prepare(head, tables.pages(task.sequence, task.first_table + h));
   }
   gather();
   match_tiles();

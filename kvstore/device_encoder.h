@@ -2,7 +2,9 @@
 // head_encoder.h on a CUDA device, for all KV heads of a layer together: the host decides which
 // tokens move (head_move.h) and where every piece waits; kernels gather the tokens' rows, average
 // them, match codebooks and encode. A layer takes two uploads and three launches, and two more and
-// a synchronisation for every tile of 1,024 tokens when some head uses a codebook.
+// a synchronisation for every tile of 1,024 tokens when some head uses a codebook. Layers without
+// codebooks share all that while the scratch lasts: the few generated tokens of a boundary are
+// encoded at once.
 //
 // Scratch, with h KV heads of d channels (16 bit), N = min(h max_model_len, pages of the pool * 32)
 // tokens that a layer can encode at once, in at most B = N / 32 + 2 h blocks, and E = min(65,536,
@@ -50,8 +52,9 @@ class DeviceEncoder {
                                                        const std::byte* pool,
                                                        const DeviceEncoderConfig& config);
 
-  // As KvMemory::encode. The device's tables hold the tails as they are.
-  std::vector<EncodedHead> encode(const LayerTask& layer, const DeviceTables& tables);
+  // As KvMemory::encodes_together and encode. The device's tables hold the tails as they are.
+  bool fits_together(const EncodeSize& size) const;
+  std::vector<EncodedHead> encode(const EncodeTask& task, const DeviceTables& tables);
 
  private:
   // One side of one head that is matched with a codebook.
@@ -121,7 +124,7 @@ class DeviceEncoder {
   std::unique_ptr<DeviceStaging> staging_;
   PinnedBuffer counts_;  // of entries after a tile
 
-  // Of the layer at hand.
+  // Of the task at hand.
   std::vector<Head> heads_;
   std::int32_t max_tokens_ = 0;
   std::vector<kernels::DeviceGather> gathers_;

@@ -40,9 +40,12 @@ class DeviceMemory final : public KvMemory {
 
   void copy(std::span<const KvCopy> copies) override;
   bool has_rope(const HostEncoding&) const override { return config_.rope.cos != nullptr; }
+  bool encodes_together(const EncodeSize& size) const override {
+    return encoder_->fits_together(size);
+  }
   std::vector<EncodedHead> encode(const HostEncoding&, const kernels::KvPageLayout&,
-                                  const LayerTask& layer) override {
-    return encoder_->encode(layer, *tables_);
+                                  const EncodeTask& task) override {
+    return encoder_->encode(task, *tables_);
   }
 
   Status open_tables(SequenceId sequence, std::span<const HeadCache> caches,

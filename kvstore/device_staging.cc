@@ -15,12 +15,11 @@ Result<std::unique_ptr<DeviceStaging>> DeviceStaging::create(const CudaContext& 
   auto device = context.allocate(aligned(n_bytes), what);
   if (!device.ok()) return device.status();
   staging->device_ = std::move(*device);
-  for (int half = 0; half < 2; ++half) {
-    auto host = context.allocate_pinned(aligned(n_bytes), what);
-    if (!host.ok()) return host.status();
-    staging->host_[half] = std::move(*host);
-    cuda_check(cudaEventCreateWithFlags(&staging->copied_[half], cudaEventDisableTiming),
-               "cudaEventCreate");
+  auto host = context.allocate_pinned(2 * aligned(n_bytes), what);
+  if (!host.ok()) return host.status();
+  staging->host_ = std::move(*host);
+  for (CUevent_st*& event : staging->copied_) {
+    cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   }
   return staging;
 }
@@ -35,24 +34,36 @@ DeviceStaging::~DeviceStaging() {
 }
 
 void DeviceStaging::begin() {
-  half_ = 1 - half_;
+  first_ += used_;
   used_ = 0;
   sent_ = 0;
-  cuda_check(cudaEventSynchronize(copied_[half_]), "a copy of staged values");
+  if (first_ + device_.n_bytes() <= host_.n_bytes()) return;
+  first_ = 0;
+  part_ = 0;
+}
+
+void DeviceStaging::enter_parts(std::size_t last) {
+  for (; part_ <= part_of(last); ++part_) {
+    cuda_check(cudaEventSynchronize(copied_[part_]), "a copy of staged values");
+  }
 }
 
 std::size_t DeviceStaging::take(std::size_t n_bytes) {
   const std::size_t at = used_;
   used_ += aligned(n_bytes);
   CHECK(used_ <= device_.n_bytes(), "staging is sized for what one round stages");
+  if (used_ > at) enter_parts(first_ + used_ - 1);
   return at;
 }
 
 void DeviceStaging::send() {
   if (used_ == sent_) return;
-  context_.to_device(device_.data() + sent_, host_[half_].data() + sent_, used_ - sent_);
+  const std::size_t from = first_ + sent_;
+  context_.to_device(device_.data() + sent_, host_.data() + from, used_ - sent_);
+  for (std::size_t part = part_of(from); part <= part_of(first_ + used_ - 1); ++part) {
+    cuda_check(cudaEventRecord(copied_[part], context_.stream()), "cudaEventRecord");
+  }
   sent_ = used_;
-  cuda_check(cudaEventRecord(copied_[half_], context_.stream()), "cudaEventRecord");
 }
 
 }  // namespace spindle::kvstore

@@ -1,7 +1,8 @@
 #pragma once
 // Values on their way from the host to a device: written into page-locked memory and copied
-// together, so that many small tables cost one copy. Two halves of host memory take turns, and the
-// host waits for a half only when the copies from it are not over yet.
+// together, so that many small tables cost one copy. Rounds of begin() lie one after the other in
+// a ring of host memory, so the host runs ahead of the device by as many as there is room for: it
+// waits only for copies from a part of the ring that it comes to again.
 //
 // Lifetime: between begin() and the next begin() everything that was sent stays on the device.
 // Thread-safety: none; the context's thread.
@@ -39,7 +40,8 @@ class DeviceStaging {
     return aligned(n * sizeof(T));
   }
 
-  // The context outlives it. It takes n_bytes of the device and twice as many of the host.
+  // The context outlives it. It takes n_bytes of the device, for one round, and twice as many of the
+  // host.
   static Result<std::unique_ptr<DeviceStaging>> create(const CudaContext& context,
                                                        std::size_t n_bytes, std::string_view what);
   ~DeviceStaging();
@@ -51,7 +53,7 @@ class DeviceStaging {
   template <typename T>
   Staged<T> add(std::size_t n) {
     const std::size_t at = take(n * sizeof(T));
-    return {reinterpret_cast<T*>(host_[half_].data() + at),
+    return {reinterpret_cast<T*>(host_.data() + first_ + at),
             reinterpret_cast<T*>(device_.data() + at), static_cast<int>(n)};
   }
   template <typename T>
@@ -66,16 +68,22 @@ class DeviceStaging {
   std::size_t n_bytes() const { return device_.n_bytes(); }
 
  private:
+  static constexpr std::size_t kParts = 16;
+
   explicit DeviceStaging(const CudaContext& context) : context_(context) {}
   std::size_t take(std::size_t n_bytes);
+  std::size_t part_of(std::size_t at) const { return at * kParts / host_.n_bytes(); }
+  // Copies from the parts up to that of byte `last` are over; those before part_ were waited for.
+  void enter_parts(std::size_t last);
 
   const CudaContext& context_;
-  PinnedBuffer host_[2];
-  CUevent_st* copied_[2] = {};  // the last copy from that half
+  PinnedBuffer host_;
+  CUevent_st* copied_[kParts] = {};  // the last copy from that part of host_
   DeviceBuffer device_;
-  int half_ = 0;
-  std::size_t used_ = 0;
+  std::size_t first_ = 0;  // of host_, where the round began
+  std::size_t used_ = 0;   // of the round
   std::size_t sent_ = 0;
+  std::size_t part_ = 0;  // the next that the host comes to
 };
 
 }  // namespace spindle::kvstore

@@ -31,14 +31,14 @@ void HostMemory::copy(std::span<const KvCopy> copies) {
 
 std::vector<EncodedHead> HostMemory::encode(const HostEncoding& host,
                                             const kernels::KvPageLayout& layout,
-                                            const LayerTask& layer) {
+                                            const EncodeTask& task) {
   CHECK(host.context != nullptr, "encoding on the host needs a context");
   scratch_.reset();
   std::vector<EncodedHead> encoded;
-  encoded.reserve(layer.heads.size());
-  for (std::size_t h = 0; h < layer.heads.size(); ++h) {
-    encoded.push_back(encode_head(*host.context, layer.heads[h], layout, host.rope, layer.tasks[h],
-                                  std::move(layer.moves[h]), scratch_));
+  encoded.reserve(task.heads.size());
+  for (std::size_t h = 0; h < task.heads.size(); ++h) {
+    encoded.push_back(encode_head(*host.context, task.heads[h], layout, host.rope, task.tasks[h],
+                                  std::move(task.moves[h]), scratch_));
   }
   return encoded;
 }

@@ -20,8 +20,9 @@ class HostMemory final : public KvMemory {
 
   void copy(std::span<const KvCopy> copies) override;
   bool has_rope(const HostEncoding& host) const override { return host.rope != nullptr; }
+  bool encodes_together(const EncodeSize&) const override { return false; }
   std::vector<EncodedHead> encode(const HostEncoding& host, const kernels::KvPageLayout& layout,
-                                  const LayerTask& layer) override;
+                                  const EncodeTask& task) override;
 
   Status open_tables(SequenceId, std::span<const HeadCache>, std::int64_t,
                      std::span<const TableRoom>) override {

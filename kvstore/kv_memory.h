@@ -36,13 +36,20 @@ struct HostEncoding {
   const kernels::RopeTable* rope = nullptr;
 };
 
-// All KV heads of one layer at a boundary.
-struct LayerTask {
+// All KV heads of a layer at a boundary, or of several layers that follow each other.
+struct EncodeTask {
   SequenceId sequence = 0;
-  int layer = 0;
-  std::span<const HeadCache> heads;  // [n_kv_heads]
-  std::span<const HeadTask> tasks;   // [n_kv_heads]
-  std::span<HeadMove> moves;         // [n_kv_heads], move_head of the tasks; taken
+  std::size_t first_table = 0;  // layer * n_kv_heads
+  std::span<const HeadCache> heads;
+  std::span<const HeadTask> tasks;  // as heads
+  std::span<HeadMove> moves;        // as heads, move_head of the tasks; taken
+};
+
+// What decides how many layers can be encoded together.
+struct EncodeSize {
+  std::size_t n_heads = 0;
+  std::int64_t n_tokens = 0;  // of all heads
+  bool has_books = false;     // of directions or of token ids
 };
 
 struct KvCopy {
@@ -78,10 +85,13 @@ class KvMemory {
 
   // Whether keys before RoPE can be made.
   virtual bool has_rope(const HostEncoding& host) const = 0;
+  // Whether so much of several layers can be one encode() and is better so; a single layer always
+  // can.
+  virtual bool encodes_together(const EncodeSize& size) const = 0;
   // Encodes what the moves take out of the tails. Replaces what the scratch held.
   virtual std::vector<EncodedHead> encode(const HostEncoding& host,
                                           const kernels::KvPageLayout& layout,
-                                          const LayerTask& layer) = 0;
+                                          const EncodeTask& task) = 0;
 
   // The tables by which kernels find a sequence's pages and blocks. `caches` [n_layers *
   // n_kv_heads] stay where they are until close_tables(). RESOURCE_EXHAUSTED, with nothing changed,

@@ -237,10 +237,15 @@ class KvStore {
   std::size_t n_tail_pages_freed(const HeadCache& cache, std::int64_t tail_origin) const;
   void free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_origin);
   void expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move);
-  Status place_layer(Sequence& sequence, std::size_t first_table,
-                     std::vector<EncodedHead>& encoded);
-  Status compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence, int layer,
-                        const StageBoundary& boundary, std::span<HeadMove> moves);
+  // What is to be copied to the places is added to `copies`.
+  Status place_layer(Sequence& sequence, std::size_t first_table, std::span<EncodedHead> encoded,
+                     std::vector<KvCopy>& copies);
+  // The end of the layers from table `first` on that are encoded together.
+  std::size_t end_of_encode(const Sequence& sequence, const StageBoundary& boundary,
+                            std::span<const HeadMove> moves, std::size_t first) const;
+  Status compress_tables(const HostEncoding& host, SequenceId id, Sequence& sequence,
+                         const StageBoundary& boundary, std::span<HeadMove> moves,
+                         std::size_t first, std::size_t end);
   void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
   std::uint64_t tail_bytes(const HeadCache& cache) const {

@@ -153,7 +153,7 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
 }
 
 Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
-                            std::vector<EncodedHead>& encoded) {
+                            std::span<EncodedHead> encoded, std::vector<KvCopy>& copies) {
   // Largest first: sizes divide each other, so nothing is left between them.
   std::map<std::size_t, std::vector<Waiting>, std::greater<>> waiting;
   HeadCache* owner = nullptr;
@@ -198,7 +198,6 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
     add_entries(cache.k_book, encoded[h].k_entries, book_form);
     add_entries(cache.v_book, encoded[h].v_entries, book_form);
   }
-  std::vector<KvCopy> copies;
   const auto place_one = [&](const Waiting& one) {
     const Piece piece = one.piece;
     std::byte* target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
@@ -218,7 +217,6 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
       return resource_exhausted("compressed KV does not fit the sequence's reservation");
     }
   }
-  memory_->copy(copies);
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     kernels::KvHeadContext& context = sequence.caches[first_table + h].context;
     if (means[2 * h] != nullptr) {
@@ -231,32 +229,56 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
   return ok_status();
 }
 
-Status KvStore::compress_layer(const HostEncoding& host, SequenceId id, Sequence& sequence,
-                               int layer, const StageBoundary& boundary,
-                               std::span<HeadMove> moves) {
+std::size_t KvStore::end_of_encode(const Sequence& sequence, const StageBoundary& boundary,
+                                   std::span<const HeadMove> moves, std::size_t first) const {
   const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
-  const std::size_t first = static_cast<std::size_t>(layer) * n_heads;
-  const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, n_heads);
-  for (const HeadCache& cache : caches) {
-    usage_.remove(static_cast<std::size_t>(layer), cache, tail_bytes(cache));
+  EncodeSize size;
+  for (std::size_t end = first; end < n_tables(); end += n_heads) {
+    for (std::size_t table = end; table < end + n_heads; ++table) {
+      const HeadPlan& plan = boundary.heads[table];
+      ++size.n_heads;
+      size.n_tokens += static_cast<std::int64_t>(moves[table].tokens.size());
+      size.has_books = size.has_books || plan.codec.k == KvFormat::kCodebook ||
+                       plan.codec.v == KvFormat::kCodebook ||
+                       is_by_id(sequence.caches[table], plan);
+    }
+    if (end > first && !memory_->encodes_together(size)) return end;
+  }
+  return n_tables();
+}
+
+Status KvStore::compress_tables(const HostEncoding& host, SequenceId id, Sequence& sequence,
+                                const StageBoundary& boundary, std::span<HeadMove> moves,
+                                std::size_t first, std::size_t end) {
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  const std::span<HeadCache> caches = std::span(sequence.caches).subspan(first, end - first);
+  for (std::size_t i = 0; i < caches.size(); ++i) {
+    usage_.remove((first + i) / n_heads, caches[i], tail_bytes(caches[i]));
   }
   std::vector<HeadTask> tasks;
-  for (std::size_t h = 0; h < n_heads; ++h) {
-    tasks.push_back(head_task(sequence, boundary, first + h));
+  for (std::size_t table = first; table < end; ++table) {
+    tasks.push_back(head_task(sequence, boundary, table));
   }
   std::vector<EncodedHead> encoded = memory_->encode(
-      host, page_layout(), {id, layer, caches, tasks, moves.subspan(first, n_heads)});
-  for (std::size_t h = 0; h < n_heads; ++h) {
-    caches[h].plan = boundary.heads[first + h];
-    const HeadMove& move = encoded[h].move;
-    if (!move.changes) continue;
-    expire_blocks(sequence, caches[h], move);
-    free_tail(sequence, caches[h], move.tail_origin);
-    caches[h].tail_first = move.tail_first;
+      host, page_layout(), {id, first, caches, tasks, moves.subspan(first, end - first)});
+  Status status;
+  // Pages that a tail gives back may be taken at once: what was in them is encoded by now.
+  std::vector<KvCopy> copies;
+  for (std::size_t layer = 0; layer < caches.size() && status.ok(); layer += n_heads) {
+    for (std::size_t i = layer; i < layer + n_heads; ++i) {
+      caches[i].plan = boundary.heads[first + i];
+      const HeadMove& move = encoded[i].move;
+      if (!move.changes) continue;
+      expire_blocks(sequence, caches[i], move);
+      free_tail(sequence, caches[i], move.tail_origin);
+      caches[i].tail_first = move.tail_first;
+    }
+    status = place_layer(sequence, first + layer, std::span(encoded).subspan(layer, n_heads),
+                         copies);
   }
-  Status status = place_layer(sequence, first, encoded);
-  for (const HeadCache& cache : caches) {
-    usage_.add(static_cast<std::size_t>(layer), cache, tail_bytes(cache));
+  memory_->copy(copies);
+  for (std::size_t i = 0; i < caches.size(); ++i) {
+    usage_.add((first + i) / n_heads, caches[i], tail_bytes(caches[i]));
   }
   return status;
 }
@@ -286,8 +308,10 @@ Result<BoundaryKept> KvStore::compress(const HostEncoding& host, SequenceId sequ
   // Encoding reads the tails by them.
   memory_->flush_tables();
   Status status;
-  for (int layer = 0; layer < config_.n_layers && status.ok(); ++layer) {
-    status = compress_layer(host, sequence, compressed, layer, boundary, work->moves);
+  for (std::size_t first = 0; first < n_tables() && status.ok();) {
+    const std::size_t end = end_of_encode(compressed, boundary, work->moves, first);
+    status = compress_tables(host, sequence, compressed, boundary, work->moves, first, end);
+    first = end;
   }
   memory_->tables_changed(sequence, TableChange::kAll);
   refresh_heads(compressed);
