@@ -148,7 +148,8 @@ class Bench {
     return batch * options_.prefill_tokens / seconds_between(start, Clock::now());
   }
 
-  // What happened while all `batch` requests decoded, and nothing else ran.
+  // What happened while all `batch` requests decoded, and nothing else ran: from the last one's
+  // second token on, since the boundary of its prompt comes after its first.
   struct Decoding {
     double tokens_per_s = 0;
     std::vector<double> busy_shares;  // of each stage
@@ -156,7 +157,7 @@ class Bench {
   Decoding decode(int batch) {
     const Sinks sinks = submit(batch, options_.decode_prompt, options_.decode_tokens);
     wait_for([&] {
-      return std::ranges::all_of(sinks, [](const auto& sink) { return sink->n_tokens() > 0; });
+      return std::ranges::all_of(sinks, [](const auto& sink) { return sink->n_tokens() > 1; });
     });
     const BusyTime before = busy_time(engine_);
     const auto nearly_all = static_cast<std::size_t>(options_.decode_tokens - 2);
@@ -169,7 +170,7 @@ class Bench {
     Clock::time_point from = Clock::time_point::min();
     Clock::time_point to = Clock::time_point::max();
     for (const auto& sink : sinks) {
-      from = std::max(from, sink->times().front());
+      from = std::max(from, sink->times()[1]);
       to = std::min(to, sink->times().back());
     }
     std::int64_t n_tokens = 0;
