@@ -13,6 +13,8 @@
 #include <cstddef>
 
 #include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_context.h"
+#include "kernels/cuda/chained_launch.cuh"
 #include "kernels/cuda/decode_int4.cuh"
 #include "kernels/cuda/decode_kivi.cuh"
 #include "kernels/cuda/decode_launch.h"
@@ -129,13 +131,14 @@ __device__ void prepare(Shared<C>& shared, const DecodeCall& call) {
 
 // The warp's turned query tile.
 template <typename C>
-__device__ TurnedQuery<C::kDim, C::kLevelTable> turned_query(CtaShared<C>& cta, const Lane& lane) {
+__device__ TurnedQuery<C::kDim, C::kLevelTable> turned_query(CtaShared<C>& cta, const Lane& lane,
+                                                             bool is_half = false) {
   using Turned = TurnedQuery<C::kDim, C::kLevelTable>;
   const int warp = Team<C>::of_cta() * C::kWarps + Team<C>::warp();
   if constexpr (C::kLevelTable) {
-    return {shared_place(cta, cta.levels.rows[0].other) + warp * Turned::kTileBytes, lane};
+    return {shared_place(cta, cta.levels.rows[0].other) + warp * Turned::kTileBytes, lane, is_half};
   } else {
-    return {shared_address(cta.tables.turned[warp]), lane};
+    return {shared_address(cta.tables.turned[warp]), lane, is_half};
   }
 }
 template <typename C>
@@ -168,10 +171,10 @@ template <typename C>
 __device__ BlockAngles angles_of(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                                  const Lane& lane, const Stage& stage, std::uint32_t data,
                                  bool is_listed) {
-  return block_angles<C::kDim>(stage, data + C::kRopeOffset, is_listed,
-                               shared.entry.head.wide_positions != 0,
-                               shared_place(cta, &cta.tables.steps),
-                               shared_place(cta, &cta.tables.strides), call.max_positions, lane);
+  return block_angles<C::kDim>(
+      stage, data + C::kRopeOffset, is_listed, shared.entry.head.wide_positions != 0,
+      shared_place(cta, &cta.tables.steps), shared_place(cta, &cta.tables.strides),
+      C::kLevelTable ? C::kStepRows : 0, call.max_positions, lane);
 }
 
 // The queries are turned back to the block's base position, keys by their steps from there.
@@ -188,6 +191,7 @@ __device__ void scores_before_rope(Shared<C>& shared, CtaShared<C>& cta, const D
       switch (block.kind) {
         case AngleKind::kSteps:
           return level_scores<AngleKind::kSteps>(shared, cta, call, lane, s, format, data, block);
+        case AngleKind::kListedSteps:
         case AngleKind::kStrides:
           return level_scores<AngleKind::kStrides>(shared, cta, call, lane, s, format, data, block);
         default:
@@ -313,26 +317,36 @@ __device__ __noinline__ void run_any_levels(Shared<C>& shared, CtaShared<C>& cta
   if (!stage.is_key()) stage_values(cta, s, stage, data, lane);
 }
 
-// A run of complete blocks of levels, from the current stage to the first that is of another kind;
-// false: already the current one is.
-template <int kKeyBits, int kValueBits, bool kListed, typename C>
+// A run of complete blocks of levels, from the current stage to the first that is of another kind
+// or whose angles are; false: already the current one is.
+template <int kKeyBits, int kValueBits, AngleKind kKind, typename C>
 __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
                            Softmax<C::kDim>& s, LevelStream<C>& stream) {
-  constexpr AngleKind kKind = kListed ? AngleKind::kStrides : AngleKind::kSteps;
+  constexpr bool kListed = kKind != AngleKind::kSteps;
   const Lane lane;
-  const auto turned = turned_query(cta, lane);
+  const bool is_half = shared.entry.n_heads <= kDecodeTileHeads / 2;
+  const auto turned = turned_query(cta, lane, is_half);
   const auto levels = level_lookup(cta);
   const std::uint32_t q = shared_place(cta, shared.q);
   const std::uint32_t k_mean = shared_place(cta, shared.k_mean);
-  const bool is_half = shared.entry.n_heads <= kDecodeTileHeads / 2;
-  turned.clear();
+  const bool wide_positions = shared.entry.head.wide_positions != 0;
   const auto earlier = s.begin_run();
   bool ran = false;
   do {
     stream.wait();
     const std::uint32_t data = stream.data();
-    const BlockAngles block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
-    if (kListed && block.kind != kKind) break;
+    BlockAngles block;
+    if constexpr (kKind == AngleKind::kListedSteps) {
+      const std::uint32_t rope = data + C::kRopeOffset;
+      block = {kKind, shared_place(cta, &cta.tables.steps), 0, rope, {}};
+      if (!find_listed_steps(block, stream.stage().first_position, rope + 4 * C::kDim,
+                             wide_positions, C::kStepRows, lane)) {
+        break;
+      }
+    } else {
+      block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
+      if (kListed && block.kind != kKind) break;
+    }
     is_half ? turned.turn_half(q, block.base, lane) : turned.turn(q, block.base, lane);
     lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
     s.template step_visible<false, false>(call.scale);
@@ -344,6 +358,14 @@ __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   } while (stream.stage().bits == run_bits<kKeyBits, kValueBits>(kListed));
   s.end_centred_run(earlier);
   return ran;
+}
+
+// The same of listed blocks, with either kind of angles.
+template <int kKeyBits, int kValueBits, typename C>
+__device__ bool run_listed_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCall& call,
+                                  Softmax<C::kDim>& s, LevelStream<C>& stream) {
+  return run_levels<kKeyBits, kValueBits, AngleKind::kListedSteps>(shared, cta, call, s, stream) ||
+         run_levels<kKeyBits, kValueBits, AngleKind::kStrides>(shared, cta, call, s, stream);
 }
 
 // The units `first`, first + kWarps .. below `end` of the entry by a warp with a stream of levels.
@@ -379,16 +401,16 @@ __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const Dec
     bool ran = false;
     switch (stage.bits) {
       case run_bits<4, 4>(false):
-        ran = run_levels<4, 4, false>(shared, cta, call, s, stream);
+        ran = run_levels<4, 4, AngleKind::kSteps>(shared, cta, call, s, stream);
         break;
       case run_bits<4, 4>(true):
-        ran = run_levels<4, 4, true>(shared, cta, call, s, stream);
+        ran = run_listed_levels<4, 4>(shared, cta, call, s, stream);
         break;
       case run_bits<3, 2>(false):
-        ran = run_levels<3, 2, false>(shared, cta, call, s, stream);
+        ran = run_levels<3, 2, AngleKind::kSteps>(shared, cta, call, s, stream);
         break;
       case run_bits<3, 2>(true):
-        ran = run_levels<3, 2, true>(shared, cta, call, s, stream);
+        ran = run_listed_levels<3, 2>(shared, cta, call, s, stream);
         break;
       default:
         break;
@@ -404,6 +426,24 @@ __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const Dec
   __syncwarp();
 }
 
+// The warp's part of what the next kernel reads. While the last warps finish and parts are merged,
+// the memory would be idle.
+template <typename C>
+__device__ void fetch_next(const DecodePlan& plan, const DecodeCall& call) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr std::uint64_t kLine = 128;
+  if (threadIdx.x % 32 != 0 || call.next_bytes == 0) return;
+  const auto n_warps = static_cast<std::uint64_t>(plan.n_teams) * C::kWarps;
+  const auto warp = static_cast<std::uint64_t>(Team<C>::of_grid() * C::kWarps + Team<C>::warp());
+  const std::uint64_t n_lines = (call.next_bytes + kLine - 1) / kLine;
+  const std::uint64_t begin = n_lines * warp / n_warps * kLine;
+  const std::uint64_t end = min(n_lines * (warp + 1) / n_warps * kLine, call.next_bytes / 16 * 16);
+  if (begin >= end) return;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(call.next + begin),
+               "r"(static_cast<std::uint32_t>(end - begin)));
+#endif
+}
+
 template <typename C>
 __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePlan& plan,
                             const DecodeCall& call, const Segment& segment) {
@@ -416,6 +456,7 @@ __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePl
   } else {
     run_stages(shared, cta, call, s, segment.begin + warp, segment.end);
   }
+  if (segment.is_last) fetch_next<C>(plan, call);
   const Lane lane;
   const std::uint32_t v_mean = shared.entry.head.v_mean;
   s.finish(lane, v_mean == kNoPlace
@@ -480,7 +521,7 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
     run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
-                entry.first_part == entry.last_part, at > begin ? 1 : 0});
+                entry.first_part == entry.last_part, at > begin ? 1 : 0, stop == end});
     at = stop;
   }
 }
@@ -498,6 +539,9 @@ __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
   if constexpr (C::kBeforeRope) {
     if (call.rope_cos != nullptr) fill_angles(tables.steps, tables.strides, call);
   }
+  let_next_kernel_start();
+  // Angles are constants like weights; all else may be what an earlier kernel wrote.
+  wait_for_previous_kernel();
   __syncthreads();
   for_each_segment(shared, plan, call,
                    [&](const Segment& segment) { run_segment(shared, cta, plan, call, segment); });
@@ -544,22 +588,22 @@ int teams_per_multiprocessor(int head_dim) {
 }
 
 template <typename C>
-void launch(cudaStream_t stream, const DecodePlan& plan, const DecodeCall& call) {
-  decode_kernel<C><<<(plan.n_teams + C::kTeams - 1) / C::kTeams, C::kThreads * C::kTeams,
-                     sizeof(CtaShared<C>), stream>>>(plan, call);
+void launch(const CudaContext& context, const DecodePlan& plan, const DecodeCall& call) {
+  launch_chained(context, "attention_decode", decode_kernel<C>,
+                 dim3(static_cast<unsigned>((plan.n_teams + C::kTeams - 1) / C::kTeams)),
+                 dim3(C::kThreads * C::kTeams), sizeof(CtaShared<C>), plan, call);
 }
 
 template <DecodeFormats kFormats, bool kLevelTable = false>
-void launch_formats(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call) {
+void launch_formats(const CudaContext& context, const DecodePlan& plan, const DecodeCall& call) {
   const bool is_bf16 = call.dtype == DType::kBF16;
   if (call.head_dim == 64) {
-    is_bf16 ? launch<Config<64, true, kFormats, kLevelTable>>(stream, plan, call)
-            : launch<Config<64, false, kFormats, kLevelTable>>(stream, plan, call);
+    is_bf16 ? launch<Config<64, true, kFormats, kLevelTable>>(context, plan, call)
+            : launch<Config<64, false, kFormats, kLevelTable>>(context, plan, call);
   } else {
-    is_bf16 ? launch<Config<128, true, kFormats, kLevelTable>>(stream, plan, call)
-            : launch<Config<128, false, kFormats, kLevelTable>>(stream, plan, call);
+    is_bf16 ? launch<Config<128, true, kFormats, kLevelTable>>(context, plan, call)
+            : launch<Config<128, false, kFormats, kLevelTable>>(context, plan, call);
   }
-  check_launch("attention_decode");
 }
 
 }  // namespace spindle::kernels::device

@@ -9,6 +9,10 @@
 
 struct CUstream_st;
 
+namespace spindle {
+class CudaContext;
+}
+
 namespace spindle::kernels {
 
 // Query heads one tensor core tile holds; larger groups are several entries of the plan.
@@ -64,13 +68,16 @@ struct DecodeCall {
   int layer = 0;
   int head_dim = 0;
   DType dtype = DType::kF16;
+  // What the next kernel reads, at a multiple of 16 bytes; fetched to the L2 cache towards the end.
+  const std::byte* next = nullptr;
+  std::uint64_t next_bytes = 0;
 };
 
 // The kernels of one set of formats, each set in a file of its own.
 struct DecodeKernels {
   // teams that one multiprocessor holds; also lets the kernels use the shared memory they need.
   int (*teams_per_multiprocessor)(int head_dim);
-  void (*launch)(CUstream_st* stream, const DecodePlan& plan, const DecodeCall& call);
+  void (*launch)(const CudaContext& context, const DecodePlan& plan, const DecodeCall& call);
 };
 DecodeKernels decode_raw_kernels();
 DecodeKernels decode_int4_kernels();

@@ -112,10 +112,13 @@ __device__ inline void lloyd_keys(std::uint32_t (&k)[kDim / 32][2][2][2],
 template <int kDim, bool kTable>
 struct TurnedQuery {
   static constexpr int kTileBytes = (kTable ? 32 : 16) * kDim;
+  // Whether a tile of at most four heads may have them twice, so that lanes share what they read.
+  static constexpr bool kTwice = kTable && kDim == 128;
   std::uint32_t at;  // shared address of the lane's fragment of chunk 0
 
-  // `tile`: shared address of the tile.
-  __device__ TurnedQuery(std::uint32_t tile, const Lane& lane) : at(tile + offset(0, lane.index)) {}
+  // `tile`: shared address of the tile. With `is_half` it is turned by turn_half() only.
+  __device__ TurnedQuery(std::uint32_t tile, const Lane& lane, bool is_half = false)
+      : at(tile + offset(0, is_half && kTwice ? lane.index % 16 : lane.index)) {}
 
   __device__ static int offset(int chunk, int index) {
     if constexpr (kTable) return (4 * chunk + index / 8) * 256 + index % 8 * 16;
@@ -126,20 +129,15 @@ struct TurnedQuery {
     store_shared(at + offset(chunk, 0), joined(x));
   }
 
-  // Zeros for the heads that turn_half() leaves out.
-  __device__ void clear() const {
-#pragma unroll
-    for (int chunk = 0; chunk < kDim / 32; ++chunk) store(chunk, Words4{});
-  }
-  // The same as turn() of a tile of at most four heads: half of the lanes turn the first chunks,
-  // the others the rest.
+  // The same as turn() of a tile of at most four heads, which come again as the other four: half of
+  // the lanes turn the first chunks, the others the rest.
   __device__ void turn_half(std::uint32_t q, std::uint32_t angles, const Lane& lane) const {
-    if constexpr (kDim == 64) return turn(q, angles, lane);
+    if constexpr (!kTwice) return turn(q, angles, lane);
     // The lane's fragment is that of lane % 16 in chunk lane / 16: 16 fragments behind its own.
     const int chunk = lane.index / 16;
     __syncwarp();
     const QueryPair<kDim> pair(q + 256 * chunk, 0, angles + 128 * chunk, lane);
-    const std::uint32_t to = at + offset(0, 16) * chunk;
+    const std::uint32_t to = at + offset(1, 0) * chunk;
     store_shared(to, joined(pair.low));
     store_shared(to + offset(kDim / 64, 0), joined(pair.high));
     __syncwarp();

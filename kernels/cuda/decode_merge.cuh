@@ -13,7 +13,8 @@ struct Segment {
   int begin;
   int end;
   bool whole;
-  int slot;  // of the team, when not whole
+  int slot;      // of the team, when not whole
+  bool is_last;  // of the team
 };
 
 // The sums of one head over parts: maximum and mass.

@@ -45,6 +45,8 @@ struct Config {
   static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
   static constexpr bool kHadamard = kInt4 || kLloyd;
   static constexpr bool kBeforeRope = kLloyd || kRows;
+  // Rows of the table of steps; with 64, blocks that keep half of their tokens need no strides.
+  static constexpr int kStepRows = kLevelTable ? 64 : 32;
   // Teams of a CTA share its tables.
   static constexpr int kTeams = kLevelTable ? 2 : 1;
   static constexpr int kWarps = kLevelTable ? 6 : kFormats == DecodeFormats::kInt4 ? 8 : 6;

@@ -1,7 +1,7 @@
 #pragma once
 // Keys before RoPE. The queries are turned back by a block's base position, and the keys by the
-// small steps from there: angles of the steps 0..31 and of the strides 0, 32 .. 992 lie in shared
-// memory, in f16. Positions farther from the base take their rows of the full table.
+// small steps from there: angles of the steps 0..31, or 0..63, and of the strides 0, 32 .. 992 lie
+// in shared memory, in f16. Positions farther from the base take their rows of the full table.
 
 #include <cstdint>
 
@@ -12,19 +12,25 @@ namespace spindle::kernels::device {
 inline constexpr int kSteps = 32;
 inline constexpr int kMaxStep = kSteps * kSteps;
 
-// Angles [32 rows][kDim / 64 chunks][2 numbers][4 quads][8 channels], f16. Steps hold cos - sin and
-// cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
-// change places in odd rows, so that neighbouring rows lie in different banks.
-template <int kDim>
+// Angles [kRows][kDim / 64 chunks][2 numbers][4 quads][8 channels], f16. Steps hold cos - sin and
+// cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. Tokens side by
+// side differ in their steps, so rows of these take 64 bytes more and neighbours lie in different
+// banks; they mostly share a stride.
+template <int kDim, int kRows, int kGapBytes>
 struct alignas(16) AngleTable {
-  static constexpr int kRowBytes = 2 * kDim;
-  static constexpr int kChunkBytes = 128;
-  std::byte rows[kSteps * kRowBytes];
+  static constexpr int kNumberBytes = 64;
+  static constexpr int kChunkBytes = 2 * kNumberBytes;
+  static constexpr int kRowBytes = 2 * kDim + kGapBytes;
+  std::byte rows[kRows * kRowBytes];
 
   __device__ static int offset(int row, int chunk, int number, int quad) {
-    return row * kRowBytes + chunk * kChunkBytes + (number ^ (row & 1)) * 64 + quad * 16;
+    return row * kRowBytes + chunk * kChunkBytes + number * kNumberBytes + quad * 16;
   }
 };
+template <int kDim, int kRows = kSteps>
+using StepTable = AngleTable<kDim, kRows, 64>;
+template <int kDim>
+using StrideTable = AngleTable<kDim, kSteps, 0>;
 
 // The butterflies that are left when the tensor cores have done four stages.
 template <int kDim>
@@ -32,27 +38,39 @@ __device__ constexpr float rest_norm() {
   return kDim == 64 ? 0.5F : 0.3535533906F;
 }
 
-template <int kDim>
-__device__ void fill_angles(AngleTable<kDim>& steps, AngleTable<kDim>& strides,
+template <int kDim, int kRows>
+__device__ void fill_angles(StepTable<kDim, kRows>& steps, StrideTable<kDim>& strides,
                             const DecodeCall& call) {
+  static_assert(kRows >= kSteps);
   constexpr int kHalf = kDim / 2;
   const float factor = 1.0F / call.rope_scale;
-  for (int i = threadIdx.x; i < kSteps * kHalf; i += blockDim.x) {
+  // Four channels at a time: what it takes is the latency of the loads.
+  for (int i = 4 * threadIdx.x; i < kRows * kHalf; i += 4 * blockDim.x) {
     const int row = i / kHalf;
     const int channel = i % kHalf;
-    const auto put = [&](AngleTable<kDim>& table, int number, float value) {
-      const int at = AngleTable<kDim>::offset(row, channel / 32, number, channel % 32 / 8);
-      reinterpret_cast<__half*>(table.rows + at)[channel % 8] = __float2half_rn(value);
+    const auto angles = [&](const float* table, std::int64_t position) {
+      return position < call.max_positions
+                 ? *reinterpret_cast<const float4*>(table + position * kHalf + channel)
+                 : float4{};
     };
-    const auto angle = [&](const float* table, std::int64_t position) {
-      return position < call.max_positions ? table[position * kHalf + channel] * factor : 0.0F;
+    const float4 step_cos = angles(call.rope_cos, row);
+    const float4 step_sin = angles(call.rope_sin, row);
+    const bool has_stride = row < kSteps;
+    const float4 stride_cos = has_stride ? angles(call.rope_cos, row * kSteps) : float4{};
+    const float4 stride_sin = has_stride ? angles(call.rope_sin, row * kSteps) : float4{};
+    // `second` times `sign` is added to `first`.
+    const auto put = [&](auto& table, int number, const float4& first, float sign,
+                         const float4& second, float norm) {
+      const int at = table.offset(row, channel / 32, number, channel % 32 / 8);
+      *reinterpret_cast<uint2*>(table.rows + at + channel % 8 * 2) = {
+          pack<false>((first.x + sign * second.x) * norm, (first.y + sign * second.y) * norm),
+          pack<false>((first.z + sign * second.z) * norm, (first.w + sign * second.w) * norm)};
     };
-    const float step_cos = angle(call.rope_cos, row);
-    const float step_sin = angle(call.rope_sin, row);
-    put(steps, 0, (step_cos - step_sin) * rest_norm<kDim>());
-    put(steps, 1, (step_cos + step_sin) * rest_norm<kDim>());
-    put(strides, 0, angle(call.rope_cos, row * kSteps));
-    put(strides, 1, angle(call.rope_sin, row * kSteps));
+    put(steps, 0, step_cos, -1.0F, step_sin, factor * rest_norm<kDim>());
+    put(steps, 1, step_cos, 1.0F, step_sin, factor * rest_norm<kDim>());
+    if (!has_stride) continue;
+    put(strides, 0, stride_cos, 0.0F, stride_sin, factor);
+    put(strides, 1, stride_sin, 0.0F, stride_cos, factor);
   }
 }
 
@@ -95,8 +113,10 @@ struct QueryPair {
   }
 };
 
-// What the angles of a block's tokens are made of. kAny stands for code that serves all of them.
-enum class AngleKind { kSteps, kStrides, kTable, kAny };
+// What the angles of a block's tokens are made of: steps of tokens that follow each other, steps of
+// listed ones, steps and strides, or the full table. kAny stands for code that serves all of them
+// but kListedSteps.
+enum class AngleKind { kSteps, kListedSteps, kStrides, kTable, kAny };
 struct BlockAngles {
   AngleKind kind;
   std::uint32_t steps;  // shared addresses of the tables
@@ -105,21 +125,21 @@ struct BlockAngles {
   int at[4];           // of the lane's tokens w = 2 t + h: step, or position (kTable)
 };
 
-// `data` is the shared address of what a stage has for RoPE.
+// `data` is the shared address of what a stage has for RoPE. Of kListedSteps are blocks whose steps
+// are all below `n_listed_steps`.
 template <int kDim>
 __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t data, bool is_listed,
                                            bool wide_positions, std::uint32_t steps,
-                                           std::uint32_t strides, std::int64_t max_positions,
-                                           const Lane& lane) {
+                                           std::uint32_t strides, unsigned n_listed_steps,
+                                           std::int64_t max_positions, const Lane& lane) {
   BlockAngles angles{AngleKind::kSteps, steps, strides, data, {}};
   if (!is_listed) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) angles.at[w] = lane.key_token() + 2 * w;
     return angles;
   }
-  angles.kind = AngleKind::kStrides;
   const std::uint32_t list = data + 4 * kDim;
-  bool far = stage.first_position < 0;
+  unsigned farthest = stage.first_position < 0 ? kMaxStep : 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     const int slot = visible_slot(stage.first(), stage.end(), lane.key_token() + 2 * w);
@@ -127,9 +147,11 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
         wide_positions ? load_shared_4(list + 4 * slot) : load_shared_2(list + 2 * slot);
     const auto last = static_cast<std::uint32_t>(max_positions - 1);
     angles.at[w] = static_cast<int>(position < last ? position : last);
-    far |= static_cast<unsigned>(angles.at[w] - stage.first_position) >= kMaxStep;
+    farthest = max(farthest, static_cast<unsigned>(angles.at[w] - stage.first_position));
   }
-  if (__any_sync(kAllLanes, far)) {
+  farthest = __reduce_max_sync(kAllLanes, farthest);
+  angles.kind = farthest < n_listed_steps ? AngleKind::kListedSteps : AngleKind::kStrides;
+  if (farthest >= kMaxStep) {
     angles.kind = AngleKind::kTable;
     angles.base = 0;
     return angles;
@@ -137,6 +159,37 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
 #pragma unroll
   for (int w = 0; w < 4; ++w) angles.at[w] -= stage.first_position;
   return angles;
+}
+
+// Of a complete block with a list: whether it is of kListedSteps, and its angles if so. `list`:
+// shared address of its positions.
+__device__ inline bool find_listed_steps(BlockAngles& angles, std::int32_t first_position,
+                                         std::uint32_t list, bool wide_positions,
+                                         unsigned n_listed_steps, const Lane& lane) {
+  // The lane's tokens are every other one of eight.
+  const bool is_odd = lane.g % 2 != 0;
+  const uint4 x = load_shared(list + lane.g / 2 * (wide_positions ? 32 : 16));
+  std::uint32_t at[4];
+  if (wide_positions) {
+    const uint4 y = load_shared(list + lane.g / 2 * 32 + 16);
+    at[0] = is_odd ? x.y : x.x;
+    at[1] = is_odd ? x.w : x.z;
+    at[2] = is_odd ? y.y : y.x;
+    at[3] = is_odd ? y.w : y.z;
+  } else {
+    const std::uint32_t half = is_odd ? 0x4432 : 0x4410;
+    const Words4 pairs = words(x);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) at[w] = byte_permute(pairs.x[w], 0, half);
+  }
+  unsigned farthest = first_position < 0 ? n_listed_steps : 0;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    at[w] -= static_cast<std::uint32_t>(first_position);
+    angles.at[w] = static_cast<int>(at[w]);
+    farthest = max(farthest, at[w]);
+  }
+  return __any_sync(kAllLanes, farthest >= n_listed_steps) == 0;
 }
 
 // cos - sin and cos + sin of a token for the channels of a chunk, with the steps' factor.
@@ -149,13 +202,14 @@ struct Angles {
 template <int kDim, AngleKind kKind>
 __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk,
                                       const DecodeCall& call, const Lane& lane) {
-  using Table = AngleTable<kDim>;
+  using Table = StepTable<kDim>;
+  using Strides = StrideTable<kDim>;
   if constexpr (kKind == AngleKind::kSteps) {
-    // Token w is 2 w rows behind the lane's first, whose parity it has.
-    const std::uint32_t row = block.steps + Table::offset(lane.key_token(), 0, 0, lane.q);
-    const std::uint32_t other = block.steps + Table::offset(lane.key_token(), 0, 1, lane.q);
-    const int distance = 2 * w * Table::kRowBytes + chunk * Table::kChunkBytes;
-    return {words(load_shared(row + distance)), words(load_shared(other + distance))};
+    // Token w is 2 w rows behind the lane's first.
+    const std::uint32_t first = block.steps + Table::offset(lane.key_token(), 0, 0, lane.q);
+    const int distance = Table::offset(2 * w, chunk, 0, 0);
+    return {words(load_shared(first + distance)),
+            words(load_shared(first + distance + Table::kNumberBytes))};
   }
   const int at = block.at[w];
   const AngleKind kind = kKind == AngleKind::kAny ? block.kind : kKind;
@@ -175,13 +229,15 @@ __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk
     }
     return a;
   }
-  const int step = at % kSteps;
+  const int step = kKind == AngleKind::kListedSteps ? at : at % kSteps;
   Angles a{words(load_shared(block.steps + Table::offset(step, chunk, 0, lane.q))),
            words(load_shared(block.steps + Table::offset(step, chunk, 1, lane.q)))};
   if (kind == AngleKind::kStrides) {
     const int stride = at / kSteps;
-    const Words4 cos = words(load_shared(block.strides + Table::offset(stride, chunk, 0, lane.q)));
-    const Words4 sin = words(load_shared(block.strides + Table::offset(stride, chunk, 1, lane.q)));
+    const Words4 cos =
+        words(load_shared(block.strides + Strides::offset(stride, chunk, 0, lane.q)));
+    const Words4 sin =
+        words(load_shared(block.strides + Strides::offset(stride, chunk, 1, lane.q)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t less =
