@@ -3,8 +3,9 @@
 tokens a second and right answers, with balancing off and on, in turns.
 
 Starts build/bin/spindled by mpirun with the bundled model and asks the questions of the evaluation
-set; every client sends its next request when the last one ended, so that requests always wait. Prints
-one JSON object; docs/kv-performance.md says what was measured. Only Python's standard library.
+set; every client sends its next request when the last one ended, so that requests always wait. With
+--eval, `spindle eval` then measures what requests without a policy get, under the same load and at the
+sizes that the balancer has chosen. Prints one JSON object; docs/kv-performance.md says what was measured. Only Python's standard library.
 """
 import argparse
 import contextlib
@@ -15,12 +16,14 @@ import os
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from kv_bench import ROOT, cluster, request  # noqa: E402
+from kv_bench import ROOT, cluster, free_port, request  # noqa: E402
 
 
 def questions(path, longest):
@@ -38,6 +41,23 @@ def questions(path, longest):
                 asked.append((record["task"], document + "\n\n" + text, messages[i + 1]["content"]))
     # A fixed order that mixes tasks and lengths.
     return [asked[(i * 7919) % len(asked)] for i in range(len(asked))]
+
+
+def quality(build, tcp_port, options):
+    """The rows of `spindle eval` against the running cluster, for documents that it serves."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = pathlib.Path(folder) / "data.jsonl", pathlib.Path(folder) / "out.json"
+        with gzip.open(ROOT / "eval/public.jsonl.gz", "rt", encoding="utf-8") as lines:
+            data.write_text("".join(line for line in lines
+                                    if json.loads(line)["tokens"] <= options.longest))
+        subprocess.run([build / "bin/spindle", "eval", "--config", ROOT / "configs/mini-cpu.pbtxt",
+                        "--server", f"127.0.0.1:{tcp_port}", "--data", data, "--profiles",
+                        "full,server", "--regime", "qa", "--limit", str(options.eval),
+                        "--no-sessions", "--concurrency", "16", "--timeout", "3600", "--json", out],
+                       check=True, stdout=sys.stderr)
+        wanted = ("profile", "macro", "worst_task", "n", "macro_all", "n_all", "bytes_real",
+                  "kl_mean", "kl_p95")
+        return [{key: row.get(key) for key in wanted} for row in json.loads(out.read_text())]
 
 
 def metrics(port):
@@ -91,7 +111,9 @@ class Load:
 
 def one_run(build, options, balanced):
     stages = len(options.memory)
+    tcp_port = free_port()
     settings = {
+        "api.tcp.enabled": "true", "api.tcp.port": tcp_port,
         "kv.memory_bytes": ",".join(str(int(m * 2**20)) for m in options.memory),
         "cluster.layers_per_stage": ",".join(str(12 // stages) for _ in range(stages)),
         "kv.policy.profile": "spindle", "kv.policy.ratio": options.ratio,
@@ -121,6 +143,8 @@ def one_run(build, options, balanced):
             time.sleep(0.5)
             samples.append(metrics(port))
         after, ended = metrics(port), time.monotonic()
+        rows = quality(build, tcp_port, options) if options.eval else []
+        of_eval = metrics(port)
         # Those that were under way when the measured time ended count for the answers.
         time.sleep(options.drain)
         load.stop.set()
@@ -162,6 +186,9 @@ def one_run(build, options, balanced):
             "macro_accuracy": round(statistics.mean(answers.values()), 4) if answers else None,
             "answers": {task: round(value, 4) for task, value in answers.items()},
             "n_answers": sum(len(r) for r in load.right.values()),
+            "eval": rows,
+            "level_ratios_after_eval": [of_eval[("spindle_kv_level_ratio", i)]
+                                        for i in range(stages)],
             "failures": load.failures[:3], "n_failures": len(load.failures)}
 
 
@@ -181,6 +208,8 @@ def main():
     parser.add_argument("--settle", type=float, default=60, help="seconds before the measured time")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--drain", type=float, default=20)
+    parser.add_argument("--eval", type=int, default=0, metavar="N",
+                        help="also `spindle eval` on N records, under the same load")
     parser.add_argument("--rounds", type=int, default=1, help="of one run each, off then on")
     options = parser.parse_args()
     runs = [one_run(options.build, options, balanced)

@@ -324,7 +324,10 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
   app.add_option("--config", options.config, "The cluster's configuration (.pbtxt)")
       ->type_name("FILE");
   app.add_option("--data", options.data, "Records, JSON Lines, gzipped or not")->type_name("FILE");
-  app.add_option("--profiles", options.profiles, "KV policies to measure")
+  app.add_option(
+         "--profiles", options.profiles,
+         "KV policies to measure; server: what requests without a policy get, at the size that the "
+         "server chooses")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--bytes", options.bytes, "KV bytes kept, in percent of the uncompressed ones")

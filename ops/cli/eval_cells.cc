@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <utility>
 
 #include "ops/cli/input.h"
 
@@ -48,10 +49,22 @@ Result<std::vector<Cell>> make_cells(const std::vector<std::string>& profiles,
     }
   }
   std::vector<Cell> cells{full_cell()};
+  const auto add = [&](Cell cell) {
+    if (std::find(cells.begin(), cells.end(), cell) != cells.end()) {
+      return invalid_argument("--profiles or --bytes asks for " + cell.key + " twice");
+    }
+    cells.push_back(std::move(cell));
+    return ok_status();
+  };
   for (const std::string& profile : profiles) {
     if (profile == "full") continue;
     if (profile.empty()) return invalid_argument("--profiles names an empty profile");
     if (Status status = check_utf8(profile, "--profiles"); !status.ok()) return status;
+    if (profile == "server") {
+      Cell cell{.key = profile, .profile = profile, .bytes_target = std::nullopt, .policy = {}};
+      if (Status status = add(std::move(cell)); !status.ok()) return status;
+      continue;
+    }
     for (const double target : bytes) {
       Cell cell{.key = profile + "/" + number_text(target),
                 .profile = profile,
@@ -59,10 +72,7 @@ Result<std::vector<Cell>> make_cells(const std::vector<std::string>& profiles,
                 .policy = {}};
       cell.policy.set_profile(profile);
       cell.policy.set_ratio(target / 100);
-      if (std::find(cells.begin(), cells.end(), cell) != cells.end()) {
-        return invalid_argument("--profiles or --bytes asks for " + cell.key + " twice");
-      }
-      cells.push_back(std::move(cell));
+      if (Status status = add(std::move(cell)); !status.ok()) return status;
     }
   }
   return cells;

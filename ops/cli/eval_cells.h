@@ -2,6 +2,7 @@
 // What is measured: a cell is a regime, a profile and a byte target; in a calibration, one option
 // of one head.
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,10 +20,12 @@ std::string regime_name(Regime regime);  // "qa"
 Result<Regime> parse_regime(const std::string& name);
 
 struct Cell {
-  std::string key;            // "spindle/25", unique among the cells of a run
-  std::string profile;        // "full", ...
-  double bytes_target = 100;  // percent of the uncompressed bytes
-  api::v1::KvPolicy policy;
+  std::string key;      // "spindle/25", unique among the cells of a run
+  std::string profile;  // "full", ...
+  // Percent of the uncompressed bytes; none where the server decides.
+  std::optional<double> bytes_target = 100;
+  api::v1::KvPolicy
+      policy;  // without a profile: the server's own, whatever its balancer makes of it
   bool operator==(const Cell& other) const { return key == other.key; }
 };
 
@@ -30,7 +33,8 @@ struct Cell {
 Cell full_cell();
 
 // "full" first, whether it is named or not, then every profile with every byte target in the order
-// given. INVALID_ARGUMENT for a target outside (0, 100] or something twice.
+// given, and "server" without one: what requests that say nothing get. INVALID_ARGUMENT for a
+// target outside (0, 100] or something twice.
 Result<std::vector<Cell>> make_cells(const std::vector<std::string>& profiles,
                                      const std::vector<double>& bytes);
 

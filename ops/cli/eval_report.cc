@@ -255,12 +255,14 @@ std::vector<Plot> report_plots(const json::array& rows) {
       values.push_back(value.is_number() ? value.to_number<double>() : 0);
     }
     if (values.empty()) continue;
-    const std::string name =
-        text(*row, "profile") + "-" + format("%.4g", number(*row, "bytes_target"));
-    plots.emplace_back("layers-" + name + ".svg",
-                       bar_chart(values, {.title = "KV bytes of each layer, " + name + " %",
-                                          .y = "% of the layer's uncompressed bytes",
-                                          .y_from_zero = true}));
+    const auto target = number(*row, "bytes_target");
+    const std::string profile = text(*row, "profile");
+    const std::string name = target ? profile + "-" + format("%.4g", target) : profile;
+    plots.emplace_back(
+        "layers-" + name + ".svg",
+        bar_chart(values, {.title = "KV bytes of each layer, " + name + (target ? " %" : ""),
+                           .y = "% of the layer's uncompressed bytes",
+                           .y_from_zero = true}));
   }
   return plots;
 }

@@ -100,7 +100,7 @@ api::v1::GenerateRequest cell_request(const Probe& probe, const std::vector<Toke
                                       const Cell& cell, const std::string& session) {
   api::v1::GenerateRequest request;
   add_tokens(probe, answers.back().end, request);
-  *request.mutable_kv_policy() = cell.policy;
+  if (!cell.policy.profile().empty()) *request.mutable_kv_policy() = cell.policy;
   request.add_compress_at(probe.cut);
   request.set_session_id(session);
   request.mutable_prompt_scores()->set_first(answers.front().first);

@@ -238,9 +238,8 @@ json::array summarise(const std::vector<EvalItem>& items, const std::vector<Cell
     for (const Cell& cell : cells) {
       const Pool pool = pool_of(items, regime, cell, results);
       if (pool.n_items == 0) continue;
-      json::object row{{"profile", cell.profile},
-                       {"regime", regime_name(regime)},
-                       {"bytes_target", cell.bytes_target}};
+      json::object row{{"profile", cell.profile}, {"regime", regime_name(regime)}};
+      if (cell.bytes_target) row["bytes_target"] = *cell.bytes_target;
       if (pool.n_refused > 0) {
         row["refused"] = pool.refused;
         row["n_refused"] = pool.n_refused;

@@ -118,6 +118,22 @@ TEST(EvalCells, FullIsFirstAndOnce) {
   EXPECT_FALSE(parse_regime("prose").ok());
 }
 
+TEST(EvalCells, TheServersOwnPolicyIsAskedForOnceAndWithoutOne) {
+  const auto cells = make_cells({"server", "spindle"}, {50, 25});
+  ASSERT_TRUE(cells.ok());
+  ASSERT_EQ(cells->size(), 4U);
+  const Cell& server = (*cells)[1];
+  EXPECT_EQ(server.key, "server");
+  EXPECT_FALSE(server.bytes_target.has_value());
+  Probe probe;
+  probe.tokens = {1, 2, 3, 4};
+  probe.cut = 2;
+  const std::vector<TokenSpan> answers = {{.first = 3, .end = 4}};
+  EXPECT_FALSE(cell_request(probe, answers, server, "").has_kv_policy());
+  EXPECT_TRUE(cell_request(probe, answers, (*cells)[2], "").has_kv_policy());
+  EXPECT_FALSE(make_cells({"server", "server"}, {50}).ok());
+}
+
 CellResult some_result() {
   CellResult result;
   result.right = {1, 0};

@@ -77,6 +77,15 @@ class EvalTest(unittest.TestCase):
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual((self.root / "docs" / "again.md").read_text(), report)
 
+    def test_the_servers_own_policy_has_no_size(self):
+        done = self.eval("--profiles", "server", "--bytes", "50,25", "--limit", "4",
+                         "--report", self.root / "quality.md", "--plots", self.root / "plots")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        rows = json.loads((self.root / "out.json").read_text())
+        self.assertEqual([(r["profile"], r.get("bytes_target")) for r in rows],
+                         [("full", 100), ("server", None)])
+        self.assertIn("| server | - |", (self.root / "quality.md").read_text())
+
     def test_order_and_sessions_do_not_matter(self):
         args = ("--limit", "5", "--bytes", "25")
         self.assertEqual(self.eval(*args, "--concurrency", "4", out="a.json").returncode, 0)
