@@ -182,7 +182,7 @@ void Scheduler::free_waiting_choice(Request& request) {
 }
 
 void Scheduler::free_choice(Request& request, Choice& choice) {
-  if (choice.on_stages) {
+  if (choice.on_stages && !choice.freed_by_run) {
     to_free_.push_back(choice.sequence);
     request.frees_pending += static_cast<std::int64_t>(ledger_.stages().size());
   }

@@ -173,6 +173,7 @@ class Scheduler {
                         std::size_t stage) const;
   void on_prompt_score(const control::PromptScore& score);
   void leave_boundary(Request& request);
+  void free_after_last_run(control::StepPlan& plan, Request& request, Choice& choice);
   static bool compresses_after(const Request& request, const Choice& choice, std::int64_t n_cached);
   void add_compress(control::StepPlan& plan, Request& request, const Choice& choice,
                     std::int64_t n_tokens) const;

@@ -102,6 +102,7 @@ bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::in
       choice.compressed_at = n_cached + 1;
     }
     choice.state = Choice::State::kInFlight;
+    free_after_last_run(plan, request, choice);
     request.last_step = plan.step();
     waiting_.served(request.request.owner, 1);
     ++n_planned;
@@ -110,6 +111,19 @@ bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::in
   }
   ready_.insert(ready_.begin(), later.begin(), later.end());
   return n_planned > 0;
+}
+
+// When the token that the choice's run samples is its last for sure, the stages free the sequence
+// with the same step, and the request ends a whole step earlier than by an order of its own.
+void Scheduler::free_after_last_run(control::StepPlan& plan, Request& request, Choice& choice) {
+  if (choice.n_generated + 1 < request.max_generated || request.choices.size() > 1 ||
+      request.request.keep_session || request.at_boundary) {
+    return;
+  }
+  plan.add_free_after_runs(choice.sequence);
+  choice.freed_by_run = true;
+  request.frees_pending += static_cast<std::int64_t>(ledger_.stages().size());
+  set_preemptible(request, false);
 }
 
 // Whether the run that brings the cache to n_cached tokens is at a boundary that is sure to come: a
@@ -219,6 +233,7 @@ void Scheduler::plan_chunk(control::StepPlan& plan, Request& request, double sha
       if (request.choices[i].state == Choice::State::kEnded) continue;
       *run.add_also_sample() = open_message(request, request.choices[i]);
     }
+    free_after_last_run(plan, request, request.choices.front());
   }
 }
 

@@ -30,6 +30,7 @@ struct Scheduler::Choice {
   std::int32_t next_token = 0;
   std::vector<std::int32_t> generated;
   std::int64_t compressed_at = 0;  // the last boundary that was ordered after a run
+  bool freed_by_run = false;       // with its last run, which is sent
   // Ended, its sequence stays on the stages as a session; with how many tokens in the cache.
   bool kept = false;
   std::int64_t n_cached = 0;

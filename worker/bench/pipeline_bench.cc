@@ -53,7 +53,7 @@ struct Options : BenchOptions {
   std::vector<int> prefill_batches = {1, 8};
   std::vector<int> decode_batches = {1, 8, 32};
   std::vector<int> mixed_batches = {16};
-  int mixed_prompts = 8;
+  int mixed_prompts = 16;
   int repeats = 3;  // of which the best counts
   bool recording = false;
 };
@@ -197,13 +197,17 @@ class Bench {
     });
     const int n_at_once = 2 * static_cast<int>(engine_.stats().stages.size());
     Sinks prompts = submit(n_at_once, options_.prefill_tokens, 1);
+    std::size_t next = 0;
+    const auto replace = [&](int n) {
+      for (int i = 0; i < n; ++i) {
+        CHECK(prompts[next++]->wait(), "a prompt takes more than ten minutes");
+        prompts.push_back(submit(1, options_.prefill_tokens, 1).front());
+      }
+    };
+    replace(n_at_once);  // until all stages have work
     const engine::EngineStats counts_before = engine_.stats();
     const BusyTime before = busy_time(engine_);
-    for (int i = 0; i < options_.mixed_prompts; ++i) {
-      const auto index = static_cast<std::size_t>(i);
-      CHECK(prompts[index]->wait(), "a prompt takes more than ten minutes");
-      prompts.push_back(submit(1, options_.prefill_tokens, 1).front());
-    }
+    replace(options_.mixed_prompts);
     const BusyTime after = busy_time(engine_);
     const engine::EngineStats counts = engine_.stats();
     const bool still_decoding =

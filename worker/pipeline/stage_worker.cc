@@ -150,16 +150,7 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
     }
   }
   for (const std::uint64_t sequence : plan.free()) {
-    const auto freed = store_.free(sequence);
-    if (!freed.ok()) return freed.status();
-    stage_.close_boundaries(sequence);
-    control::FreedSequence& report = *result.add_freed();
-    report.set_sequence(sequence);
-    report.set_full_bytes(freed->full_bytes);
-    report.set_kept_bytes(freed->kept_bytes);
-    report.mutable_layer_kept_bytes()->Add(freed->layer_kept_bytes.begin(),
-                                           freed->layer_kept_bytes.end());
-    if (is_last) sampler_.free(sequence);
+    if (Status status = free(sequence, result); !status.ok()) return status;
   }
   for (const control::OpenSequence& open : plan.open()) {
     const Status status = store_.open(open.sequence(), open.max_tokens(),
@@ -177,6 +168,20 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
     report.set_used_pages(pages->used);
     report.set_reserved_pages(pages->reserved);
   }
+  return ok_status();
+}
+
+Status StageWorker::free(std::uint64_t sequence, control::StepResult& result) {
+  const auto freed = store_.free(sequence);
+  if (!freed.ok()) return freed.status();
+  stage_.close_boundaries(sequence);
+  control::FreedSequence& report = *result.add_freed();
+  report.set_sequence(sequence);
+  report.set_full_bytes(freed->full_bytes);
+  report.set_kept_bytes(freed->kept_bytes);
+  report.mutable_layer_kept_bytes()->Add(freed->layer_kept_bytes.begin(),
+                                         freed->layer_kept_bytes.end());
+  if (stage_.config().is_last) sampler_.free(sequence);
   return ok_status();
 }
 
@@ -328,6 +333,9 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     stage_.clock().mark(StageTime::kCompress);
     tracer_.slice(TraceKind::kScore, plan.step(), result.boundary_scores_size());
   }
+  for (const std::uint64_t sequence : plan.free_after_runs()) {
+    if (Status status = free(sequence, result); !status.ok()) return status;
+  }
   return ok_status();
 }
 
@@ -462,7 +470,8 @@ void StageWorker::report_kv(const control::StepPlan& plan, control::StepResult& 
   result.set_used_pages(pool.n_used());
   result.set_reserved_pages(pool.n_reserved());
   const Clock::time_point now = Clock::now();
-  const bool only_grew = plan.free().empty() && plan.compress().empty() && plan.fork().empty();
+  const bool only_grew = plan.free().empty() && plan.free_after_runs().empty() &&
+                         plan.compress().empty() && plan.fork().empty();
   if (only_grew && now - layers_reported_at_ < kLayerReports) return;
   layers_reported_at_ = now;
   const kvstore::KvUse use = store_.use();

@@ -54,6 +54,7 @@ class StageWorker {
   // do_step, with what a device throws as a Status.
   Status try_step(const control::StepPlan& plan, control::StepResult& result);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
+  Status free(std::uint64_t sequence, control::StepResult& result);
   // Those that come before the plan's runs, or those that come after.
   Status compress_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result);
   Status compress(const control::Compress& order, control::StepResult& result);

@@ -84,6 +84,9 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
     if (Status status = run(order, result, work); !status.ok()) return status;
   }
   if (Status status = compress_all(plan, true, result, work); !status.ok()) return status;
+  for (const std::uint64_t sequence : plan.free_after_runs()) {
+    if (Status status = free(sequence, result); !status.ok()) return status;
+  }
   result.set_kv_used_bytes(static_cast<std::uint64_t>(kv_.book().n_used()) *
                            config_.kv.shape.page_bytes());
   result.set_used_pages(kv_.book().n_used());

@@ -66,6 +66,31 @@ TEST(SchedulerBoundary, NothingRunsBetweenABoundaryAndItsPlan) {
   driver.expect_nothing_left();
 }
 
+TEST(SchedulerBoundary, ABoundaryOfTheAnswerGoesWithTheRunThatReachesIt) {
+  Driver driver(kv_config(1), kStages);
+  engine::EngineRequest kept = policy_request(150, 80, KvProfile::kInt4);
+  kept.session_id = "s";
+  kept.keep_session = true;
+  ASSERT_TRUE(driver.submit(policy_request(150, 80, KvProfile::kInt4)).ok());
+  ASSERT_TRUE(driver.submit(kept).ok());
+  int n_after = 0;
+  int n_before = 0;
+  while (const auto plan = driver.step()) {
+    for (const auto& order : plan->compress()) {
+      if (order.n_tokens() != 214) continue;
+      const auto run = std::find_if(plan->runs().begin(), plan->runs().end(), [&](const auto& r) {
+        return r.sequence() == order.sequence();
+      });
+      ASSERT_NE(run, plan->runs().end());
+      EXPECT_EQ(run->first_position(), order.after_runs() ? 213 : 214);
+      ++(order.after_runs() ? n_after : n_before);
+    }
+    driver.deliver_all();
+  }
+  EXPECT_EQ(n_after, 1);
+  EXPECT_EQ(n_before, 1) << "a session may end at the boundary and is kept as it is";
+}
+
 TEST(SchedulerBoundary, GeneratedTokensLeaveTheTailEvery64) {
   Driver driver(kv_config(1), kStages);
   ASSERT_TRUE(driver.submit(policy_request(150, 300, KvProfile::kInt4)).ok());

@@ -70,6 +70,45 @@ TEST(Scheduler, SequencesThatComeLateJoinTheOthersInsteadOfAStepOfTheirOwn) {
   EXPECT_EQ(scheduler.next_step(4)->runs_size(), 2);  // now both
 }
 
+TEST(Scheduler, TheLastRunFreesItsSequenceWhenTheLengthIsReached) {
+  Driver driver(small_config(1), {{1, 100}, {1, 100}});
+  ASSERT_TRUE(driver.submit(request_of(10, 3)).ok());
+  const auto prompt = driver.step();
+  ASSERT_TRUE(prompt.has_value());
+  const std::uint64_t sequence = prompt->runs(0).sequence();
+  EXPECT_EQ(prompt->free_after_runs_size(), 0);
+  driver.deliver_all();
+  const auto second = driver.step();
+  ASSERT_TRUE(second.has_value());
+  EXPECT_EQ(second->free_after_runs_size(), 0);
+  driver.deliver_all();
+  const auto last = driver.step();
+  ASSERT_TRUE(last.has_value());
+  ASSERT_EQ(last->free_after_runs_size(), 1);
+  EXPECT_EQ(last->free_after_runs(0), sequence);
+  driver.deliver_all();
+  const Life& life = driver.lives().begin()->second;
+  EXPECT_EQ(life.n_ended, 1) << "it needs no order of its own";
+  EXPECT_EQ(life.tokens.at(0).size(), 3u);
+  EXPECT_EQ(life.summary.kv[1].full_bytes, 12u * 2 * 32 * 2);
+  EXPECT_FALSE(driver.step().has_value());
+  driver.expect_nothing_left();
+}
+
+TEST(Scheduler, ACancelledRequestWhoseLastRunIsSentIsFreedOnce) {
+  Driver driver(small_config(2), {{1, 100}});
+  const auto handle = driver.submit(request_of(10, 1));
+  ASSERT_TRUE(handle.ok());
+  const auto plan = driver.step();
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->free_after_runs_size(), 1);
+  driver.scheduler().cancel(*handle, 0);
+  EXPECT_FALSE(driver.step().has_value()) << "nothing is left to order";
+  driver.deliver_all();
+  EXPECT_EQ(driver.lives().begin()->second.status.code(), StatusCode::kCancelled);
+  driver.expect_nothing_left();
+}
+
 TEST(Scheduler, ResultsThatDoNotBelongAreErrors) {
   Scheduler scheduler(small_config(1), KvLedger(kShape, {{1, 100}}));
   control::StepResult result;

@@ -67,6 +67,7 @@ class SimulatedStages {
       apply_sequences(plan, stage, result);
       run_tokens(plan, stage, result);
       compress_all(plan, true, stages_[stage], result);
+      for (const std::uint64_t id : plan.free_after_runs()) free(id, stages_[stage], result);
       result.set_used_pages(stages_[stage].kv->store().pool().n_used());
       result.set_reserved_pages(stages_[stage].kv->store().pool().n_reserved());
     }
@@ -123,17 +124,7 @@ class SimulatedStages {
             std::equal(fork.tokens().begin(), fork.tokens().end(), tokens.begin(), tokens.end()));
       }
     }
-    for (const std::uint64_t id : plan.free()) {
-      const auto freed = stage.kv->free(id);
-      ASSERT_TRUE(freed.ok()) << freed.status().to_string();
-      stage.sequences.erase(id);
-      auto& report = *result.add_freed();
-      report.set_sequence(id);
-      report.set_full_bytes(freed->full_bytes);
-      report.set_kept_bytes(freed->kept_bytes);
-      report.mutable_layer_kept_bytes()->Add(freed->layer_kept_bytes.begin(),
-                                             freed->layer_kept_bytes.end());
-    }
+    for (const std::uint64_t id : plan.free()) free(id, stage, result);
     for (const auto& opened : plan.open()) {
       const Status status =
           stage.kv->open(opened.sequence(), opened.max_tokens(),
@@ -157,6 +148,18 @@ class SimulatedStages {
     Sequence& sequence = stage.sequences[opened.sequence()];
     sequence.open = opened;
     return sequence;
+  }
+
+  static void free(std::uint64_t id, Stage& stage, control::StepResult& result) {
+    const auto freed = stage.kv->free(id);
+    ASSERT_TRUE(freed.ok()) << freed.status().to_string();
+    stage.sequences.erase(id);
+    auto& report = *result.add_freed();
+    report.set_sequence(id);
+    report.set_full_bytes(freed->full_bytes);
+    report.set_kept_bytes(freed->kept_bytes);
+    report.mutable_layer_kept_bytes()->Add(freed->layer_kept_bytes.begin(),
+                                           freed->layer_kept_bytes.end());
   }
 
   void compress_all(const control::StepPlan& plan, bool after_runs, Stage& stage,
