@@ -165,15 +165,13 @@ void plan_decode(const CudaContext& context, const DeviceSequence* sequences, in
 
 // Reads every kind of segment in one pass: coded blocks are decoded in registers. `rope` is needed
 // when any block is pre-RoPE. No block of the layer's heads may have a format outside `formats`
-// (decode_formats() of kv_device.h); kAll is always right, and slower. `next_weights`, device
-// memory: what the next kernel reads; towards the end it is fetched to the L2 cache.
+// (decode_formats() of kv_device.h); kAll is always right, and slower.
 void attention_decode(const CudaContext& context,
                       ConstF16Rows q,  // [n_rows, n_heads * head_dim], rotated
                       const DeviceSequence* sequences, int n_sequences, int layer,
                       const AttentionShape& shape, const DeviceKvPool& pool, float scale,
                       const DeviceRope& rope, DecodeFormats formats, DecodeWorkspace& workspace,
-                      Bf16Rows out,  // [n_rows, n_heads * head_dim]
-                      std::span<const std::byte> next_weights = {});
+                      Bf16Rows out);  // [n_rows, n_heads * head_dim]
 
 // Blocks decoded to raw pages for attention_prefill and for scores: block i of (sequence s, kv head
 // h) becomes page first_page[s * n_kv_heads + h] + i of `pages`; tokens outside [first, end) of a

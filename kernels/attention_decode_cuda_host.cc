@@ -131,8 +131,7 @@ void plan_decode(const CudaContext& context, const DeviceSequence* sequences, in
 void attention_decode(const CudaContext& context, ConstF16Rows q, const DeviceSequence* sequences,
                       int n_sequences, int layer, const AttentionShape& shape,
                       const DeviceKvPool& pool, float scale, const DeviceRope& rope,
-                      DecodeFormats formats, DecodeWorkspace& workspace, Bf16Rows out,
-                      std::span<const std::byte> next_weights) {
+                      DecodeFormats formats, DecodeWorkspace& workspace, Bf16Rows out) {
   static_cast<void>(sequences);  // the plan has what is needed of them
   const auto& body = DecodeWorkspaceAccess::body(workspace);
   const std::int64_t width = std::int64_t{shape.n_heads} * shape.head_dim;
@@ -162,9 +161,7 @@ void attention_decode(const CudaContext& context, ConstF16Rows q, const DeviceSe
                         .n_entries = n_sequences * entries_per_sequence(shape),
                         .layer = layer,
                         .head_dim = shape.head_dim,
-                        .dtype = pool.layout.dtype,
-                        .next = next_weights.data(),
-                        .next_bytes = next_weights.size()};
+                        .dtype = pool.layout.dtype};
   kernels_of(context, formats).launch(context, body.plan, call);
 }
 

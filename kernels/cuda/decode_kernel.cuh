@@ -227,24 +227,13 @@ __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   const auto levels = level_lookup(cta);
   const std::uint32_t q = shared_place(cta, shared.q);
   const std::uint32_t k_mean = shared_place(cta, shared.k_mean);
-  const bool wide_positions = shared.entry.head.wide_positions != 0;
   const auto earlier = s.begin_run();
   bool ran = false;
   do {
     stream.wait();
     const std::uint32_t data = stream.data();
-    BlockAngles block;
-    if constexpr (kKind == AngleKind::kListedSteps) {
-      const std::uint32_t rope = data + C::kRopeOffset;
-      block = {kKind, shared_place(cta, &cta.tables.steps), 0, rope, {}};
-      if (!find_listed_steps(block, stream.stage().first_position, rope + 4 * C::kDim,
-                             wide_positions, C::kStepRows, lane)) {
-        break;
-      }
-    } else {
-      block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
-      if (kListed && block.kind != kKind) break;
-    }
+    const BlockAngles block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
+    if (kListed && block.kind != kKind) break;
     is_half ? turned.turn_half(q, block.base, lane) : turned.turn(q, block.base, lane);
     lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
     s.template step_visible<false, false>(call.scale);
@@ -324,24 +313,6 @@ __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const Dec
   __syncwarp();
 }
 
-// The warp's part of what the next kernel reads. While the last warps finish and parts are merged,
-// the memory would be idle.
-template <typename C>
-__device__ void fetch_next(const DecodePlan& plan, const DecodeCall& call) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr std::uint64_t kLine = 128;
-  if (threadIdx.x % 32 != 0 || call.next_bytes == 0) return;
-  const auto n_warps = static_cast<std::uint64_t>(plan.n_teams) * C::kWarps;
-  const auto warp = static_cast<std::uint64_t>(Team<C>::of_grid() * C::kWarps + Team<C>::warp());
-  const std::uint64_t n_lines = (call.next_bytes + kLine - 1) / kLine;
-  const std::uint64_t begin = n_lines * warp / n_warps * kLine;
-  const std::uint64_t end = min(n_lines * (warp + 1) / n_warps * kLine, call.next_bytes / 16 * 16);
-  if (begin >= end) return;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(call.next + begin),
-               "r"(static_cast<std::uint32_t>(end - begin)));
-#endif
-}
-
 template <typename C>
 __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePlan& plan,
                             const DecodeCall& call, const Segment& segment) {
@@ -354,7 +325,6 @@ __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePl
   } else {
     run_stages(shared, cta, call, s, segment.begin + warp, segment.end);
   }
-  if (segment.is_last) fetch_next<C>(plan, call);
   const Lane lane;
   const std::uint32_t v_mean = shared.entry.head.v_mean;
   s.finish(lane, v_mean == kNoPlace
@@ -419,7 +389,7 @@ __device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, cons
     if (entry.begin == entry.end) continue;
     const std::int64_t stop = end < entry.end ? end : entry.end;
     run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
-                entry.first_part == entry.last_part, at > begin ? 1 : 0, stop == end});
+                entry.first_part == entry.last_part, at > begin ? 1 : 0});
     at = stop;
   }
 }

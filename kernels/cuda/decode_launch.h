@@ -68,9 +68,6 @@ struct DecodeCall {
   int layer = 0;
   int head_dim = 0;
   DType dtype = DType::kF16;
-  // What the next kernel reads, at a multiple of 16 bytes; fetched to the L2 cache towards the end.
-  const std::byte* next = nullptr;
-  std::uint64_t next_bytes = 0;
 };
 
 // The kernels of one set of formats, each set in a file of its own.

@@ -13,8 +13,7 @@ struct Segment {
   int begin;
   int end;
   bool whole;
-  int slot;      // of the team, when not whole
-  bool is_last;  // of the team
+  int slot;  // of the team, when not whole
 };
 
 // The sums of one head over parts: maximum and mass.

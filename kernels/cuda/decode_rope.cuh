@@ -13,24 +13,18 @@ inline constexpr int kSteps = 32;
 inline constexpr int kMaxStep = kSteps * kSteps;
 
 // Angles [kRows][kDim / 64 chunks][2 numbers][4 quads][8 channels], f16. Steps hold cos - sin and
-// cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. Tokens side by
-// side differ in their steps, so rows of these take 64 bytes more and neighbours lie in different
-// banks; they mostly share a stride.
-template <int kDim, int kRows, int kGapBytes>
+// cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
+// change places in odd rows, so that neighbouring rows lie in different banks.
+template <int kDim, int kRows = kSteps>
 struct alignas(16) AngleTable {
-  static constexpr int kNumberBytes = 64;
-  static constexpr int kChunkBytes = 2 * kNumberBytes;
-  static constexpr int kRowBytes = 2 * kDim + kGapBytes;
+  static constexpr int kRowBytes = 2 * kDim;
+  static constexpr int kChunkBytes = 128;
   std::byte rows[kRows * kRowBytes];
 
   __device__ static int offset(int row, int chunk, int number, int quad) {
-    return row * kRowBytes + chunk * kChunkBytes + number * kNumberBytes + quad * 16;
+    return row * kRowBytes + chunk * kChunkBytes + (number ^ (row & 1)) * 64 + quad * 16;
   }
 };
-template <int kDim, int kRows = kSteps>
-using StepTable = AngleTable<kDim, kRows, 64>;
-template <int kDim>
-using StrideTable = AngleTable<kDim, kSteps, 0>;
 
 // The butterflies that are left when the tensor cores have done four stages.
 template <int kDim>
@@ -39,7 +33,7 @@ __device__ constexpr float rest_norm() {
 }
 
 template <int kDim, int kRows>
-__device__ void fill_angles(StepTable<kDim, kRows>& steps, StrideTable<kDim>& strides,
+__device__ void fill_angles(AngleTable<kDim, kRows>& steps, AngleTable<kDim>& strides,
                             const DecodeCall& call) {
   static_assert(kRows >= kSteps);
   constexpr int kHalf = kDim / 2;
@@ -61,7 +55,7 @@ __device__ void fill_angles(StepTable<kDim, kRows>& steps, StrideTable<kDim>& st
     // `second` times `sign` is added to `first`.
     const auto put = [&](auto& table, int number, const float4& first, float sign,
                          const float4& second, float norm) {
-      const int at = table.offset(row, channel / 32, number, channel % 32 / 8);
+      const int at = AngleTable<kDim>::offset(row, channel / 32, number, channel % 32 / 8);
       *reinterpret_cast<uint2*>(table.rows + at + channel % 8 * 2) = {
           pack<false>((first.x + sign * second.x) * norm, (first.y + sign * second.y) * norm),
           pack<false>((first.z + sign * second.z) * norm, (first.w + sign * second.w) * norm)};
@@ -161,37 +155,6 @@ __device__ inline BlockAngles block_angles(const Stage& stage, std::uint32_t dat
   return angles;
 }
 
-// Of a complete block with a list: whether it is of kListedSteps, and its angles if so. `list`:
-// shared address of its positions.
-__device__ inline bool find_listed_steps(BlockAngles& angles, std::int32_t first_position,
-                                         std::uint32_t list, bool wide_positions,
-                                         unsigned n_listed_steps, const Lane& lane) {
-  // The lane's tokens are every other one of eight.
-  const bool is_odd = lane.g % 2 != 0;
-  const uint4 x = load_shared(list + lane.g / 2 * (wide_positions ? 32 : 16));
-  std::uint32_t at[4];
-  if (wide_positions) {
-    const uint4 y = load_shared(list + lane.g / 2 * 32 + 16);
-    at[0] = is_odd ? x.y : x.x;
-    at[1] = is_odd ? x.w : x.z;
-    at[2] = is_odd ? y.y : y.x;
-    at[3] = is_odd ? y.w : y.z;
-  } else {
-    const std::uint32_t half = is_odd ? 0x4432 : 0x4410;
-    const Words4 pairs = words(x);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) at[w] = byte_permute(pairs.x[w], 0, half);
-  }
-  unsigned farthest = first_position < 0 ? n_listed_steps : 0;
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    at[w] -= static_cast<std::uint32_t>(first_position);
-    angles.at[w] = static_cast<int>(at[w]);
-    farthest = max(farthest, at[w]);
-  }
-  return __any_sync(kAllLanes, farthest >= n_listed_steps) == 0;
-}
-
 // cos - sin and cos + sin of a token for the channels of a chunk, with the steps' factor.
 struct Angles {
   Words4 less;
@@ -202,14 +165,13 @@ struct Angles {
 template <int kDim, AngleKind kKind>
 __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk,
                                       const DecodeCall& call, const Lane& lane) {
-  using Table = StepTable<kDim>;
-  using Strides = StrideTable<kDim>;
+  using Table = AngleTable<kDim>;
   if constexpr (kKind == AngleKind::kSteps) {
-    // Token w is 2 w rows behind the lane's first.
-    const std::uint32_t first = block.steps + Table::offset(lane.key_token(), 0, 0, lane.q);
-    const int distance = Table::offset(2 * w, chunk, 0, 0);
-    return {words(load_shared(first + distance)),
-            words(load_shared(first + distance + Table::kNumberBytes))};
+    // Token w is 2 w rows behind the lane's first, whose parity it has.
+    const std::uint32_t row = block.steps + Table::offset(lane.key_token(), 0, 0, lane.q);
+    const std::uint32_t other = block.steps + Table::offset(lane.key_token(), 0, 1, lane.q);
+    const int distance = 2 * w * Table::kRowBytes + chunk * Table::kChunkBytes;
+    return {words(load_shared(row + distance)), words(load_shared(other + distance))};
   }
   const int at = block.at[w];
   const AngleKind kind = kKind == AngleKind::kAny ? block.kind : kKind;
@@ -234,10 +196,8 @@ __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk
            words(load_shared(block.steps + Table::offset(step, chunk, 1, lane.q)))};
   if (kind == AngleKind::kStrides) {
     const int stride = at / kSteps;
-    const Words4 cos =
-        words(load_shared(block.strides + Strides::offset(stride, chunk, 0, lane.q)));
-    const Words4 sin =
-        words(load_shared(block.strides + Strides::offset(stride, chunk, 1, lane.q)));
+    const Words4 cos = words(load_shared(block.strides + Table::offset(stride, chunk, 0, lane.q)));
+    const Words4 sin = words(load_shared(block.strides + Table::offset(stride, chunk, 1, lane.q)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t less =

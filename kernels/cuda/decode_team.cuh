@@ -40,8 +40,8 @@ struct alignas(128) Tables {
   static constexpr bool kTurned = C::kLloyd && !C::kLevelTable;
 
   If<kTurned, uint4[C::kTeams * C::kWarps][C::kDim]> turned;
-  If<C::kBeforeRope, StepTable<C::kDim, C::kStepRows>> steps;
-  If<C::kBeforeRope, StrideTable<C::kDim>> strides;
+  If<C::kBeforeRope, AngleTable<C::kDim, C::kStepRows>> steps;
+  If<C::kBeforeRope, AngleTable<C::kDim>> strides;
 };
 
 // What the warps of a team need for their pipes, or for their streams.

@@ -275,11 +275,9 @@ void CudaStage::attend(int layer, const Step& step) {
   const ConstF16Rows q(q_.as<F16>(), step.n_rows, q_width);
   const Bf16Rows out(attended_.as<Bf16>(), step.n_rows, q_width);
   if (step.n_decode > 0) {
-    const kernels::DeviceLinear& next = weights_.layers[static_cast<std::size_t>(layer)].output;
     kernels::attention_decode(context_, q, step.sequences, step.n_decode, layer, shape(), pool_,
                               scale(), weights_.rope, step.formats[static_cast<std::size_t>(layer)],
-                              *decode_workspace_, out,
-                              std::as_bytes(std::span(next.data(), next.bytes() / sizeof(Bf16))));
+                              *decode_workspace_, out);
   }
   const kernels::DeviceSequence* sequences = step.sequences + step.n_decode;
   if (!step.n_queries.empty()) {
