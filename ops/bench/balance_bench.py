@@ -5,7 +5,8 @@ tokens a second and right answers, with balancing off and on, in turns.
 Starts build/bin/spindled by mpirun with the bundled model and asks the questions of the evaluation
 set; every client sends its next request when the last one ended, so that requests always wait. With
 --eval, `spindle eval` then measures what requests without a policy get, under the same load and at the
-sizes that the balancer has chosen. Prints one JSON object; docs/kv-performance.md says what was measured. Only Python's standard library.
+sizes that the balancer has chosen. Prints one JSON object; docs/kv-performance.md says what was
+measured. Only Python's standard library.
 """
 import argparse
 import contextlib

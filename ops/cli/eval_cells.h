@@ -24,8 +24,8 @@ struct Cell {
   std::string profile;  // "full", ...
   // Percent of the uncompressed bytes; none where the server decides.
   std::optional<double> bytes_target = 100;
-  api::v1::KvPolicy
-      policy;  // without a profile: the server's own, whatever its balancer makes of it
+  // Without a profile: the server's own policy, whatever its balancer makes of it.
+  api::v1::KvPolicy policy;
   bool operator==(const Cell& other) const { return key == other.key; }
 };
 
