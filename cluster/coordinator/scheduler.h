@@ -226,6 +226,9 @@ class Scheduler {
   void set_tokens_ahead(Request& request, std::int64_t n_tokens);
   Room find_grant(Request& request, control::StepPlan& plan, std::int64_t n_tokens,
                   std::int64_t now_us);
+  bool grow_after_run(Request& request, control::StepPlan& plan, std::int64_t n_tokens);
+  void grant(Request& request, control::StepPlan& plan, std::int64_t granted,
+             const std::vector<std::int64_t>& pages);
   std::vector<std::int64_t> pages_to_grow(const Request& request,
                                           std::int64_t granted_tokens) const;
   void set_preemptible(Request& request, bool can_be);

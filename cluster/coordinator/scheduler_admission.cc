@@ -225,6 +225,25 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
     preempt(*victim);
     if (victim == &request) return Room::kEnded;
   }
+  grant(request, plan, granted, pages);
+  return Room::kFound;
+}
+
+// Of a request whose run reaches a boundary and is compressed after it: the growth that follows
+// goes with the same plan, so that nobody takes the room in between.
+bool Scheduler::grow_after_run(Request& request, control::StepPlan& plan, std::int64_t n_tokens) {
+  if (!request.grows() || n_tokens <= request.granted_tokens) return true;
+  const std::int64_t granted =
+      std::min(request.most_tokens(), request.next_boundary_after(request.granted_tokens));
+  const std::vector<std::int64_t> pages = pages_to_grow(request, granted);
+  if (!ledger_.try_grow(request.handle, pages)) return false;
+  grant(request, plan, granted, pages);
+  plan.mutable_grow(plan.grow_size() - 1)->set_after_runs(true);
+  return true;
+}
+
+void Scheduler::grant(Request& request, control::StepPlan& plan, std::int64_t granted,
+                      const std::vector<std::int64_t>& pages) {
   std::erase_if(request.growths, [this](const Growth& growth) {
     return in_flight_.empty() || growth.step < in_flight_.begin()->first;
   });
@@ -238,7 +257,6 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
   grow.mutable_more_pages()->Add(pages.begin(), pages.end());
   grow.set_sinks(request.plan ? request.plan->sinks : 0);
   grow.set_recent(request.plan ? request.plan->recent : 0);
-  return Room::kFound;
 }
 
 // Gives back all that the request holds; it waits again where it was, with its output so far as

@@ -253,10 +253,9 @@ void Scheduler::on_compressed(const control::CompressedSequence& compressed, std
   const bool of_prompt = compressed.n_tokens() <= request.n_prompt();
   --request.page_reports_pending;
   std::int64_t pages = compressed.used_pages() + compressed.reserved_pages();
-  // A plan's own growth comes before its runs and after what it compresses before them.
-  const std::uint64_t next = step + (compressed.after_runs() ? 1 : 0);
+  // The plan's own growth came after it compressed.
   for (const Growth& growth : request.growths) {
-    if (growth.step >= next) pages += growth.pages[stage];
+    if (growth.step >= step) pages += growth.pages[stage];
   }
   ledger_.update_choice(request.handle, choice.index, stage, pages, of_prompt);
   request.used_pages.resize(ledger_.stages().size());

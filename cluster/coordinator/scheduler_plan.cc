@@ -96,7 +96,8 @@ bool Scheduler::plan_decode(control::StepPlan& plan, StepBudget& budget, std::in
     }
     run.add_tokens(choice.next_token);
     run.set_sample(true);
-    if (compresses_after(request, choice, n_cached + 1)) {
+    if (compresses_after(request, choice, n_cached + 1) &&
+        grow_after_run(request, plan, n_cached + 2)) {
       add_compress(plan, request, choice, n_cached + 1);
       plan.mutable_compress(plan.compress_size() - 1)->set_after_runs(true);
       choice.compressed_at = n_cached + 1;

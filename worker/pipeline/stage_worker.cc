@@ -159,7 +159,13 @@ Status StageWorker::apply_sequences(const control::StepPlan& plan, control::Step
     open_boundaries(open);
     if (is_last) sampler_.open(open);
   }
+  return grow_all(plan, false, result);
+}
+
+Status StageWorker::grow_all(const control::StepPlan& plan, bool after_runs,
+                             control::StepResult& result) {
   for (const control::GrowSequence& grow : plan.grow()) {
+    if (grow.after_runs() != after_runs) continue;
     const auto pages = store_.grow(grow.sequence(), grow.granted_tokens(),
                                    reserve_pages(grow.more_pages()), grow.sinks(), grow.recent());
     if (!pages.ok()) return pages.status();
@@ -205,6 +211,12 @@ void StageWorker::open_boundaries(const control::OpenSequence& open) {
   needs.boost_share = message.boost_share();
   stage_.open_boundaries(open.sequence(), needs,
                          {open.boundaries().begin(), open.boundaries().end()});
+}
+
+Status StageWorker::carry_out_after_runs(const control::StepPlan& plan,
+                                         control::StepResult& result) {
+  if (Status status = compress_all(plan, true, result); !status.ok()) return status;
+  return grow_all(plan, true, result);
 }
 
 Status StageWorker::compress_all(const control::StepPlan& plan, bool after_runs,
@@ -312,7 +324,7 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   if (config.is_last) {
     // On a device before the wait for what is sampled, which then hides the host's part of it.
     stage_.clock().mark(StageTime::kBusy);
-    if (Status status = compress_all(plan, true, result); !status.ok()) return status;
+    if (Status status = carry_out_after_runs(plan, result); !status.ok()) return status;
     if (Status status = sample(plan, result); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
     stage_.clock().mark(StageTime::kBusy);
@@ -326,7 +338,7 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     if (!sent.ok()) return sent;
     stage_.clock().mark(StageTime::kDownstream);
     trace_transfer(plan.step(), sending, activations.size(), /*sent=*/true);
-    if (Status status = compress_all(plan, true, result); !status.ok()) return status;
+    if (Status status = carry_out_after_runs(plan, result); !status.ok()) return status;
   }
   score_boundaries(plan, result);
   if (!result.boundary_scores().empty()) {

@@ -55,7 +55,10 @@ class StageWorker {
   Status try_step(const control::StepPlan& plan, control::StepResult& result);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
   Status free(std::uint64_t sequence, control::StepResult& result);
+  // Boundaries that the plan's runs reach, and the growth behind them.
+  Status carry_out_after_runs(const control::StepPlan& plan, control::StepResult& result);
   // Those that come before the plan's runs, or those that come after.
+  Status grow_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result);
   Status compress_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result);
   Status compress(const control::Compress& order, control::StepResult& result);
   void open_boundaries(const control::OpenSequence& open);

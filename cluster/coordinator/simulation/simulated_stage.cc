@@ -75,15 +75,12 @@ Status SimulatedStage::carry_out(const control::StepPlan& plan, control::StepRes
   for (const control::OpenSequence& order : plan.open()) {
     if (Status status = open(order); !status.ok()) return status;
   }
-  for (const control::GrowSequence& order : plan.grow()) {
-    const std::int64_t more =
-        config_.stage < order.more_pages_size() ? order.more_pages(config_.stage) : 0;
-    if (Status status = kv_.grow(order, more, *result.add_grown()); !status.ok()) return status;
-  }
+  if (Status status = grow_all(plan, false, result); !status.ok()) return status;
   for (const control::Run& order : plan.runs()) {
     if (Status status = run(order, result, work); !status.ok()) return status;
   }
   if (Status status = compress_all(plan, true, result, work); !status.ok()) return status;
+  if (Status status = grow_all(plan, true, result); !status.ok()) return status;
   for (const std::uint64_t sequence : plan.free_after_runs()) {
     if (Status status = free(sequence, result); !status.ok()) return status;
   }
@@ -99,6 +96,17 @@ Status SimulatedStage::compress_all(const control::StepPlan& plan, bool after_ru
   for (const control::Compress& order : plan.compress()) {
     if (order.after_runs() != after_runs) continue;
     if (Status status = compress(order, result, work); !status.ok()) return status;
+  }
+  return ok_status();
+}
+
+Status SimulatedStage::grow_all(const control::StepPlan& plan, bool after_runs,
+                                control::StepResult& result) {
+  for (const control::GrowSequence& order : plan.grow()) {
+    if (order.after_runs() != after_runs) continue;
+    const std::int64_t more =
+        config_.stage < order.more_pages_size() ? order.more_pages(config_.stage) : 0;
+    if (Status status = kv_.grow(order, more, *result.add_grown()); !status.ok()) return status;
   }
   return ok_status();
 }

@@ -64,6 +64,7 @@ class SimulatedStage {
   }
   Status compress_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result,
                       StepWork& work);
+  Status grow_all(const control::StepPlan& plan, bool after_runs, control::StepResult& result);
   Status compress(const control::Compress& order, control::StepResult& result, StepWork& work);
   Status fork(const control::ForkSequence& fork);
   Status open(const control::OpenSequence& open);

@@ -84,6 +84,12 @@ TEST(SchedulerBoundary, ABoundaryOfTheAnswerGoesWithTheRunThatReachesIt) {
       ASSERT_NE(run, plan->runs().end());
       EXPECT_EQ(run->first_position(), order.after_runs() ? 213 : 214);
       ++(order.after_runs() ? n_after : n_before);
+      if (!order.after_runs()) continue;
+      // The next room goes with it: what the boundary gives back must not be somebody else's first.
+      ASSERT_EQ(plan->grow_size(), 1);
+      EXPECT_EQ(plan->grow(0).sequence(), order.sequence());
+      EXPECT_TRUE(plan->grow(0).after_runs());
+      EXPECT_EQ(plan->grow(0).granted_tokens(), 229);
     }
     driver.deliver_all();
   }

@@ -67,6 +67,7 @@ class SimulatedStages {
       apply_sequences(plan, stage, result);
       run_tokens(plan, stage, result);
       compress_all(plan, true, stages_[stage], result);
+      grow_all(plan, true, stage, result);
       for (const std::uint64_t id : plan.free_after_runs()) free(id, stages_[stage], result);
       result.set_used_pages(stages_[stage].kv->store().pool().n_used());
       result.set_reserved_pages(stages_[stage].kv->store().pool().n_reserved());
@@ -132,7 +133,14 @@ class SimulatedStages {
       ASSERT_TRUE(status.ok()) << status.to_string();
       open(stage, opened);
     }
+    grow_all(plan, false, index, result);
+  }
+
+  void grow_all(const control::StepPlan& plan, bool after_runs, std::size_t index,
+                control::StepResult& result) {
+    Stage& stage = stages_[index];
     for (const auto& grow : plan.grow()) {
+      if (grow.after_runs() != after_runs) continue;
       const auto pages = stage.kv->store().grow(grow.sequence(), grow.granted_tokens(),
                                                 grow.more_pages(static_cast<int>(index)),
                                                 grow.sinks(), grow.recent());
