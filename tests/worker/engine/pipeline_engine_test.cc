@@ -225,10 +225,10 @@ std::vector<std::vector<std::int32_t>> outputs_of_all(TestCluster& cluster, unsi
   std::mt19937 random(seed);
   std::vector<std::shared_ptr<CollectingSink>> sinks;
   for (int i = 0; i < kRequests; ++i) {
-    std::vector<std::int32_t> prompt(16 + random() % 240);
+    std::vector<std::int32_t> prompt(16 + random() % 160);
     for (std::int32_t& id : prompt) id = 300 + static_cast<std::int32_t>(random() % 3000);
     engine::EngineRequest request =
-        greedy_request(prompt, 20 + static_cast<std::int32_t>(random() % 160));
+        greedy_request(prompt, 20 + static_cast<std::int32_t>(random() % 300));
     request.sampling.ignore_eos = true;
     request.sampling.temperature = random() % 2 == 0 ? 0.0F : 0.9F;
     request.sampling.has_seed = true;
