@@ -203,8 +203,7 @@ std::vector<std::int64_t> Scheduler::pages_to_grow(const Request& request,
 Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
                                       std::int64_t n_tokens, std::int64_t now_us) {
   if (!request.grows() || n_tokens <= request.granted_tokens) return Room::kFound;
-  const std::int64_t granted =
-      std::min(request.most_tokens(), request.next_boundary_after(request.granted_tokens));
+  const std::int64_t granted = request.next_grant();
   const std::vector<std::int64_t> pages = pages_to_grow(request, granted);
   while (!ledger_.try_grow(request.handle, pages)) {
     // What others were granted is an upper bound, of which the stages will give back most.
@@ -233,8 +232,7 @@ Scheduler::Room Scheduler::find_grant(Request& request, control::StepPlan& plan,
 // goes with the same plan, so that nobody takes the room in between.
 bool Scheduler::grow_after_run(Request& request, control::StepPlan& plan, std::int64_t n_tokens) {
   if (!request.grows() || n_tokens <= request.granted_tokens) return true;
-  const std::int64_t granted =
-      std::min(request.most_tokens(), request.next_boundary_after(request.granted_tokens));
+  const std::int64_t granted = request.next_grant();
   const std::vector<std::int64_t> pages = pages_to_grow(request, granted);
   if (!ledger_.try_grow(request.handle, pages)) return false;
   grant(request, plan, granted, pages);

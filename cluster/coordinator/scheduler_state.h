@@ -128,6 +128,9 @@ struct Scheduler::Request {
   std::int64_t first_grant() const {
     return std::min(most_tokens(), next_boundary_after(n_prompt()));
   }
+  std::int64_t next_grant() const {
+    return std::min(most_tokens(), next_boundary_after(granted_tokens));
+  }
   std::int64_t next_boundary_after(std::int64_t n_in_cache) const {
     return coordinator::next_boundary_after(n_before_output(), n_in_cache);
   }

@@ -26,6 +26,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from kv_bench import ROOT, cluster, free_port, request  # noqa: E402
 
+EVAL_S = 3600  # `spindle eval` at most
+
 
 def questions(path, longest):
     """(task, document with one question, answer): every question of every record that is short enough."""
@@ -54,8 +56,8 @@ def quality(build, tcp_port, options):
         subprocess.run([build / "bin/spindle", "eval", "--config", ROOT / "configs/mini-cpu.pbtxt",
                         "--server", f"127.0.0.1:{tcp_port}", "--data", data, "--profiles",
                         "full,server", "--regime", "qa", "--limit", str(options.eval),
-                        "--no-sessions", "--concurrency", "16", "--timeout", "3600", "--json", out],
-                       check=True, stdout=sys.stderr)
+                        "--no-sessions", "--concurrency", "16", "--timeout", "600", "--json", out],
+                       check=True, stdout=sys.stderr, timeout=EVAL_S)
         wanted = ("profile", "macro", "worst_task", "n", "macro_all", "n_all", "bytes_real",
                   "kl_mean", "kl_p95")
         return [{key: row.get(key) for key in wanted} for row in json.loads(out.read_text())]

@@ -483,7 +483,8 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--prefill-tokens", options.prefill_tokens, "prompt of the prefill rows");
   app.add_option("--prefill-batches", options.prefill_batches, "prompts at once")->delimiter(',');
   app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
-  app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows");
+  app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows")
+      ->check(CLI::Range(4, 1 << 30));
   app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
   app.add_option("--mixed-batches", options.mixed_batches,
                  "requests that decode beside prompts; 0: not measured")

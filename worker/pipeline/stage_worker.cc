@@ -280,7 +280,6 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   control::CompressedSequence& report = *result.add_compressed();
   report.set_sequence(order.sequence());
   report.set_n_tokens(order.n_tokens());
-  report.set_after_runs(order.after_runs());
   report.set_full_bytes(kept->full_bytes);
   report.set_used_pages(kept->pages.used);
   report.set_reserved_pages(kept->pages.reserved);

@@ -137,7 +137,6 @@ Status SimulatedStage::compress(const control::Compress& order, control::StepRes
     planned_bytes_ += order.planned_bytes(config_.stage);
     kept_bytes_ += static_cast<std::uint64_t>(report.used_pages()) * config_.kv.shape.page_bytes();
   }
-  report.set_after_runs(order.after_runs());
   if (strikes(Fault::kLowReport)) report.set_used_pages(0);
   *result.add_compressed() = std::move(report);
   return ok_status();

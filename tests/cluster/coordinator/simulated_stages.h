@@ -227,7 +227,6 @@ class SimulatedStages {
     auto& report = *result.add_compressed();
     report.set_sequence(order.sequence());
     report.set_n_tokens(order.n_tokens());
-    report.set_after_runs(order.after_runs());
     report.set_full_bytes(done->full_bytes);
     report.set_used_pages(done->pages.used);
     report.set_reserved_pages(done->pages.reserved);
