@@ -76,18 +76,32 @@ __device__ inline void nibble_sums(float (&sums)[4], std::uint32_t a, std::uint3
   mma_f16(sums, nibbles<2>(a), nibbles<2>(b), nibbles<3>(a), nibbles<3>(b), pairs[2], pairs[3]);
 }
 
+// Minima times weights are the same for all channels of the Hadamard basis, so that their error
+// would be that of one channel of the plain basis, times sqrt(kDim). So they take the weights as
+// rounded to f16, like the codes do, and what the codes' weights lose by rounding again, at the
+// middle of the codes.
 template <int kDim>
 __device__ inline void int4_values(Softmax<kDim>& s, std::uint32_t stage, const Lane& lane) {
-  const uint4 minima = load_of_key_tokens(stage + 16 * kDim + 64, lane);
+  constexpr std::uint32_t kMiddle = 0x47804780U;  // 7.5
+  constexpr std::uint32_t kSixteenth = 0x2c002c00U;
+  const std::uint32_t of_tokens = stage + 16 * kDim + 16 * lane.q;
+  const Words4 scale = words(load_shared(of_tokens));
+  const Words4 minimum = words(load_shared(of_tokens + 64));
+  std::uint32_t weights[4];
+  pack_weights<false>(s.weights, weights);
+  std::uint32_t pairs[4] = {weights[0], weights[1], weights[2], weights[3]};
+  times_scales(pairs, scale);
+  std::uint32_t lost[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    const float minimum = of_key_token(minima, w, lane);
-    s.minima[0] = fmaf(s.weights[w / 2][w % 2 * 2], minimum, s.minima[0]);
-    s.minima[1] = fmaf(s.weights[w / 2][w % 2 * 2 + 1], minimum, s.minima[1]);
+    lost[w] = min_f16(fma_f16(weights[w], scale.x[w], negate_f16(pairs[w])), kLargestF16);
   }
-  constexpr std::uint32_t kSixteenth = 0x2c002c00U;
-  std::uint32_t pairs[4];
-  scaled_weights(pairs, s.weights, stage + 16 * kDim, lane);
+#pragma unroll
+  for (int w = 0; w < 4; w += 2) {
+    mma_f16(s.minima, minimum.x[w], minimum.x[w], minimum.x[w + 1], minimum.x[w + 1], weights[w],
+            weights[w + 1]);
+    mma_f16(s.minima, kMiddle, kMiddle, kMiddle, kMiddle, lost[w], lost[w + 1]);
+  }
   pairs[1] = mul_f16(pairs[1], kSixteenth);
   pairs[3] = mul_f16(pairs[3], kSixteenth);
 #pragma unroll

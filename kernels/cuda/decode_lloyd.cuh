@@ -227,7 +227,8 @@ struct ValueWeights {
   // `scales`: shared address of the values' scales.
   __device__ ValueWeights(const float (&weights)[2][4], std::uint32_t scales, const Lane& lane) {
     std::uint32_t pairs[4];
-    scaled_weights(pairs, weights, scales, lane);
+    pack_weights<false>(weights, pairs);
+    times_scales(pairs, words(load_shared(scales + 16 * lane.q)));
     even[0] = byte_permute(pairs[0], pairs[1], 0x5410);
     even[1] = byte_permute(pairs[2], pairs[3], 0x5410);
     odd[0] = byte_permute(pairs[0], pairs[1], 0x7632);

@@ -68,13 +68,6 @@ __device__ void fill_angles(AngleTable<kDim, kRows>& steps, AngleTable<kDim>& st
   }
 }
 
-struct Words4 {
-  std::uint32_t x[4];
-};
-__device__ inline Words4 words(const uint4& v) { return {{v.x, v.y, v.z, v.w}}; }
-
-__device__ inline uint4 joined(const Words4& w) { return {w.x[0], w.x[1], w.x[2], w.x[3]}; }
-
 // Fragments of the query tile for the chunks `chunk` and chunk + kDim / 64, turned back by a
 // position whose cos and sin rows, f32 [kDim / 2] each, are at `angles`; 0: as they are.
 template <int kDim>

@@ -43,7 +43,7 @@ struct Softmax {
   float weights[2][4];         // [t][2 h + head]: scores, then weights of the current unit
   float best[2];               // of the warp, in powers of two; others are up to kBestSlack more
   float mass[2];               // of the lane's tokens
-  float minima[2];             // sum of weight times minimum, int4 values
+  float minima[4];             // sum of weight times minimum, int4 values; like a tile of `values`
   float centred[2];            // mass of values whose mean is still to be added
   Basis basis = Basis::kPlain;
 
@@ -56,7 +56,7 @@ struct Softmax {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       best[e] = -INFINITY;
-      mass[e] = minima[e] = centred[e] = 0.0F;
+      mass[e] = minima[e] = minima[2 + e] = centred[e] = 0.0F;
     }
     basis = Basis::kPlain;
   }
@@ -181,7 +181,6 @@ struct Softmax {
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) {
         mass[e] += __shfl_xor_sync(kAllLanes, mass[e], step);
-        minima[e] += __shfl_xor_sync(kAllLanes, minima[e], step);
         centred[e] += __shfl_xor_sync(kAllLanes, centred[e], step);
       }
       // A constant vector of the Hadamard basis is the plain basis' channel 0.
@@ -212,7 +211,10 @@ struct Softmax {
       const float factor = exp2_fast(best[e] - now);
       best[e] = now;
       mass[e] *= factor;
-      if constexpr (kMinima) minima[e] *= factor;
+      if constexpr (kMinima) {
+        minima[e] *= factor;
+        minima[2 + e] *= factor;
+      }
       if constexpr (kCentred) centred[e] *= factor;
 #pragma unroll
       for (auto& tile : values) {
@@ -242,17 +244,13 @@ __device__ inline void pack_weights(const float (&weights)[2][4], std::uint32_t 
 // Weights times scales or minima as B operands are finite also when both are large.
 __device__ inline float f16_range(float x) { return fmaxf(fminf(x, 65504.0F), -65504.0F); }
 
-// The same times scales of the tokens, f16 [32] at the shared address `scales`; finite also when
-// both are large. Transposed, a lane has the weights of the tokens 8 q + 2 w and 8 q + 2 w + 1.
-__device__ inline void scaled_weights(std::uint32_t (&pairs)[4], const float (&weights)[2][4],
-                                      std::uint32_t scales, const Lane& lane) {
-  constexpr std::uint32_t kLargest = 0x7bff7bffU;
-  pack_weights<false>(weights, pairs);
-  const uint4 scale = load_shared(scales + 16 * lane.q);
-  pairs[0] = min_f16(mul_f16(pairs[0], scale.x), kLargest);
-  pairs[1] = min_f16(mul_f16(pairs[1], scale.y), kLargest);
-  pairs[2] = min_f16(mul_f16(pairs[2], scale.z), kLargest);
-  pairs[3] = min_f16(mul_f16(pairs[3], scale.w), kLargest);
+// Such weights times scales of the tokens, f16 [32] at the shared address `scales`; finite also
+// when both are large. Transposed, a lane has the weights of the tokens 8 q + 2 w and 8 q + 2 w
+// + 1.
+inline constexpr std::uint32_t kLargestF16 = 0x7bff7bffU;
+__device__ inline void times_scales(std::uint32_t (&pairs)[4], const Words4& scale) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) pairs[w] = min_f16(mul_f16(pairs[w], scale.x[w]), kLargestF16);
 }
 
 }  // namespace spindle::kernels::device

@@ -97,6 +97,13 @@ __device__ inline std::uint32_t load_shared_2(std::uint32_t address) {
   return x;
 }
 
+// Four words that are indexed.
+struct Words4 {
+  std::uint32_t x[4];
+};
+__device__ inline Words4 words(const uint4& v) { return {{v.x, v.y, v.z, v.w}}; }
+__device__ inline uint4 joined(const Words4& w) { return {w.x[0], w.x[1], w.x[2], w.x[3]}; }
+
 // Asynchronous copies of 16, 8 or 4 bytes; `valid` false writes zeros and reads nothing.
 __device__ inline void copy_16(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
