@@ -29,6 +29,8 @@ DecodeKernels kernels_of(const CudaContext& context, DecodeFormats formats) {
     case DecodeFormats::kLloyd:
       return context.compute_capability() == 90 ? decode_lloyd_table_kernels()
                                                 : decode_lloyd_kernels();
+    case DecodeFormats::kKivi:
+      return decode_kivi_kernels();
     case DecodeFormats::kRows:
       return decode_rows_kernels();
     case DecodeFormats::kAll:
@@ -79,8 +81,8 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   plan.n_layers = n_layers;
   int per_multiprocessor = 1 << 10;
   for (const DecodeFormats formats :
-       {DecodeFormats::kRaw, DecodeFormats::kInt4, DecodeFormats::kLloyd, DecodeFormats::kRows,
-        DecodeFormats::kAll}) {
+       {DecodeFormats::kRaw, DecodeFormats::kInt4, DecodeFormats::kLloyd, DecodeFormats::kKivi,
+        DecodeFormats::kRows, DecodeFormats::kAll}) {
     per_multiprocessor = std::min(
         per_multiprocessor, kernels_of(context, formats).teams_per_multiprocessor(shape.head_dim));
   }

@@ -80,6 +80,7 @@ DecodeKernels decode_raw_kernels();
 DecodeKernels decode_int4_kernels();
 DecodeKernels decode_lloyd_kernels();
 DecodeKernels decode_lloyd_table_kernels();  // compute capability 9.0
+DecodeKernels decode_kivi_kernels();
 DecodeKernels decode_rows_kernels();
 DecodeKernels decode_all_kernels();
 

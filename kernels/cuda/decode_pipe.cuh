@@ -41,7 +41,7 @@ struct Config {
   static constexpr bool kInt4 = kAll || kFormats == DecodeFormats::kInt4;
   static constexpr bool kLloyd = kAll || kFormats == DecodeFormats::kLloyd;
   static constexpr bool kRows = kAll || kFormats == DecodeFormats::kRows;
-  static constexpr bool kKivi = kAll;
+  static constexpr bool kKivi = kAll || kFormats == DecodeFormats::kKivi;
   static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
   static constexpr bool kHadamard = kInt4 || kLloyd;
   static constexpr bool kBeforeRope = kLloyd || kRows;
@@ -49,7 +49,8 @@ struct Config {
   static constexpr int kStepRows = kLevelTable ? 64 : 32;
   // Teams of a CTA share its tables.
   static constexpr int kTeams = kLevelTable ? 2 : 1;
-  static constexpr int kWarps = kLevelTable ? 6 : kFormats == DecodeFormats::kInt4 ? 8 : 6;
+  static constexpr int kWarps =
+      kFormats == DecodeFormats::kInt4 || kFormats == DecodeFormats::kKivi ? 8 : 6;
   static constexpr int kThreads = 32 * kWarps;  // of a team
   static constexpr int kStages = kLevelTable || kAll ? 2 : kFormats == DecodeFormats::kRaw ? 4 : 3;
   static constexpr int kRopeOffset = kRows ? kElementBytes : 16 * kDim + 128;

@@ -86,6 +86,7 @@ enum class DecodeFormats : std::uint8_t {
   kRaw,
   kInt4,
   kLloyd,  // 1 to 4 bits
+  kKivi,   // 4 and 2 bits
   kRows,   // token ids and codebooks
   kAll,
 };
@@ -100,6 +101,7 @@ constexpr DecodeFormats decode_formats(std::uint32_t format_mask) {
            kBit(KvFormat::kLloyd4))) {
     return DecodeFormats::kLloyd;
   }
+  if (only(kBit(KvFormat::kKivi4) | kBit(KvFormat::kKivi2))) return DecodeFormats::kKivi;
   if (only(kBit(KvFormat::kToken) | kBit(KvFormat::kCodebook))) return DecodeFormats::kRows;
   return DecodeFormats::kAll;
 }
