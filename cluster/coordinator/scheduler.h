@@ -135,6 +135,7 @@ class Scheduler {
     std::int64_t sent_us = 0;
     std::vector<bool> reported;           // [n_stages]
     std::vector<std::int64_t> committed;  // [n_stages] in the ledger, once the plan is carried out
+    double prefill_cost = 0;              // as StepBudget has it
     bool has_decode = false;
     bool has_growth = false;
   };
@@ -200,7 +201,8 @@ class Scheduler {
   void add_prompt_scores(const Request& request, int n_tokens, control::Run& run) const;
   void add_boundaries(const Request& request, control::OpenSequence& open) const;
   bool plan_decode(control::StepPlan& plan, StepBudget& budget, std::int64_t now_us);
-  void plan_prefill(control::StepPlan& plan, StepBudget& budget);
+  double plan_prefill(control::StepPlan& plan, StepBudget& budget);
+  double prefill_share() const;
   std::vector<engine::RequestHandle> prefill_order() const;
   static std::int64_t left_to_prefill(const Request& request);
   void plan_chunk(control::StepPlan& plan, Request& request, double share, StepBudget& budget);

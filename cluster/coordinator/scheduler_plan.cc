@@ -22,7 +22,7 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   plan_forks(plan);
   const bool has_decode = plan_decode(plan, budget, now_us);
   admit(plan, budget, now_us);
-  plan_prefill(plan, budget);
+  const double prefill_cost = plan_prefill(plan, budget);
   // Last, since admission may give up sessions and preempt.
   plan.mutable_free()->Add(to_free_.begin(), to_free_.end());
   to_free_.clear();
@@ -35,6 +35,7 @@ std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   if (plan.report_budget()) report_outstanding_ = true;
   Step& step = in_flight_[plan.step()];
   step.sent_us = now_us;
+  step.prefill_cost = prefill_cost;
   step.has_decode = has_decode;
   step.has_growth = plan.grow_size() > 0;
   step.reported.assign(ledger_.stages().size(), false);
@@ -145,13 +146,31 @@ std::vector<engine::RequestHandle> Scheduler::prefill_order() const {
   return order;
 }
 
+// What a step may take of the prompts: with several stages an equal part of all that is not done
+// for each step in flight and the next, so that no stage waits while another has all of it; but not
+// so little that the weights are read for nothing.
+double Scheduler::prefill_share() const {
+  constexpr double kSmallestPart = 0.125;
+  const auto most = static_cast<double>(config_.max_num_batched_tokens);
+  if (ledger_.stages().size() == 1 || config_.max_in_flight == 1) return most;
+  double left = 0;
+  for (const auto& [number, step] : in_flight_) left += step.prefill_cost;
+  for (const engine::RequestHandle handle : prefilling_) {
+    const Request& request = *requests_.at(handle);
+    left += chunk_cost(request.n_prefilled, left_to_prefill(request));
+  }
+  return std::clamp(left / (config_.max_in_flight + 1), kSmallestPart * most, most);
+}
+
 // The oldest has at least half of all steps, so that short ones cannot hold it up. They have the
 // rest, as a credit that they may spend at once, so that it does not hold up them: a few short
-// prompts go through as if they were alone.
-void Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
+// prompts go through as if they were alone. Returns the chunks' cost.
+double Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
   constexpr double kMostCreditSteps = 8;
   const std::vector<engine::RequestHandle> order = prefill_order();
-  if (order.empty()) return;
+  if (order.empty()) return 0;
+  budget.cost = std::min(budget.cost, prefill_share());
+  const double share = budget.cost;
   lane_credit_ = std::min(lane_credit_ + budget.cost / 2,
                           kMostCreditSteps * static_cast<double>(config_.max_num_batched_tokens));
   Request& oldest = *requests_.at(order.front());
@@ -171,6 +190,7 @@ void Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
     const Request& request = *requests_.at(handle);
     return request.at_boundary || request.n_prefilled == request.n_prompt();
   });
+  return share - budget.cost;
 }
 
 // Of a chunk of n_tokens after n_before others; attention costs a token of the middle of the chunk

@@ -20,7 +20,9 @@ engine::EngineRequest policy_request(int n_prompt, int max_tokens, KvProfile pro
 }
 
 TEST(SchedulerBoundary, NothingRunsBetweenABoundaryAndItsPlan) {
-  Driver driver(kv_config(3), kStages);
+  SchedulerConfig config = kv_config(3);
+  config.max_num_batched_tokens = 800;  // the prompt comes in two parts
+  Driver driver(config, kStages);
   ASSERT_TRUE(driver.submit(policy_request(150, 10, KvProfile::kKivi4)).ok());
   const auto first = driver.step();
   ASSERT_TRUE(first.has_value());

@@ -31,8 +31,41 @@ TEST(Scheduler, APromptIsChunkedAndSampledOnce) {
   EXPECT_TRUE(third->runs(0).sample());
 }
 
+// Of all that is not done an equal part for each step in flight and the next; not less than an
+// eighth of the largest step.
+TEST(Scheduler, PromptsAreSpreadOverTheSteps) {
+  SchedulerConfig config = small_config(3);
+  config.max_num_batched_tokens = 64;
+  for (const int n_stages : {1, 2}) {
+    const std::vector<StageCapacity> capacities(static_cast<std::size_t>(n_stages), {1, 100});
+    Scheduler scheduler(config, KvLedger(kShape, capacities));
+    SimulatedStages stages(capacities);
+    ASSERT_TRUE(scheduler.submit(request_of(100, 1), 1).ok());
+    std::vector<int> chunks;
+    std::vector<control::StepPlan> plans;
+    const auto fill = [&] {
+      while (auto plan = scheduler.next_step(2)) {
+        chunks.push_back(plan->runs(0).tokens_size());
+        plans.push_back(std::move(*plan));
+      }
+    };
+    fill();
+    EXPECT_EQ(chunks, n_stages == 1 ? std::vector({64, 36}) : std::vector({25, 25, 25}));
+    for (std::size_t next = 0; next < plans.size(); ++next) {
+      for (const auto& result : stages.run(plans[next])) {
+        ASSERT_TRUE(scheduler.on_result(result, 3).ok());
+      }
+      fill();
+    }
+    if (n_stages == 1) continue;
+    EXPECT_EQ(chunks, (std::vector{25, 25, 25, 18, 7}));  // 18 of the 75 not done by then
+  }
+}
+
 TEST(Scheduler, DecodeTokensAreSpreadOverTheStages) {
-  Scheduler scheduler(small_config(3), KvLedger(kShape, {{1, 100}, {1, 100}}));
+  SchedulerConfig config = small_config(3);
+  config.max_num_batched_tokens = 160;
+  Scheduler scheduler(config, KvLedger(kShape, {{1, 100}, {1, 100}}));
   SimulatedStages stages({{1, 100}, {1, 100}});
   for (int i = 0; i < 4; ++i) {
     engine::EngineRequest request = request_of(5, 100);
