@@ -27,6 +27,8 @@ constexpr double kMostFactor = 16.0;
 constexpr std::int64_t kSoon = 8;
 constexpr std::int64_t kMostHolds = 16;
 constexpr std::int64_t kMostHoldUs = 86'400'000'000;
+// Prompts come and go: how many are in their prefill is averaged over a longer time than demand.
+constexpr std::int64_t kPrefillSmoothing = 5;
 // What a request can be and take; keeps figures far from overflow.
 constexpr double kMostTokens = 1e9;
 constexpr double kMostBytes = 1e18;
@@ -110,6 +112,7 @@ BudgetBalancer::BudgetBalancer(BalancerConfig config)
       planned_bytes_(config_.curves.size()),
       extra_(config_.curves.size()),
       headroom_(config_.curves.size()),
+      prefill_(config_.curves.size()),
       reliefs_(config_.curves.size(), {.hold_us = config_.relief_hold_us}) {
   for (Measured& measured : measured_) measured.factor.resize(config_.curves.front().size());
 }
@@ -138,8 +141,8 @@ Status BudgetBalancer::check(const BalancerInput& input) const {
     }
   }
   const auto bad = [](double tokens) { return !(tokens >= 0 && tokens <= kMostTokens); };
-  if (input.n_running < 0 || input.n_waiting < 0 || bad(input.mean_tokens) ||
-      bad(input.peak_tokens)) {
+  if (input.n_running < 0 || input.n_waiting < 0 || input.n_prefilling < 0 ||
+      input.n_prefilling > input.n_running || bad(input.mean_tokens) || bad(input.peak_tokens)) {
     return internal_error("a demand for the budget balancer that cannot be");
   }
   return ok_status();
@@ -179,13 +182,19 @@ double BudgetBalancer::factor(std::size_t stage, int level) const {
 
 void BudgetBalancer::smooth_demand(const BalancerInput& input) {
   const double demand = static_cast<double>(input.n_running) + input.n_waiting;
-  double weight = 1.0;
-  if (smoothed_us_ && config_.smoothing_us > 0) {
+  const auto weight_of = [&](std::int64_t time_constant_us) {
+    if (!smoothed_us_ || time_constant_us <= 0) return 1.0;
     const auto passed =
         static_cast<double>(std::max<std::int64_t>(input.now_us - *smoothed_us_, 0));
-    weight = 1.0 - std::exp(-passed / static_cast<double>(config_.smoothing_us));
-  }
+    return 1.0 - std::exp(-passed / static_cast<double>(time_constant_us));
+  };
+  const double weight = weight_of(config_.smoothing_us);
+  const double prefill_weight = weight_of(kPrefillSmoothing * config_.smoothing_us);
   smoothed_us_ = input.now_us;
+  n_prefilling_ += prefill_weight * (input.n_prefilling - n_prefilling_);
+  for (std::size_t s = 0; s < prefill_.size(); ++s) {
+    prefill_[s] += prefill_weight * (of_bytes(input.ledger[s].prefill_bytes) - prefill_[s]);
+  }
   for (std::size_t s = 0; s < extra_.size() && input.n_running > 0; ++s) {
     extra_[s] += weight * (of_bytes(input.ledger[s].extra_bytes) - extra_[s]);
     headroom_[s] += weight * (of_bytes(input.ledger[s].headroom_bytes) - headroom_[s]);
@@ -221,7 +230,9 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     const std::uint64_t capacity = capacity_of(input, s);
     load.capacity =
         std::max(of_bytes(capacity) - of_bytes(input.ledger[s].fixed_bytes) - headroom_[s], 0.0);
-    load.peak = of_bytes(config_.token_bytes[s]) * std::max(peak_tokens_, 1.0);
+    load.peak =
+        std::max(of_bytes(config_.token_bytes[s]) * std::max(peak_tokens_, 1.0), prefill_[s]);
+    load.n_at_peak = std::max(n_prefilling_, 1.0);
   }
   return loads;
 }
@@ -269,10 +280,8 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
 // The other side of requests_that_fit().
 void BudgetBalancer::note_planned(const BalancerInput& input, const std::vector<StageLoad>& loads) {
   for (std::size_t s = 0; s < loads.size(); ++s) {
-    const double bytes = loads[s].bytes[static_cast<std::size_t>(levels_[s])];
-    const double first = std::max(loads[s].peak, bytes);
     planned_bytes_[s] =
-        of_bytes(input.ledger[s].fixed_bytes) + first + std::max(wanted_ - 1.0, 0.0) * bytes;
+        of_bytes(input.ledger[s].fixed_bytes) + bytes_of_requests(loads[s], levels_[s], wanted_);
   }
 }
 

@@ -7,7 +7,8 @@
 //
 // 1. The number of requests that should run together: what is running and waiting (smoothed), at
 //    most max_num_seqs, at most what fits with every stage at its strongest level. Every stage
-//    keeps room for one prompt that is not compressed yet.
+//    keeps room for the prompts that are not compressed yet, as many as there were of late, but at
+//    least for the longest.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
 //    Projections are the planned curves for prompts as long as those at hand, corrected by what
 //    stages really kept of what the curves said, level by level, and what requests hold beside
@@ -68,6 +69,8 @@ struct LedgerUse {
   // Of a running request that is compressed, on average: what it has beyond its compressed prompt.
   // Output is encoded and never dropped, so levels hardly reach it.
   std::uint64_t extra_bytes = 0;
+  // Of the running requests that are not compressed yet.
+  std::uint64_t prefill_bytes = 0;
   // Kept free for the growth of those that run when another is admitted.
   std::uint64_t headroom_bytes = 0;
 };
@@ -77,7 +80,8 @@ struct BalancerInput {
   std::uint64_t next_step = 0;            // the number of the next step plan to be made
   std::span<const BudgetReport> reports;  // [n_stages]
   std::span<const LedgerUse> ledger;      // [n_stages]
-  int n_running = 0;  // of the requests that levels reach, as is all that follows
+  int n_running = 0;     // of the requests that levels reach, as is all that follows
+  int n_prefilling = 0;  // of the running: not compressed yet
   int n_waiting = 0;
   double mean_tokens = 0;  // of the prompts of the running and waiting; 0 when there are none
   double peak_tokens = 0;  // that the longest of them takes uncompressed; at least mean_tokens
@@ -109,7 +113,7 @@ class BudgetBalancer {
   // What the curves say of a compressed prompt of n_tokens; in proportion, though short prompts
   // keep a larger share.
   double request_bytes(std::size_t stage, int level, double n_tokens) const;
-  // [n_stages]: KV that those wanted take at the present levels, one of them in its prefill, beside
+  // [n_stages]: KV that those wanted take at the present levels, some of them in their prefill, beside
   // what levels do not reach; at least for one request. 0 before the first decide().
   const std::vector<double>& planned_bytes() const { return planned_bytes_; }
 
@@ -163,7 +167,9 @@ class BudgetBalancer {
   std::vector<double> planned_bytes_;  // [n_stages]
   std::vector<double> extra_;          // [n_stages], LedgerUse::extra_bytes smoothed
   std::vector<double> headroom_;       // [n_stages], LedgerUse::headroom_bytes smoothed
-  std::vector<Relief> reliefs_;        // [n_stages]
+  std::vector<double> prefill_;        // [n_stages], LedgerUse::prefill_bytes smoothed
+  double n_prefilling_ = 0;
+  std::vector<Relief> reliefs_;  // [n_stages]
   std::uint64_t epoch_ = 0;
   std::optional<std::int64_t> first_us_;
   std::uint64_t first_step_ = 0;

@@ -16,9 +16,15 @@ constexpr double kTolerance = 1e-9;
 
 double requests_that_fit(const StageLoad& stage, int level) {
   const double bytes = stage.bytes[static_cast<std::size_t>(level)];
-  const double first = std::max(stage.peak, bytes);
-  if (stage.capacity < first) return stage.capacity / first;
-  return 1.0 + (stage.capacity - first) / bytes;
+  const double first = std::max(stage.peak, stage.n_at_peak * bytes);
+  if (stage.capacity < first) return stage.n_at_peak * stage.capacity / first;
+  return stage.n_at_peak + (stage.capacity - first) / bytes;
+}
+
+double bytes_of_requests(const StageLoad& stage, int level, double n_requests) {
+  const double bytes = stage.bytes[static_cast<std::size_t>(level)];
+  return std::max(stage.peak, stage.n_at_peak * bytes) +
+         std::max(n_requests - stage.n_at_peak, 0.0) * bytes;
 }
 
 LevelChoice choose_level(const StageLoad& stage, int lightest, double n_requests) {

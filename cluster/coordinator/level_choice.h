@@ -20,13 +20,17 @@ struct StageLoad {
       {};  // [n_levels], of one compressed request, above 0, light to strong
   std::vector<double> error = {};  // [n_levels]
   double capacity = 0;             // bytes
-  double peak = 0;                 // bytes of one request in its prefill, uncompressed
+  double peak = 0;                 // bytes of those in their prefill, uncompressed
+  double n_at_peak = 1;            // how many these are, above 0
 };
 
-// How many requests run together at a level, one of them in its prefill:
-// (n - 1) * bytes + max(peak, bytes) <= capacity. Below 1 when not even that one fits. A fraction
-// counts, so that small changes show.
+// How many requests run together at a level, n_at_peak of them in their prefill:
+// (n - n_at_peak) * bytes + max(peak, n_at_peak * bytes) <= capacity. Below n_at_peak when not even
+// those fit. A fraction counts, so that small changes show.
 double requests_that_fit(const StageLoad& stage, int level);
+
+// What n_requests take together at a level.
+double bytes_of_requests(const StageLoad& stage, int level, double n_requests);
 
 struct LevelChoice {
   int level = 0;

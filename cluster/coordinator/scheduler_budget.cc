@@ -92,8 +92,16 @@ BalancerInput Scheduler::balancer_input(std::int64_t now_us, std::vector<LedgerU
     tokens += n_prompt;
     input.peak_tokens =
         std::max(input.peak_tokens, static_cast<double>(request->first_demand().max_tokens));
-    if (request->prompt_pages.empty() || request->page_reports_pending > 0) continue;
+    if (!request->admitted) continue;
     const std::vector<std::int64_t> pages = ledger_.pages_of(handle);
+    if (request->prompt_pages.empty()) {
+      ++input.n_prefilling;
+      for (std::size_t s = 0; s < pages.size(); ++s) {
+        ledger[s].prefill_bytes += static_cast<std::uint64_t>(pages[s]) * page;
+      }
+      continue;
+    }
+    if (request->page_reports_pending > 0) continue;
     for (std::size_t s = 0; s < extra.size(); ++s) extra[s] += pages[s] - request->prompt_pages[s];
     ++n_compressed;
   }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -68,6 +69,7 @@ struct Bench {
                                     .reports = reports,
                                     .ledger = ledger,
                                     .n_running = n_requests / 2,
+                                    .n_prefilling = std::min(n_prefilling, n_requests / 2),
                                     .n_waiting = n_requests - n_requests / 2,
                                     .mean_tokens = n_requests > 0 ? mean_tokens : 0});
     EXPECT_TRUE(decided.ok()) << decided.status().to_string();
@@ -87,6 +89,7 @@ struct Bench {
   std::vector<LedgerUse> ledger;
   std::int64_t now_us = 0;
   std::uint64_t step = 0;
+  int n_prefilling = 0;
   int n_moves = 0;
 };
 

@@ -43,6 +43,22 @@ TEST(BudgetBalancer, TheTightStageAloneCompressesHarder) {
   EXPECT_EQ(bench.balancer.prices()[1], 0);
 }
 
+// Each prompt that is not compressed yet takes ten times what it will.
+TEST(BudgetBalancer, PromptsInTheirPrefillLeaveLessForTheOthers) {
+  Bench bench(config_of(2), {30000, 10000});
+  bench.n_prefilling = 3;
+  for (LedgerUse& ledger : bench.ledger) ledger.prefill_bytes = 3000;
+  bench.run(60, 150);
+  // 7,000 / 147 = 47.6 bytes: three levels, and not two as with one prompt.
+  EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, 3}));
+  EXPECT_NEAR(bench.balancer.planned_bytes()[0], 3000 + 147 * 100, 10);
+  // One long prompt may come at any time.
+  for (LedgerUse& ledger : bench.ledger) ledger.prefill_bytes = 0;
+  bench.n_prefilling = 0;
+  bench.run(60, 150);
+  EXPECT_NEAR(bench.balancer.planned_bytes()[0], 1000 + 149 * 100, 10);
+}
+
 TEST(BudgetBalancer, SaysWhatMovedAndWhy) {
   Bench bench(config_of(3), {30000, 10000, 30000});
   std::optional<BudgetDecision> decision;
@@ -474,11 +490,12 @@ TEST(BudgetBalancer, CapsHoldOnRandomInputs) {
 TEST(BudgetBalancer, ReportsThatAreNotThoseOfAllStagesAreErrors) {
   Bench bench(config_of(2), {30000, 10000});
   const auto code = [&](std::span<const BudgetReport> reports, int n_running = 1,
-                        double mean_tokens = 1) {
+                        double mean_tokens = 1, int n_prefilling = 0) {
     return bench.balancer
         .decide({.reports = reports,
                  .ledger = bench.ledger,
                  .n_running = n_running,
+                 .n_prefilling = n_prefilling,
                  .mean_tokens = mean_tokens})
         .status()
         .code();
@@ -495,6 +512,7 @@ TEST(BudgetBalancer, ReportsThatAreNotThoseOfAllStagesAreErrors) {
   EXPECT_EQ(code(early), StatusCode::kInternal);
   EXPECT_EQ(code(bench.reports, 1, 1e10), StatusCode::kInternal);
   EXPECT_EQ(code(bench.reports, -1), StatusCode::kInternal);
+  EXPECT_EQ(code(bench.reports, 1, 1, 2), StatusCode::kInternal);
   EXPECT_EQ(code(bench.reports, 1, std::nan("")), StatusCode::kInternal);
 }
 

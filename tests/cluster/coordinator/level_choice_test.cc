@@ -16,6 +16,14 @@ TEST(LevelChoice, RequestsThatFit) {
   // A prefill that takes less than what is kept does not show.
   EXPECT_EQ(requests_that_fit({.bytes = {10}, .error = {0}, .capacity = 95, .peak = 3}, 0), 9.5);
   EXPECT_EQ(requests_that_fit({.bytes = {10}, .error = {0}, .capacity = 20, .peak = 40}, 0), 0.5);
+  // Two and a half in their prefill take 50: four times 10 fit beside them.
+  const StageLoad three{.bytes = {10}, .error = {0}, .capacity = 90, .peak = 50, .n_at_peak = 2.5};
+  EXPECT_EQ(requests_that_fit(three, 0), 6.5);
+  EXPECT_EQ(bytes_of_requests(three, 0, 6.5), 90);
+  EXPECT_EQ(bytes_of_requests(three, 0, 1), 50);
+  EXPECT_EQ(requests_that_fit(
+                {.bytes = {10}, .error = {0}, .capacity = 25, .peak = 50, .n_at_peak = 2.5}, 0),
+            1.25);
 }
 
 TEST(LevelChoice, PricesByHand) {
