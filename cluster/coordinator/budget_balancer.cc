@@ -92,6 +92,9 @@ Status check_config(const BalancerConfig& config) {
   if (!(config.exhaustion_factor >= 1 && std::isfinite(config.exhaustion_factor))) {
     return refuse("exhaustion_factor", "at least 1");
   }
+  if (!(config.unfilled_prompts >= 0 && config.unfilled_prompts <= 1)) {
+    return refuse("unfilled_prompts", "in [0, 1]");
+  }
   if (config.max_levels_moved < 1) return refuse("max_levels_moved", "at least 1");
   return ok_status();
 }
@@ -227,11 +230,11 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     for (std::size_t l = load.bytes.size() - 1; l-- > 0;) {
       load.bytes[l] = std::max(load.bytes[l], load.bytes[l + 1]);
     }
-    const std::uint64_t capacity = capacity_of(input, s);
-    load.capacity =
-        std::max(of_bytes(capacity) - of_bytes(input.ledger[s].fixed_bytes) - headroom_[s], 0.0);
-    load.peak =
-        std::max(of_bytes(config_.token_bytes[s]) * std::max(peak_tokens_, 1.0), prefill_[s]);
+    const double token_bytes = of_bytes(config_.token_bytes[s]);
+    const double kept_free = headroom_[s] + config_.unfilled_prompts * token_bytes * mean_tokens_;
+    load.capacity = std::max(
+        of_bytes(capacity_of(input, s)) - of_bytes(input.ledger[s].fixed_bytes) - kept_free, 0.0);
+    load.peak = std::max(token_bytes * std::max(peak_tokens_, 1.0), prefill_[s]);
     load.n_at_peak = std::max(n_prefilling_, 1.0);
   }
   return loads;

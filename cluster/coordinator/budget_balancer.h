@@ -8,7 +8,8 @@
 // 1. The number of requests that should run together: what is running and waiting (smoothed), at
 //    most max_num_seqs, at most what fits with every stage at its strongest level. Every stage
 //    keeps room for the prompts that are not compressed yet, as many as there were of late, but at
-//    least for the longest.
+//    least for the longest, and half of an average one beside, which is what remains where the next
+//    one does not fit.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
 //    Projections are the planned curves for prompts as long as those at hand, corrected by what
 //    stages really kept of what the curves said, level by level, and what requests hold beside
@@ -57,6 +58,8 @@ struct BalancerConfig {
   double min_gain = 0.05;
   double relief_margin = 0.25;
   double exhaustion_factor = 2.0;
+  // A prompt is admitted when all of it fits: of a full stage so much of one is free on average.
+  double unfilled_prompts = 0.5;
   int max_levels_moved = 2;  // of each stage, in one plan
 };
 
@@ -113,8 +116,8 @@ class BudgetBalancer {
   // What the curves say of a compressed prompt of n_tokens; in proportion, though short prompts
   // keep a larger share.
   double request_bytes(std::size_t stage, int level, double n_tokens) const;
-  // [n_stages]: KV that those wanted take at the present levels, some of them in their prefill, beside
-  // what levels do not reach; at least for one request. 0 before the first decide().
+  // [n_stages]: KV that those wanted take at the present levels, some of them in their prefill,
+  // beside what levels do not reach; at least for one request. 0 before the first decide().
   const std::vector<double>& planned_bytes() const { return planned_bytes_; }
 
  private:

@@ -38,6 +38,7 @@ inline BalancerConfig config_of(int n_stages, int own_level = 0) {
   config.own_level = own_level;
   config.typical_tokens = kTypical;
   config.max_num_seqs = 1000;
+  config.unfilled_prompts = 0;
   return config;
 }
 

@@ -59,6 +59,19 @@ TEST(BudgetBalancer, PromptsInTheirPrefillLeaveLessForTheOthers) {
   EXPECT_NEAR(bench.balancer.planned_bytes()[0], 1000 + 149 * 100, 10);
 }
 
+// Half of a prompt is free on average where the next one does not fit: 9,000 / 157 = 57.3 bytes
+// would do at level 2, which has 56; 8,500 / 157 = 54.1 do not.
+TEST(BudgetBalancer, WhatIsTooSmallForAPromptIsNotThere) {
+  for (const double unfilled : {0.0, 0.5}) {
+    BalancerConfig config = config_of(2);
+    config.unfilled_prompts = unfilled;
+    config.max_levels_moved = 6;
+    Bench bench(config, {30000, 10000});
+    bench.run(60, 158);
+    EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{0, unfilled > 0 ? 3 : 2}));
+  }
+}
+
 TEST(BudgetBalancer, SaysWhatMovedAndWhy) {
   Bench bench(config_of(3), {30000, 10000, 30000});
   std::optional<BudgetDecision> decision;
@@ -320,7 +333,9 @@ TEST(BudgetBalancer, AsGoodAsTheBestOfAllLevelVectors) {
     // Room is plenty or none alike, so that only gains count.
     std::vector<StageLoad> loads;
     for (std::size_t s = 0; s < n_stages; ++s) {
-      StageLoad load{.capacity = static_cast<double>(capacity[s]), .peak = 500.0 * kTypical};
+      const double peak = 500.0 * kTypical;
+      StageLoad load{.capacity = static_cast<double>(capacity[s]) - config.unfilled_prompts * peak,
+                     .peak = peak};
       for (const kvstore::LevelPoint& point : config.curves[s]) {
         load.bytes.push_back(static_cast<double>(point.bytes));
         load.error.push_back(point.error);
@@ -535,6 +550,8 @@ TEST(BudgetBalancer, ConfigsOutOfRangeAreRefused) {
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.token_bytes.pop_back(); }));
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.token_bytes[1] = 0; }));
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.max_num_seqs = 0; }));
+  EXPECT_TRUE(refused([](BalancerConfig& c) { c.unfilled_prompts = 1.1; }));
+  EXPECT_TRUE(refused([](BalancerConfig& c) { c.unfilled_prompts = std::nan(""); }));
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.warmup_us = -1; }));
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.cooldown_us = -1; }));
   EXPECT_TRUE(refused([](BalancerConfig& c) { c.relief_hold_us = -1; }));
