@@ -28,7 +28,7 @@ constexpr std::int64_t kSoon = 8;
 constexpr std::int64_t kMostHolds = 16;
 constexpr std::int64_t kMostHoldUs = 86'400'000'000;
 // Prompts come and go: how many are in their prefill is averaged over a longer time than demand.
-constexpr std::int64_t kPrefillSmoothing = 5;
+constexpr std::int64_t kPrefillSmoothing = 20;
 // What a request can be and take; keeps figures far from overflow.
 constexpr double kMostTokens = 1e9;
 constexpr double kMostBytes = 1e18;
