@@ -72,30 +72,35 @@ __global__ void __launch_bounds__(kPlanThreads)
     __syncthreads();
   }
   const std::int64_t total = carry;
-  std::int64_t* shares = plan.shares + std::int64_t{layer} * (plan.n_teams + 1);
   const int active = active_teams(total, n_entries, plan.n_teams);
-  for (int team = threadIdx.x; team <= plan.n_teams; team += kPlanThreads) {
-    const std::int64_t at = team < active ? share_begin(total, active, team) : total;
-    shares[team] = at;
-    if (team >= active || total == 0) continue;
-    int low = 0;
-    int high = n_entries - 1;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (entries[middle].end > at) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    plan.first_entry[std::int64_t{layer} * plan.n_teams + team] = low;
-  }
   for (int i = threadIdx.x; i < n_entries; i += kPlanThreads) {
     if (entries[i].begin == entries[i].end) continue;
     entries[i].first_part = team_of(total, active, entries[i].begin);
     entries[i].last_part = team_of(total, active, entries[i].end - 1);
     const std::int64_t share = share_begin(total, active, entries[i].first_part);
     entries[i].first_slot = share < entries[i].begin ? 1 : 0;
+  }
+  __syncthreads();
+  DecodeShare* shares = plan.shares + std::int64_t{layer} * plan.n_teams;
+  for (int team = threadIdx.x; team < plan.n_teams; team += kPlanThreads) {
+    DecodeShare share;
+    if (team < active && total > 0) {
+      share.begin = share_begin(total, active, team);
+      share.end = share_begin(total, active, team + 1);
+      int low = 0;
+      int high = n_entries - 1;
+      while (low < high) {
+        const int middle = (low + high) / 2;
+        if (entries[middle].end > share.begin) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      share.entry = low;
+      share.first = entries[low];
+    }
+    shares[team] = share;
   }
 }
 

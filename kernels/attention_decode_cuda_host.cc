@@ -53,7 +53,6 @@ struct DecodeWorkspace::Body {
   DecodePlan plan;
   DeviceBuffer entries;
   DeviceBuffer shares;
-  DeviceBuffer first_entry;
   DeviceBuffer partials;
   DeviceBuffer arrivals;
 };
@@ -100,15 +99,13 @@ Result<DecodeWorkspace> DecodeWorkspace::create(const CudaContext& context, int 
   for (const auto& [buffer, n_bytes] :
        {std::pair<DeviceBuffer*, std::size_t>{&body->entries,
                                               layers * entries * sizeof(DecodeEntry)},
-        {&body->shares, layers * (teams + 1) * sizeof(std::int64_t)},
-        {&body->first_entry, layers * teams * sizeof(std::int32_t)},
+        {&body->shares, layers * teams * sizeof(DecodeShare)},
         {&body->partials, teams * 2 * decode_partial_floats(shape.head_dim) * sizeof(float)},
         {&body->arrivals, entries * sizeof(std::uint32_t)}}) {
     if (Status status = allocate(*buffer, n_bytes); !status.ok()) return status;
   }
   plan.entries = body->entries.as<DecodeEntry>();
-  plan.shares = body->shares.as<std::int64_t>();
-  plan.first_entry = body->first_entry.as<std::int32_t>();
+  plan.shares = body->shares.as<DecodeShare>();
   plan.partials = body->partials.as<float>();
   plan.arrivals = body->arrivals.as<std::uint32_t>();
   context.fill(body->shares.data(), 0, body->shares.n_bytes());

@@ -3,7 +3,7 @@
 // says how the work is cut, decode_pipe.cuh and decode_stream.cuh how data comes in,
 // decode_softmax.cuh what a warp holds.
 //
-// A share of the work belongs to a team: a CTA, or half of one where two teams share tables. Its
+// A share of the work is done by a team: a CTA, or half of one where two teams share tables. Its
 // warps take the units of a segment (a range of units of one entry) round robin, each with a
 // softmax of its own, and merge at the segment's end. A segment that is a whole entry is written
 // out. Parts of an entry go to the team's slots, and the team that arrives last merges them.
@@ -199,12 +199,12 @@ __device__ void run_stages(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   if constexpr (C::kHadamard) s.change_basis(Basis::kPlain, pipe.lane);
 }
 
-// A stage of levels of any kind. Apart from the loop below, so that what is rare costs neither
-// registers nor instruction cache.
+// A stage of any kind. Apart from the loop below, so that what is rare costs neither registers nor
+// instruction cache.
 template <typename C>
-__device__ __noinline__ void run_any_levels(Shared<C>& shared, CtaShared<C>& cta,
-                                            const DecodeCall& call, Softmax<C::kDim>& s,
-                                            Stage stage, std::uint32_t data) {
+__device__ __noinline__ void run_any_stage(Shared<C>& shared, CtaShared<C>& cta,
+                                           const DecodeCall& call, Softmax<C::kDim>& s, Stage stage,
+                                           std::uint32_t data) {
   const Lane lane;
   if (stage.is_key()) stage_scores(shared, cta, call, lane, s, stage, data);
   if (stage.is_last_key()) s.template step<C::kInt4, C::kLloyd>(stage, lane, call.scale);
@@ -305,7 +305,7 @@ __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const Dec
     if (ran) continue;
     stream.wait();
     Softmax<C::kDim> copy = s;
-    run_any_levels(shared, cta, call, copy, stage, stream.data());
+    run_any_stage(shared, cta, call, copy, stage, stream.data());
     s = copy;
     stream.go_on();
   }
@@ -313,20 +313,25 @@ __device__ void run_level_stages(Shared<C>& shared, CtaShared<C>& cta, const Dec
   __syncwarp();
 }
 
+// The part of the share that is in shared.entry.
 template <typename C>
 __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePlan& plan,
-                            const DecodeCall& call, const Segment& segment) {
+                            const DecodeCall& call) {
   constexpr int kDim = C::kDim;
   const int warp = Team<C>::warp();
   Softmax<kDim> s;
   s.start();
+  const DecodeEntry& entry = shared.entry;
+  const DecodeShare& share = shared.share;
+  const int first = unit_at(entry, max(share.begin, entry.begin) - entry.begin) + warp;
+  const int end = unit_at(entry, min(share.end, entry.end) - entry.begin);
   if constexpr (C::kLevelTable) {
-    run_level_stages(shared, cta, call, s, segment.begin + warp, segment.end);
+    run_level_stages(shared, cta, call, s, first, end);
   } else {
-    run_stages(shared, cta, call, s, segment.begin + warp, segment.end);
+    run_stages(shared, cta, call, s, first, end);
   }
   const Lane lane;
-  const std::uint32_t v_mean = shared.entry.head.v_mean;
+  const std::uint32_t v_mean = entry.head.v_mean;
   s.finish(lane, v_mean == kNoPlace
                      ? nullptr
                      : reinterpret_cast<const std::uint16_t*>(place_of(call, v_mean)));
@@ -348,17 +353,19 @@ __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePl
     }
   }
   Team<C>::sync();
-  float* partial = plan.partials + (std::int64_t{Team<C>::of_grid()} * 2 + segment.slot) *
-                                       decode_partial_floats(kDim);
-  write_segment(cta, shared, call, segment, partial);
-  if (segment.whole) return;
+  // A team has two slots, for the entry that its share begins in and for the one that it ends in.
+  const int slot = 2 * Team<C>::of_grid() + (share.begin < entry.begin ? 1 : 0);
+  write_segment(cta, shared, call,
+                plan.partials + std::int64_t{slot} * decode_partial_floats(kDim));
+  if (entry.first_part == entry.last_part) return;
   Team<C>::sync();
   if (Team<C>::thread() == 0) {
     // Fences of one thread are enough: the team's barriers order the others' accesses around it.
     __threadfence();
-    const auto last = static_cast<std::uint32_t>(shared.entry.last_part - shared.entry.first_part);
-    shared.is_last = atomicAdd(plan.arrivals + segment.entry, 1U) == last;
-    if (shared.is_last != 0) plan.arrivals[segment.entry] = 0;
+    const auto last = static_cast<std::uint32_t>(entry.last_part - entry.first_part);
+    std::uint32_t* arrivals = plan.arrivals + share.entry;
+    shared.is_last = atomicAdd(arrivals, 1U) == last;
+    if (shared.is_last != 0) *arrivals = 0;
     __threadfence();
   }
   Team<C>::sync();
@@ -366,31 +373,43 @@ __device__ void run_segment(Shared<C>& shared, CtaShared<C>& cta, const DecodePl
   merge_parts(shared, plan, call);
 }
 
-// All segments of the team's share, one after the other; shared.entry is that of the segment.
-template <typename C, typename F>
-__device__ void for_each_segment(Shared<C>& shared, const DecodePlan& plan, const DecodeCall& call,
-                                 const F& run) {
+// The team's share, segment by segment. What is kept from one to the next is in shared memory,
+// since registers are scarce. The first entry comes with the share, and each one's successor while
+// it is worked on.
+template <typename C>
+__device__ void run_share(Shared<C>& shared, CtaShared<C>& cta, const DecodePlan& plan,
+                          const DecodeCall& call) {
+  constexpr int kPieces = sizeof(DecodeEntry) / sizeof(uint4);
+  constexpr int kHeadPieces = offsetof(DecodeShare, first) / sizeof(uint4);
   const int team = Team<C>::of_grid();
   if (team >= plan.n_teams) return;
-  const std::int64_t* shares = plan.shares + std::int64_t{call.layer} * (plan.n_teams + 1);
-  const std::int64_t begin = shares[team];
-  const std::int64_t end = shares[team + 1];
-  int index = plan.first_entry[std::int64_t{call.layer} * plan.n_teams + team];
-  if (begin == end) return;
-  const DecodeEntry* entries = plan.entries + std::int64_t{call.layer} * plan.max_entries;
-  for (std::int64_t at = begin; at < end; ++index) {
-    Team<C>::sync();
-    if (Team<C>::thread() < static_cast<int>(sizeof(DecodeEntry) / sizeof(uint4))) {
-      reinterpret_cast<uint4*>(&shared.entry)[Team<C>::thread()] =
-          reinterpret_cast<const uint4*>(entries + index)[Team<C>::thread()];
+  const int thread = Team<C>::thread();
+  const auto* from =
+      reinterpret_cast<const uint4*>(plan.shares + std::int64_t{call.layer} * plan.n_teams + team);
+  if (thread < kHeadPieces) {
+    reinterpret_cast<uint4*>(&shared.share)[thread] = from[thread];
+  } else if (thread < kHeadPieces + kPieces) {
+    reinterpret_cast<uint4*>(&shared.entry)[thread - kHeadPieces] = from[thread];
+  }
+  Team<C>::sync();
+  if (shared.share.begin == shared.share.end) return;
+  for (;;) {
+    if (shared.entry.end < shared.share.end && thread < kPieces) {
+      const DecodeEntry* entries = plan.entries + std::int64_t{call.layer} * plan.max_entries;
+      copy_16(shared_address(&shared.next_entry) + 16 * thread,
+              reinterpret_cast<const std::byte*>(entries + shared.share.entry + 1) + 16 * thread);
     }
+    commit_copies();
+    if (shared.entry.begin < shared.entry.end) run_segment(shared, cta, plan, call);
+    if (shared.entry.end >= shared.share.end) return;
+    wait_copies<0>();
     Team<C>::sync();
-    const DecodeEntry& entry = shared.entry;
-    if (entry.begin == entry.end) continue;
-    const std::int64_t stop = end < entry.end ? end : entry.end;
-    run(Segment{index, unit_at(entry, at - entry.begin), unit_at(entry, stop - entry.begin),
-                entry.first_part == entry.last_part, at > begin ? 1 : 0});
-    at = stop;
+    if (thread < kPieces) {
+      reinterpret_cast<uint4*>(&shared.entry)[thread] =
+          reinterpret_cast<const uint4*>(&shared.next_entry)[thread];
+    }
+    if (thread == 0) ++shared.share.entry;
+    Team<C>::sync();
   }
 }
 
@@ -411,8 +430,7 @@ __device__ void decode(const DecodePlan& plan, const DecodeCall& call) {
   // Angles are constants like weights; all else may be what an earlier kernel wrote.
   wait_for_previous_kernel();
   __syncthreads();
-  for_each_segment(shared, plan, call,
-                   [&](const Segment& segment) { run_segment(shared, cta, plan, call, segment); });
+  run_share(shared, cta, plan, call);
 }
 
 template <typename C>

@@ -35,13 +35,22 @@ struct alignas(16) DecodeEntry {
 };
 static_assert(sizeof(DecodeEntry) == 128);
 
+// The share of a team, and a copy of its first entry, so that all it needs to begin comes at once.
+struct alignas(16) DecodeShare {
+  std::int64_t begin = 0;  // on the line of weights; empty: begin == end
+  std::int64_t end = 0;
+  std::int64_t entry = 0;  // number of the first
+  std::int64_t unused = 0;
+  DecodeEntry first;
+};
+static_assert(sizeof(DecodeShare) == 160);
+
 // Device memory of a workspace, for at most max_entries entries a layer.
 struct DecodePlan {
-  DecodeEntry* entries = nullptr;       // [n_layers][max_entries]
-  std::int64_t* shares = nullptr;       // [n_layers][n_teams + 1]: where the teams' shares begin
-  std::int32_t* first_entry = nullptr;  // [n_layers][n_teams]
-  float* partials = nullptr;            // [n_teams][2][decode_partial_floats()]
-  std::uint32_t* arrivals = nullptr;    // [max_entries], zero between launches
+  DecodeEntry* entries = nullptr;     // [n_layers][max_entries]
+  DecodeShare* shares = nullptr;      // [n_layers][n_teams]
+  float* partials = nullptr;          // [n_teams][2][decode_partial_floats()]
+  std::uint32_t* arrivals = nullptr;  // [max_entries], zero between launches
   int max_entries = 0;
   int n_layers = 0;
   int n_teams = 0;

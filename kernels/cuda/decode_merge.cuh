@@ -7,15 +7,6 @@
 
 namespace spindle::kernels::device {
 
-// A range of units of one entry, and how its sums leave the team.
-struct Segment {
-  int entry;
-  int begin;
-  int end;
-  bool whole;
-  int slot;  // of the team, when not whole
-};
-
 // The sums of one head over parts: maximum and mass.
 struct Merged {
   float best = -INFINITY;
@@ -44,11 +35,13 @@ __device__ void write_output(const DecodeCall& call, const DecodeEntry& entry, i
   *reinterpret_cast<uint2*>(out) = bits;
 }
 
-// Sums of the team's warps, which lie in their rings, to the output or to the team's slot.
+// Sums of the team's warps, which lie in their rings, to the output when all of the entry is in the
+// share, or else to its slot.
 template <typename C>
 __device__ void write_segment(CtaShared<C>& cta, Shared<C>& shared, const DecodeCall& call,
-                              const Segment& segment, float* partial) {
+                              float* partial) {
   constexpr int kDim = C::kDim;
+  const bool is_whole = shared.entry.first_part == shared.entry.last_part;
   constexpr int kQuads = kDim / 4;
   for (int i = Team<C>::thread(); i < shared.entry.n_heads * kQuads; i += C::kThreads) {
     const int head = i / kQuads;
@@ -65,7 +58,7 @@ __device__ void write_segment(CtaShared<C>& cta, Shared<C>& shared, const Decode
                         head * Shared<C>::kRowFloats + channel;
       add_scaled(sum, *reinterpret_cast<const float4*>(row), factor);
     }
-    if (segment.whole) {
+    if (is_whole) {
       write_output<kDim>(call, shared.entry, head, channel, sum, all.mass);
       continue;
     }

@@ -24,7 +24,7 @@ __device__ inline std::int32_t side_weight(KvFormat format) {
       return 3;
     case KvFormat::kKivi4:
     case KvFormat::kKivi2:
-      return 6;
+      return 4;
     case KvFormat::kCodebook:
     case KvFormat::kToken:
       return 8;

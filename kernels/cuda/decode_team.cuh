@@ -66,7 +66,10 @@ struct alignas(128) Shared {
   uint4 q[kDim / 32 * 32];                          // fragments of load_query()
   uint4 q_hadamard[C::kInt4 ? kDim / 32 * 32 : 1];  // as nibble_products() wants it
   uint4 k_mean[kDim / 32 * 4];                      // as lloyd_keys() wants it
-  DecodeEntry entry;
+  DecodeEntry entry;                                // of the current segment
+  DecodeEntry next_entry;                           // behind it, on its way
+  DecodeShare share;  // `entry` in it is the number of the current one
+  int number;         // of the share
   float best[C::kWarps][kDecodeTileHeads];
   float mass[C::kWarps][kDecodeTileHeads];
   float q_sums[kDecodeTileHeads];

@@ -52,6 +52,15 @@ struct Problem {
 
 // One sequence: a cache of its own per kv head of every layer.
 struct Sequence {
+  // The caches of another one, which must outlive it.
+  static std::unique_ptr<Sequence> with_caches_of(const Sequence& other) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->n_context = other.n_context;
+    sequence->heads = other.heads;
+    return sequence;
+  }
+  Sequence() = default;
+
   std::int64_t n_queries = 1;
   std::int64_t n_context = 0;
   std::vector<std::unique_ptr<BlockCache>> caches;
@@ -193,6 +202,20 @@ TEST_F(AttentionDecodeTest, EveryGroup) {
 TEST_F(AttentionDecodeTest, LongContext) {
   const Problem p(1, 4, 128, DType::kF16);
   expect_same_one(p, {}, 17000);
+}
+
+// Every team has shares of several entries, and padding between them.
+TEST_F(AttentionDecodeTest, LargeBatches) {
+  const Problem p(2, 4, 64, DType::kF16);
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  sequences.push_back(std::make_unique<Sequence>(
+      cpu_random, p, std::vector<std::vector<KvCodec>>{{{kInt4, kInt4}, {kLloyd4, kLloyd4}}, {}},
+      13000));
+  for (int i = 1; i < 70; ++i) {
+    sequences.push_back(Sequence::with_caches_of(*sequences.front()));
+    if (i % 9 == 0) sequences.back()->n_queries = 0;
+  }
+  expect_same(p, sequences);
 }
 
 class CodecTest : public AttentionDecodeTest, public ::testing::WithParamInterface<KvCodec> {};
