@@ -232,8 +232,17 @@ __device__ bool run_levels(Shared<C>& shared, CtaShared<C>& cta, const DecodeCal
   do {
     stream.wait();
     const std::uint32_t data = stream.data();
-    const BlockAngles block = angles_of(shared, cta, call, lane, stream.stage(), data, kListed);
-    if (kListed && block.kind != kKind) break;
+    BlockAngles block{kKind, shared_place(cta, &cta.tables.steps), 0, data + C::kRopeOffset, {}};
+    if constexpr (kKind == AngleKind::kListedSteps) {
+      if (!find_listed_steps<C::kDim, C::kStepRows>(
+              block.at, block.base + 4 * C::kDim, shared.entry.head.wide_positions != 0,
+              stream.stage().first_position, block.steps, lane)) {
+        break;
+      }
+    } else if constexpr (kListed) {
+      block = angles_of(shared, cta, call, lane, stream.stage(), data, true);
+      if (block.kind != kKind) break;
+    }
     is_half ? turned.turn_half(q, block.base, lane) : turned.turn(q, block.base, lane);
     lloyd_scores<kKeyBits, kKind>(s, data, turned, k_mean, block, levels, call, lane);
     s.template step_visible<false, false>(call.scale);

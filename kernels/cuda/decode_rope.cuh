@@ -16,7 +16,7 @@ inline constexpr int kMaxStep = kSteps * kSteps;
 // cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
 // change places in odd rows, so that neighbouring rows lie in different banks.
 template <int kDim, int kRows = kSteps>
-struct alignas(16) AngleTable {
+struct alignas(128) AngleTable {
   static constexpr int kRowBytes = 2 * kDim;
   static constexpr int kChunkBytes = 128;
   std::byte rows[kRows * kRowBytes];
@@ -112,6 +112,41 @@ struct BlockAngles {
   int at[4];           // of the lane's tokens w = 2 t + h: step, or position (kTable)
 };
 
+// Whether all tokens of a complete listed block are less than kRows steps from the base; then, of
+// the lane's tokens, the shared addresses of their angles in the table `steps`. `list` is that of
+// the positions.
+template <int kDim, int kRows>
+__device__ inline bool find_listed_steps(int (&at)[4], std::uint32_t list, bool wide_positions,
+                                         std::int32_t first_position, std::uint32_t steps,
+                                         const Lane& lane) {
+  const bool odd = lane.g % 2 != 0;
+  std::uint32_t step[4];
+  if (wide_positions) {
+    const Words4 a = words(load_shared(list + lane.g / 2 * 32));
+    const Words4 b = words(load_shared(list + lane.g / 2 * 32 + 16));
+#pragma unroll
+    for (int w = 0; w < 2; ++w) {
+      step[w] = odd ? a.x[2 * w + 1] : a.x[2 * w];
+      step[2 + w] = odd ? b.x[2 * w + 1] : b.x[2 * w];
+    }
+  } else {
+    const Words4 pairs = words(load_shared(list + lane.g / 2 * 16));
+#pragma unroll
+    for (int w = 0; w < 4; ++w) step[w] = byte_permute(pairs.x[w], 0, odd ? 0x4432 : 0x4410);
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) step[w] -= static_cast<std::uint32_t>(first_position);
+  const bool far = (step[0] | step[1] | step[2] | step[3]) >= kRows;
+  static_assert((kRows & (kRows - 1)) == 0);
+  if (__any_sync(kAllLanes, far || first_position < 0)) return false;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    at[w] = static_cast<int>(steps) +
+            AngleTable<kDim, kRows>::offset(static_cast<int>(step[w]), 0, 0, lane.q);
+  }
+  return true;
+}
+
 // `data` is the shared address of what a stage has for RoPE. Of kListedSteps are blocks whose steps
 // are all below `n_listed_steps`.
 template <int kDim>
@@ -167,6 +202,12 @@ __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk
     return {words(load_shared(row + distance)), words(load_shared(other + distance))};
   }
   const int at = block.at[w];
+  if constexpr (kKind == AngleKind::kListedSteps) {
+    // The table is aligned so that the other number is where one bit differs.
+    const auto place = static_cast<std::uint32_t>(at);
+    return {words(load_shared(place + chunk * Table::kChunkBytes)),
+            words(load_shared((place ^ 64U) + chunk * Table::kChunkBytes))};
+  }
   const AngleKind kind = kKind == AngleKind::kAny ? block.kind : kKind;
   if (kind == AngleKind::kTable) {
     const std::int64_t row = std::int64_t{at} * (kDim / 2) + 32 * chunk + 8 * lane.q;
@@ -184,7 +225,7 @@ __device__ inline Angles token_angles(const BlockAngles& block, int w, int chunk
     }
     return a;
   }
-  const int step = kKind == AngleKind::kListedSteps ? at : at % kSteps;
+  const int step = at % kSteps;
   Angles a{words(load_shared(block.steps + Table::offset(step, chunk, 0, lane.q))),
            words(load_shared(block.steps + Table::offset(step, chunk, 1, lane.q)))};
   if (kind == AngleKind::kStrides) {
