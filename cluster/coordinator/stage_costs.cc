@@ -88,14 +88,10 @@ PartitionProblem stage_costs(const ClusterSettings& settings, const ModelShape& 
       2 * width.kv * static_cast<std::int64_t>(dtype_bytes(settings.kv_dtype));
   layer.weight_bytes = layer_weights * bytes.held + 2 * hidden * kNormBytes;
   const std::int64_t n_sequences =
-      on_gpu ? std::clamp<std::int64_t>(settings.max_num_seqs / n_stages, 1, kTypicalGpuSequences)
-             : 1;
-  const double prompt_flops =
-      on_gpu ? 2.0 * static_cast<double>(layer_weights) * kTypicalPromptTokens : 0.0;
-  const std::int64_t kv_bytes = std::min(kTypicalContext, max_model_len) * layer.kv_bytes_per_token;
-  layer.time = static_cast<double>(layer_weights * bytes.read) +
-               static_cast<double>(n_sequences) *
-                   (static_cast<double>(kv_bytes) + prompt_flops / kGpuFlopsForAByte);
+      on_gpu ? std::min(kTypicalGpuSequences, settings.max_num_seqs) : 1;
+  layer.time = static_cast<double>(layer_weights * bytes.read +
+                                   n_sequences * std::min(kTypicalContext, max_model_len) *
+                                       layer.kv_bytes_per_token);
   problem.layers.assign(static_cast<std::size_t>(model.n_layers), layer);
 
   problem.head.time = static_cast<double>(table_weights * bytes.read);

@@ -2,13 +2,10 @@
 // What the parts of a model cost a stage, from its shape alone: the input of the layer partition.
 //
 // Time is modelled, not measured, so that it is the same at every start and on every rank: the
-// bytes that a step of a busy server reads. For a layer these are its matrices and the KV of a
-// typical step, for the head its matrix. A GPU reads the weights once for all sequences of a step,
-// so they count beside the KV of kTypicalGpuSequences, and beside the prompts that come in for what
-// these generate, which the head has nothing to do with, as bytes that it reads while it computes
-// them. (With few sequences the layers' split does not matter: a token takes the sum of all
-// stages.) A CPU computes about as much for a byte of weights and a sequence as for a byte of its
-// KV, so they count beside the KV of one.
+// bytes that a step of decode reads. For a layer these are its matrices and the KV of a typical
+// step, for the head its matrix. A GPU reads the weights once for all sequences of a step, so they
+// count beside the KV of kTypicalGpuSequences; a CPU computes about as much for a byte of weights
+// and a sequence as for a byte of its KV, so they count beside the KV of one.
 //
 // Sizes are what the stages hold (worker/stage), to a few percent and never more, so that what is
 // refused here would not have started.
@@ -23,10 +20,8 @@
 namespace spindle::coordinator {
 
 inline constexpr std::int64_t kTypicalContext =
-    1024;                                        // tokens of a sequence, at most max_model_len
-inline constexpr int kTypicalGpuSequences = 64;  // of a step, at most a stage's of max_num_seqs
-inline constexpr int kTypicalPromptTokens = 4;   // for a generated one
-inline constexpr int kGpuFlopsForAByte = 150;    // of bf16 products, while a byte is read
+    1024;                                       // tokens of a sequence, at most max_model_len
+inline constexpr int kTypicalGpuSequences = 8;  // of a step, at most max_num_seqs
 
 // Costs, workspace of every stage and KV tokens; devices with their memory and speed unknown.
 // max_model_len is the one in force (not 0), n_stages at least 1.

@@ -55,7 +55,7 @@ TEST(BudgetBalancer, PromptsInTheirPrefillLeaveLessForTheOthers) {
   // One long prompt may come at any time.
   for (LedgerUse& ledger : bench.ledger) ledger.prefill_bytes = 0;
   bench.n_prefilling = 0;
-  bench.run(60, 150);
+  bench.run(600, 150);
   EXPECT_NEAR(bench.balancer.planned_bytes()[0], 1000 + 149 * 100, 10);
 }
 
