@@ -162,7 +162,7 @@ double Scheduler::prefill_share() const {
   return std::clamp(left / (config_.max_in_flight + 1), kSmallestPart * most, most);
 }
 
-// The oldest has at least half of all steps, so that short ones cannot hold it up. They have the
+// The oldest has at least half of all steps, so that shorter ones cannot hold it up. They have the
 // rest, as a credit that they may spend at once, so that it does not hold up them: a few short
 // prompts go through as if they were alone. Returns the chunks' cost.
 double Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
@@ -177,6 +177,7 @@ double Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
   double others = 0;
   for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
     const Request& request = *requests_.at(handle);
+    if (left_to_prefill(request) >= left_to_prefill(oldest)) break;  // they are not held up by it
     others += chunk_cost(request.n_prefilled, left_to_prefill(request));
   }
   const double lane = std::min({others, budget.cost, lane_credit_});
@@ -185,7 +186,8 @@ double Scheduler::plan_prefill(control::StepPlan& plan, StepBudget& budget) {
   for (const engine::RequestHandle handle : std::span(order).subspan(1)) {
     plan_chunk(plan, *requests_.at(handle), budget.cost, budget);
   }
-  lane_credit_ = std::max(lane_credit_ - (before - budget.cost), 0.0);
+  // What the oldest left of its own share is not charged.
+  lane_credit_ = std::max(lane_credit_ - std::min(before - budget.cost, lane), 0.0);
   std::erase_if(prefilling_, [this](engine::RequestHandle handle) {
     const Request& request = *requests_.at(handle);
     return request.at_boundary || request.n_prefilled == request.n_prompt();

@@ -156,6 +156,29 @@ TEST(SchedulerUrgency, ShortPromptsDoNotHoldUpALongOne) {
   driver.expect_nothing_left();
 }
 
+// What shorter prompts have saved is not for longer ones that come behind the oldest.
+TEST(SchedulerUrgency, LongPromptsDoNotOvertakeAShortOne) {
+  Driver driver(kv_config(1), {{2, 400}});
+  ASSERT_TRUE(driver.submit(endless(1400, 1)).ok());
+  driver.run();
+  const auto shorter = driver.submit(endless(180, 1));
+  ASSERT_TRUE(shorter.ok() && driver.submit(endless(1400, 1)).ok());
+  const auto plan = driver.step();
+  ASSERT_TRUE(plan.has_value());
+  ASSERT_EQ(plan->open_size(), 1);
+  ASSERT_EQ(plan->runs_size(), 1);
+  EXPECT_EQ(plan->runs(0).tokens_size(), 96);
+  driver.deliver_all();
+  const auto next = driver.step();  // the other 84, and what is left of the step for the long one
+  ASSERT_TRUE(next.has_value());
+  ASSERT_EQ(next->runs_size(), 2);
+  EXPECT_EQ(next->runs(0).tokens_size(), 84);
+  EXPECT_EQ(next->runs(1).tokens_size(), 12);
+  driver.deliver_all();
+  driver.run();
+  driver.expect_nothing_left();
+}
+
 TEST(SchedulerUrgency, ChunksShrinkAsThePrefixGrows) {
   SchedulerConfig config = kv_config(1);
   config.attention_parity_tokens = 300;
