@@ -96,9 +96,9 @@ double busy_share(int n_clients) {
 }
 
 TEST(BusyStages, ClientsThatWaitForTheEndOfAPromptKeepTwoStagesBusy) {
-  EXPECT_GT(busy_share(2), 0.8);  // 0.68 with sequences freed by orders of their own
-  EXPECT_GT(busy_share(4), 0.8);
-  EXPECT_GT(busy_share(8), 0.9);
+  EXPECT_GT(busy_share(2), 0.95);  // 0.68 with sequences freed by orders of their own
+  EXPECT_GT(busy_share(4), 0.95);  // 0.82 with steps that take as much of the prompts as they can
+  EXPECT_GT(busy_share(8), 0.95);
 }
 
 }  // namespace
