@@ -8,6 +8,13 @@
 #include "cluster/coordinator/scheduler_state.h"
 
 namespace spindle::coordinator {
+namespace {
+
+// Of a step what the prompts have at least, and of their cost what a chunk has: tiny ones read the
+// weights for nothing.
+constexpr double kSmallestPart = 0.125;
+
+}  // namespace
 
 std::optional<control::StepPlan> Scheduler::next_step(std::int64_t now_us) {
   expire_requests(now_us);
@@ -147,10 +154,8 @@ std::vector<engine::RequestHandle> Scheduler::prefill_order() const {
 }
 
 // What a step may take of the prompts: with several stages an equal part of all that is not done
-// for each step in flight and the next, so that no stage waits while another has all of it; but not
-// so little that the weights are read for nothing.
+// for each step in flight and the next, so that no stage waits while another has all of it.
 double Scheduler::prefill_share() const {
-  constexpr double kSmallestPart = 0.125;
   const auto most = static_cast<double>(config_.max_num_batched_tokens);
   if (ledger_.stages().size() == 1 || config_.max_in_flight == 1) return most;
   double left = 0;
@@ -204,10 +209,8 @@ double Scheduler::chunk_cost(std::int64_t n_before, std::int64_t n_tokens) const
   return n * (1.0 + context / static_cast<double>(config_.attention_parity_tokens));
 }
 
-// Tokens whose cost is at most `cost`, but never less than a part of the largest chunk: tiny ones
-// read the weights for nothing.
+// Tokens whose cost is at most `cost`, but never less than a part of it.
 std::int64_t Scheduler::chunk_tokens(std::int64_t n_before, double cost) const {
-  constexpr double kSmallestPart = 0.125;
   if (config_.attention_parity_tokens <= 0) return static_cast<std::int64_t>(cost);
   // n (1 + (b + n / 2) / p) = cost, for n.
   const auto parity = static_cast<double>(config_.attention_parity_tokens);

@@ -204,7 +204,7 @@ TEST_F(AttentionDecodeTest, LongContext) {
   expect_same_one(p, {}, 17000);
 }
 
-// Every team has shares of several entries, and padding between them.
+// Entries in parts, and padding between them.
 TEST_F(AttentionDecodeTest, LargeBatches) {
   const Problem p(2, 4, 64, DType::kF16);
   std::vector<std::unique_ptr<Sequence>> sequences;
@@ -214,6 +214,22 @@ TEST_F(AttentionDecodeTest, LargeBatches) {
   for (int i = 1; i < 70; ++i) {
     sequences.push_back(Sequence::with_caches_of(*sequences.front()));
     if (i % 9 == 0) sequences.back()->n_queries = 0;
+  }
+  expect_same(p, sequences);
+}
+
+// More entries than teams: a share has several, and padding among them.
+TEST_F(AttentionDecodeTest, ManySequences) {
+  const Problem p(2, 4, 64, DType::kF16);
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (const std::int64_t n_tail : {1, 40, 300}) {
+    sequences.push_back(std::make_unique<Sequence>(
+        cpu_random, p, std::vector<std::vector<KvCodec>>{{{kInt4, kInt4}, {kLloyd4, kLloyd4}}, {}},
+        n_tail));
+  }
+  for (std::size_t i = 3; i < 600; ++i) {
+    sequences.push_back(Sequence::with_caches_of(*sequences[i % 3]));
+    if (i % 7 == 0) sequences.back()->n_queries = 0;
   }
   expect_same(p, sequences);
 }
