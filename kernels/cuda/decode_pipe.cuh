@@ -45,8 +45,10 @@ struct Config {
   static constexpr bool kCoded = kInt4 || kLloyd || kKivi;
   static constexpr bool kHadamard = kInt4 || kLloyd;
   static constexpr bool kBeforeRope = kLloyd || kRows;
+  // Whether there are rows and pages only, which have a stream of their own.
+  static constexpr bool kRowStream = kFormats == DecodeFormats::kRows;
   // Rows of the table of steps; with 64, blocks that keep half of their tokens need no strides.
-  static constexpr int kStepRows = kLevelTable ? 64 : 32;
+  static constexpr int kStepRows = kLevelTable || kRowStream ? 64 : 32;
   // Teams of a CTA share its tables.
   static constexpr int kTeams = kLevelTable ? 2 : 1;
   static constexpr int kWarps =
@@ -57,10 +59,12 @@ struct Config {
   // Where a stage of two coded sides has the values.
   static constexpr int kValueOffset = kRopeOffset + kRopeBytes<kDim>;
   static constexpr int kCodedBytes = kLevelTable ? kValueOffset + 16 * kDim + 128 : 0;
-  static constexpr int kStageBytes = kRows                         ? kScalesOffset<kDim> + 64
+  static constexpr int kStageBytes = kRows && !kRowStream          ? kScalesOffset<kDim> + 64
                                      : kCodedBytes > kElementBytes ? kCodedBytes
                                                                    : kElementBytes;
-  static_assert(!kBeforeRope || kRopeOffset + kRopeBytes<kDim> <= kStageBytes);
+  static_assert(!kBeforeRope || kRowStream || kRopeOffset + kRopeBytes<kDim> <= kStageBytes);
+  // What a stream of rows has beside the stages, for each of two units.
+  static constexpr int kBesideBytes = kRowStream ? kRopeBytes<kDim> + 128 : 0;
 };
 
 // One stage of a unit (a block of the table, or a page of the tail as a raw block): 64 channels of

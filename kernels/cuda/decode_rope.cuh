@@ -12,9 +12,10 @@ namespace spindle::kernels::device {
 inline constexpr int kSteps = 32;
 inline constexpr int kMaxStep = kSteps * kSteps;
 
-// Angles [kRows][kDim / 64 chunks][2 numbers][4 quads][8 channels], f16. Steps hold cos - sin and
-// cos + sin, times a factor for the Hadamard transform; strides hold cos and sin. The two numbers
-// change places in odd rows, so that neighbouring rows lie in different banks.
+// Angles [kRows][kDim / 64 chunks][2 numbers][4 quads][8 channels], f16. Strides hold cos and sin;
+// steps too where there are rows only, else cos - sin and cos + sin, times a factor for the
+// Hadamard transform. The two numbers change places in odd rows, so that neighbouring rows lie in
+// different banks.
 template <int kDim, int kRows = kSteps>
 struct alignas(128) AngleTable {
   static constexpr int kRowBytes = 2 * kDim;
@@ -32,7 +33,7 @@ __device__ constexpr float rest_norm() {
   return kDim == 64 ? 0.5F : 0.3535533906F;
 }
 
-template <int kDim, int kRows>
+template <bool kPlainSteps, int kDim, int kRows>
 __device__ void fill_angles(AngleTable<kDim, kRows>& steps, AngleTable<kDim>& strides,
                             const DecodeCall& call) {
   static_assert(kRows >= kSteps);
@@ -60,8 +61,13 @@ __device__ void fill_angles(AngleTable<kDim, kRows>& steps, AngleTable<kDim>& st
           pack<false>((first.x + sign * second.x) * norm, (first.y + sign * second.y) * norm),
           pack<false>((first.z + sign * second.z) * norm, (first.w + sign * second.w) * norm)};
     };
-    put(steps, 0, step_cos, -1.0F, step_sin, factor * rest_norm<kDim>());
-    put(steps, 1, step_cos, 1.0F, step_sin, factor * rest_norm<kDim>());
+    if constexpr (kPlainSteps) {
+      put(steps, 0, step_cos, 0.0F, step_sin, factor);
+      put(steps, 1, step_sin, 0.0F, step_cos, factor);
+    } else {
+      put(steps, 0, step_cos, -1.0F, step_sin, factor * rest_norm<kDim>());
+      put(steps, 1, step_cos, 1.0F, step_sin, factor * rest_norm<kDim>());
+    }
     if (!has_stride) continue;
     put(strides, 0, stride_cos, 0.0F, stride_sin, factor);
     put(strides, 1, stride_sin, 0.0F, stride_cos, factor);

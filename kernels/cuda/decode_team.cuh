@@ -7,6 +7,7 @@
 #include "kernels/cuda/decode_levels.cuh"
 #include "kernels/cuda/decode_pipe.cuh"
 #include "kernels/cuda/decode_rope.cuh"
+#include "kernels/cuda/decode_row_stream.cuh"
 #include "kernels/cuda/decode_stream.cuh"
 
 namespace spindle::kernels::device {
@@ -53,7 +54,7 @@ struct PipeShared {
 
 template <typename C>
 struct StreamShared {
-  StreamRecord records[C::kWarps];
+  std::conditional_t<C::kRowStream, RowRecord, StreamRecord> records[C::kWarps];
 };
 
 // What a team has for itself.
@@ -62,7 +63,7 @@ struct alignas(128) Shared {
   static constexpr int kDim = C::kDim;
   static constexpr int kRowFloats = kDim + 4;  // so that 8 rows' channels lie in different banks
 
-  std::conditional_t<C::kLevelTable, StreamShared<C>, PipeShared<C>> stream;
+  std::conditional_t<C::kLevelTable || C::kRowStream, StreamShared<C>, PipeShared<C>> stream;
   uint4 q[kDim / 32 * 32];                          // fragments of load_query()
   uint4 q_hadamard[C::kInt4 ? kDim / 32 * 32 : 1];  // as nibble_products() wants it
   uint4 k_mean[kDim / 32 * 4];                      // as lloyd_keys() wants it
@@ -76,10 +77,10 @@ struct alignas(128) Shared {
   int is_last;
 };
 
-// A warp's stages; at a segment's end its sums, [8][kRowFloats].
+// A warp's stages, and what lies beside them; at a segment's end its sums, [8][kRowFloats].
 template <typename C>
 struct Ring {
-  std::byte bytes[C::kStages * C::kStageBytes];
+  std::byte bytes[C::kStages * C::kStageBytes + 2 * C::kBesideBytes];
 
   static_assert(sizeof(bytes) >= sizeof(float) * kDecodeTileHeads * Shared<C>::kRowFloats);
 };
