@@ -162,23 +162,23 @@ struct Consumer {
   }
 
   // Memory of slots that nobody sees may hold anything, also NaN, and 0 * NaN would reach the sum.
-  // Every warpgroup clears all of it, so neither waits for the other.
+  // The warpgroups share the rows, and meet: steps with such slots are few.
   __device__ void clear_hidden_values(int stage) const {
     const uint4 visible = mask_words(kStages + stage);
     if ((visible.x & visible.y & visible.z & visible.w) == 0xffffffffU) return;
     const std::uint32_t words[4] = {visible.x, visible.y, visible.z, visible.w};
-    const int row = static_cast<int>(threadIdx.x) % kGroupThreads;
-    if (row < kDim) {
+    const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
 #pragma unroll
-      for (int page = 0; page < kStepPages; ++page) {
-        if (words[page] == 0xffffffffU) continue;
-        clear_hidden_row(
-            smem_address + S::kV + stage * S::kStageBytes + page * S::kPageBytes + row * kRowBytes,
-            row, words[page]);
-      }
+    for (int page = 0; page < kStepPages; ++page) {
+      // Pages go round the warps, so that every warpgroup has its part of each.
+      const int row = (thread + page * kDim) % (kGroups * kGroupThreads);
+      if (row >= kDim || words[page] == 0xffffffffU) continue;
+      clear_hidden_row(
+          smem_address + S::kV + stage * S::kStageBytes + page * S::kPageBytes + row * kRowBytes,
+          row, words[page]);
     }
     fence_async_proxy();
-    named_sync(kGroupBarrier + group, kGroupThreads);
+    named_sync(kClearBarrier, kGroups * kGroupThreads);
   }
 
   __device__ void write(const float (&o)[kDim / 2], const RowState& state,

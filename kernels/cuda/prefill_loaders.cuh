@@ -70,8 +70,8 @@ struct Smem {
 
 inline constexpr int kNoPage = 0x7fffffff;  // outside the tensor maps
 // Numbers of named barriers; 0 is that of __syncthreads.
-inline constexpr int kGroupBarrier = 1;  // to 3
-inline constexpr int kTurnBarrier = 4;   // to 6
+inline constexpr int kClearBarrier = 1;
+inline constexpr int kTurnBarrier = 2;  // to 4
 
 struct Barriers {
   std::uint32_t base;
@@ -156,14 +156,22 @@ __device__ inline bool find_unit(const PrefillParams& p, int unit, TilePlace& pl
   return place.n_steps > 0;
 }
 
-// One warp loads K and V of all steps of all units.
+// What the first lanes of a warp have for the pages of a step.
+__device__ inline uint4 of_step_pages(std::uint32_t word) {
+  static_assert(kStepPages == 4);
+  return {__shfl_sync(~0U, word, 0), __shfl_sync(~0U, word, 1), __shfl_sync(~0U, word, 2),
+          __shfl_sync(~0U, word, 3)};
+}
+
+// One warp loads K and V of all steps of all units. Masks are written by the lane that arrives at
+// the barrier behind which they are read.
 template <int kDim>
 __device__ void load_pages(const WgmmaParams& params, std::byte* smem, std::uint32_t smem_address,
                            const Barriers& barriers) {
   using S = Smem<kDim>;
   constexpr int kBlocks = kDim / 32;
   const int lane = threadIdx.x % 32;
-  auto* masks = reinterpret_cast<std::uint32_t*>(smem + S::kMasks);
+  auto* masks = reinterpret_cast<uint4*>(smem + S::kMasks);
   UnitSource units{params.p, reinterpret_cast<int*>(smem + S::kUnits), barriers};
   int count = 0;
   for (int unit = units.first(), next = -1; unit >= 0; unit = next) {
@@ -187,9 +195,11 @@ __device__ void load_pages(const WgmmaParams& params, std::byte* smem, std::uint
       }
 
       barrier_wait(barriers.k_empty(stage), reused);
-      if (lane < kStepPages) masks[stage * kStepPages + lane] = visible;
-      __syncwarp();
-      if (lane == 0) barrier_expect(barriers.k_full(stage), S::kStageBytes);
+      const uint4 k_mask = of_step_pages(visible);
+      if (lane == 0) {
+        masks[stage] = k_mask;
+        barrier_expect(barriers.k_full(stage), S::kStageBytes);
+      }
       __syncwarp();
       const int k_page = lane / kBlocks % kStepPages;
       const int block = lane % kBlocks;
@@ -204,11 +214,11 @@ __device__ void load_pages(const WgmmaParams& params, std::byte* smem, std::uint
 
       barrier_wait(barriers.v_empty(stage), reused);
       // Hidden values of blocks are zeros already.
-      if (lane < kStepPages) {
-        masks[(kStages + stage) * kStepPages + lane] = expanded ? 0xffffffffU : visible;
+      const uint4 v_mask = of_step_pages(expanded ? 0xffffffffU : visible);
+      if (lane == 0) {
+        masks[kStages + stage] = v_mask;
+        barrier_expect(barriers.v_full(stage), S::kStageBytes);
       }
-      __syncwarp();
-      if (lane == 0) barrier_expect(barriers.v_full(stage), S::kStageBytes);
       __syncwarp();
       if (lane < kStepPages) {
         load_box(smem_address + S::kV + stage * S::kStageBytes + lane * S::kPageBytes,
