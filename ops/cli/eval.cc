@@ -190,6 +190,7 @@ class EvalRun {
       auto cluster = OwnCluster::start(own, cancel_fd_);
       if (!cluster.ok()) return cluster.status();
       cluster_ = *std::move(cluster);
+      client_ = cluster_->client();
       client = api::TcpClient::connect(client_, Deadline::after(kConnectWait));
     }
     no_server_ = !client.ok();

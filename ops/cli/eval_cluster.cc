@@ -1,9 +1,12 @@
 #include "ops/cli/eval_cluster.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,6 +39,28 @@ constexpr std::chrono::seconds kTermWait{10};
   ::_exit(127);
 }
 
+constexpr const char* kLoopback = "127.0.0.1";
+
+// One that nobody listens on at the moment.
+Result<std::uint16_t> free_port() {
+  const auto failed = [] {
+    return unavailable(std::string("cannot find a free port: ") + std::strerror(errno));
+  };
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (socket < 0) return failed();
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  const bool ok =
+      ::bind(socket, generic, length) == 0 && ::getsockname(socket, generic, &length) == 0;
+  const Status status = ok ? ok_status() : failed();
+  ::close(socket);
+  if (!status.ok()) return status;
+  return ntohs(address.sin_port);
+}
+
 }  // namespace
 
 std::vector<std::string> launch_command(const OwnClusterOptions& options,
@@ -51,6 +76,9 @@ std::vector<std::string> launch_command(const OwnClusterOptions& options,
   for (const std::string& argument :
        {std::string("--config"), options.config, std::string("--set"),
         std::string("api.http.enabled=false"), std::string("--set"),
+        std::string("api.tcp.enabled=true"), std::string("--set"),
+        "api.tcp.host=" + options.client.host, std::string("--set"),
+        "api.tcp.port=" + std::to_string(options.client.port), std::string("--set"),
         "api.limits.max_dense_scores=" + std::to_string(options.max_dense_scores)}) {
     command.push_back(argument);
   }
@@ -64,6 +92,10 @@ Result<std::unique_ptr<OwnCluster>> OwnCluster::start(OwnClusterOptions options,
   if (error || !std::filesystem::exists(spindled, error)) {
     return not_found("there is no spindled beside this program to start; give --server");
   }
+  const Result<std::uint16_t> port = free_port();
+  if (!port.ok()) return port.status();
+  options.client.host = kLoopback;
+  options.client.port = *port;
   std::vector<std::string> command = launch_command(options, spindled.string(), ::geteuid() == 0);
   std::vector<char*> arguments;
   for (std::string& argument : command) arguments.push_back(argument.data());

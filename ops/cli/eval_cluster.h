@@ -18,14 +18,15 @@ struct OwnClusterOptions {
   std::string log;  // path; what the processes print
   // More dense scores for one request save prompts that are computed twice.
   int max_dense_scores = 1024;
-  api::TcpClientOptions client;  // where it will listen
+  api::TcpClientOptions client;  // of whoever asks it; start() chooses the address
 };
 
 // mpirun and its arguments; `spindled` is the program's path.
 std::vector<std::string> launch_command(const OwnClusterOptions& options,
                                         const std::string& spindled, bool as_root);
 
-// Owns the processes: the destructor ends them.
+// Owns the processes: the destructor ends them. They listen on a free port of this machine alone,
+// whatever the configuration says, so that two measurements do not ask each other's cluster.
 // Thread-safety: none. Create it while the process has one thread.
 class OwnCluster {
  public:
@@ -35,6 +36,8 @@ class OwnCluster {
   OwnCluster(const OwnCluster&) = delete;
   OwnCluster& operator=(const OwnCluster&) = delete;
 
+  // With the address where it listens.
+  const api::TcpClientOptions& client() const { return options_.client; }
   // Drains it and waits for its end.
   Status stop();
 

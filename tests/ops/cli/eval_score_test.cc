@@ -439,6 +439,8 @@ TEST(EvalCluster, Command) {
   OwnClusterOptions options;
   options.config = "c.pbtxt";
   options.stages = 3;
+  options.client.host = "127.0.0.1";
+  options.client.port = 40123;
   const auto command = launch_command(options, "/bin/spindled", true);
   EXPECT_EQ(command[0], "mpirun");
   EXPECT_EQ(command[1], "--allow-run-as-root");
@@ -447,6 +449,12 @@ TEST(EvalCluster, Command) {
   EXPECT_EQ(*(n + 1), "3");
   EXPECT_EQ(*(n + 2), "/bin/spindled");
   EXPECT_EQ(*(n + 4), "c.pbtxt");
+  for (const char* setting : {"api.tcp.enabled=true", "api.tcp.host=127.0.0.1",
+                              "api.tcp.port=40123", "api.http.enabled=false"}) {
+    const auto found = std::find(command.begin(), command.end(), setting);
+    ASSERT_NE(found, command.end()) << setting;
+    EXPECT_EQ(*(found - 1), "--set");
+  }
   EXPECT_EQ(launch_command(options, "/bin/spindled", false)[1], "--oversubscribe");
 }
 
