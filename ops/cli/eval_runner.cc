@@ -33,11 +33,16 @@ class ProbeRun {
     for (std::size_t part = 0; part < parts_.size(); ++part) {
       const std::vector<TokenSpan>& answers = parts_[part];
       api::GenerateOutcome outcome = ask_(cell_request(probe_, answers, cell, options_.session));
-      if (!options_.session.empty() && outcome.status.code() == StatusCode::kNotFound) {
+      const auto is_lost = [&] {
+        return !options_.session.empty() && outcome.status.code() == StatusCode::kNotFound;
+      };
+      if (is_lost()) {
         // The server gave the session's memory to somebody else.
         if (Status status = prefill(); !status.ok()) return status;
         outcome = ask_(cell_request(probe_, answers, cell, options_.session));
       }
+      // And again: it has no room for sessions beside so many requests.
+      if (is_lost()) outcome = ask_(cell_request(probe_, answers, cell, ""));
       if (const auto refusal = policy_refusal(outcome)) {
         result = {};
         result.refused = *refusal;

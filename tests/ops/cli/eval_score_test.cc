@@ -349,6 +349,28 @@ TEST(EvalRunner, ALostSessionIsMadeAgain) {
   EXPECT_EQ(n, 5);  // prefill, reference, lost, prefill, cell
 }
 
+TEST(EvalRunner, ASessionThatIsLostAgainIsDoneWithout) {
+  FakeServer whole;
+  const auto expected = run(whole, {named_cell("some")}, {.session = "", .max_scores = 4});
+  FakeServer server;
+  std::map<std::string, CellResult> results;
+  const Status status = run_probe(
+      small_probe(), std::vector<Cell>{named_cell("some")}, {.session = "s", .max_scores = 4},
+      [&](const api::v1::GenerateRequest& request) {
+        if (!request.keep_session()) server.has_session = false;
+        return server.answer(request);
+      },
+      [&](const Cell& cell, const CellResult& result) {
+        results[cell.key] = result;
+        return ok_status();
+      });
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_EQ(results, expected);
+  // Prefill; reference and cell: lost, prefill, lost, without.
+  ASSERT_EQ(server.requests.size(), 9U);
+  EXPECT_EQ(server.requests[4].session_id(), "");
+}
+
 TEST(EvalRunner, OtherErrorsEndIt) {
   const auto ends_with = [](Status status, const std::string& param) {
     return run_probe(
