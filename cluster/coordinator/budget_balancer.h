@@ -107,6 +107,8 @@ class BudgetBalancer {
   Result<std::optional<BudgetDecision>> decide(const BalancerInput& input);
 
   std::uint64_t epoch() const { return epoch_; }
+  // That a plan can name.
+  int lightest_level() const { return config_.lighter_levels ? 0 : config_.own_level; }
   const std::vector<int>& levels() const { return levels_; }  // [n_stages]
   // Of the last decide(), for metrics: error for a byte by stage, 0 where memory does not bind; the
   // requests that should run together, and how many fit.

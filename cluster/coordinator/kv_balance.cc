@@ -1,11 +1,23 @@
 #include "cluster/coordinator/kv_balance.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace spindle::coordinator {
+namespace {
+
+// One plan changes a size to no less than this share of what it was, but by a level at least.
+constexpr double kMostChange = 0.5625;
+constexpr double kRounding = 1e-9;
+
+int levels_in_one_plan(double step) {
+  return std::max(1, static_cast<int>(std::log(kMostChange) / std::log(step) + kRounding));
+}
+
+}  // namespace
 
 Result<std::optional<KvBalance>> make_kv_balance(const KvBalanceOptions& options,
                                                  const kvstore::KvPolicy& policy,
@@ -44,6 +56,7 @@ Result<std::optional<KvBalance>> make_kv_balance(const KvBalanceOptions& options
   config.max_num_seqs = scheduler.max_num_seqs;
   config.steps_ahead = static_cast<std::uint64_t>(scheduler.max_in_flight) + 1;
   config.lighter_levels = options.lighter_levels;
+  config.max_levels_moved = levels_in_one_plan(options.ladder.step);
   config.warmup_us = options.warmup_us;
   config.warmup_steps = options.warmup_steps;
   config.cooldown_us = options.cooldown_us;

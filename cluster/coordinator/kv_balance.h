@@ -13,7 +13,8 @@
 
 namespace spindle::coordinator {
 
-// What is not said here is as in BalancerConfig.
+// What is not said here is as in BalancerConfig; a plan moves a stage by as many levels as change
+// its size to no less than 9/16 of what it was, at least one.
 struct KvBalanceOptions {
   kvstore::LadderShape ladder;
   bool lighter_levels = false;

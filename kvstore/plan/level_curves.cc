@@ -12,8 +12,8 @@ namespace {
 
 using kernels::KvFormat;
 
-constexpr double kWorstError = 1e9;  // for a calibrated figure that is not finite
-constexpr double kSameStep = 0.95;   // ratios nearer to each other are one step
+constexpr double kWorstError = 1e9;    // for a calibrated figure that is not finite
+constexpr double kLeastOfAStep = 0.2;  // the last one, of the others, in logarithms
 
 // In place of calibration: what Lloyd-Max with 1 to 4 bits (J. Max, Quantizing for minimum
 // distortion, 1960, table I) and a uniform quantizer with 4 lose of a unit Gaussian's variance, a
@@ -103,17 +103,19 @@ double least_ratio(const KvPolicy& policy, const KvModel& model, const ProfileTa
 // Steps from `from` towards `limit`, the nearest first.
 std::vector<double> steps_towards(double from, double limit, double factor, int n) {
   std::vector<double> steps;
-  const auto near = [](double a, double b) { return std::min(a, b) > kSameStep * std::max(a, b); };
   double last = from;
   for (int i = 0; i < n; ++i) {
     const double next = last * factor;
     const bool beyond = factor < 1 ? next <= limit : next >= limit;
-    const double step = beyond ? limit : next;
-    const bool onward = factor < 1 ? step < last : step > last;
-    if (!onward || near(step, last)) break;
-    steps.push_back(step);
-    if (beyond) break;
-    last = step;
+    if (!beyond) {
+      steps.push_back(next);
+      last = next;
+      continue;
+    }
+    // In units of a step, from the last one on.
+    const double left = std::log(limit / last) / std::log(factor);
+    if (left >= kLeastOfAStep) steps.push_back(limit);
+    break;
   }
   return steps;
 }

@@ -15,16 +15,16 @@
 namespace spindle::kvstore {
 
 struct LadderShape {
-  double step = 0.75;  // from one ratio to the next, above 0 and below 1
-  int n_lighter = 2;   // steps on either side of the policy's own size, at most
-  int n_stronger = 5;
+  double step = 0.95;  // from one ratio to the next, above 0 and below 1
+  int n_lighter = 12;  // steps on either side of the policy's own size, at most
+  int n_stronger = 28;
 };
 
 // Ratios of the uncompressed bytes from light to strong, in a geometric progression through the
 // policy's own size, which is one of them (as it is before it grows for a short prompt). None asks
 // for less than the policy's floor, unless its own does, and none for more than the uncompressed
-// plan takes: the step that would go beyond ends there, and is left out when that brings it within
-// a twentieth of its neighbour.
+// plan takes: the step that would go beyond ends there, and is left out when less than a fifth of a
+// step remains.
 struct LevelLadder {
   std::vector<double> ratios = {};
   std::size_t own = 0;

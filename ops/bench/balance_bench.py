@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import re
 import statistics
 import subprocess
@@ -83,6 +84,7 @@ class Load:
         self.port, self.asked, self.options = port, asked, options
         self.lock = threading.Lock()
         self.next = 0
+        self.lengths = random.Random(1)
         self.stop = threading.Event()
         self.right, self.failures = {}, []
         self.measuring = threading.Event()
@@ -92,8 +94,10 @@ class Load:
             with self.lock:
                 task, text, answer = self.asked[self.next % len(self.asked)]
                 self.next += 1
+                n_tokens = round(self.options.output *
+                                 self.lengths.uniform(1 - self.options.spread, 1 + self.options.spread))
             body = {"model": "spindle-mini", "messages": [{"role": "user", "content": text}],
-                    "max_tokens": self.options.output, "temperature": 0, "ignore_eos": True,
+                    "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True,
                     "skip_special_tokens": False}
             measured = self.measuring.is_set()
             try:
@@ -123,12 +127,12 @@ def one_run(build, options, balanced):
         "kv.profile_table": ROOT / "configs/profiles/spindle-mini.pbtxt",
         "kv.balance.enabled": str(balanced).lower(), "kv.balance.lighter_levels": "true",
         "kv.balance.level_step": options.level_step, "kv.balance.n_lighter": 16,
-        "kv.balance.n_stronger": 27,
+        "kv.balance.n_stronger": 34,
         "kv.balance.relief_margin": options.margin,
         "kv.balance.typical_tokens": options.longest * 3 // 4, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
         "scheduler.max_num_seqs": 512, "scheduler.max_num_batched_tokens": 1024,
-        "model.max_model_len": options.longest + options.output + 64,
+        "model.max_model_len": options.longest + round(options.output * (1 + options.spread)) + 64,
         "compute.device": options.device.upper(), "compute.threads_per_rank":
         max(1, len(os.sched_getaffinity(0)) // stages)}
     asked = questions(ROOT / "eval/public.jsonl.gz", options.longest)
@@ -205,9 +209,11 @@ def main():
     parser.add_argument("--ratio", type=float, default=0.25, help="of the default policy")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--output", type=int, default=192, help="tokens of each answer")
+    parser.add_argument("--spread", type=float, default=0,
+                        help="answers are longer or shorter by up to this share of --output")
     parser.add_argument("--longest", type=int, default=4096, help="tokens of a document")
     parser.add_argument("--margin", type=float, default=0.03, help="kv.balance.relief_margin")
-    parser.add_argument("--level-step", type=float, default=0.94, help="kv.balance.level_step")
+    parser.add_argument("--level-step", type=float, default=0.95, help="kv.balance.level_step")
     parser.add_argument("--settle", type=float, default=60, help="seconds before the measured time")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--drain", type=float, default=20)

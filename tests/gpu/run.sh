@@ -199,7 +199,7 @@ if wants balance; then
       --model "$root/models/shapes/llama-3-8b" --layers-per-stage 16,16 \
       --kv-bytes 7200000000,2400000000 --max-model-len 6144 --max-num-seqs 160 \
       --max-num-batched-tokens 2048 --min-prompt 3072 --max-prompt 5120 --output 512 \
-      --clients 160 --settle 30 --seconds 40 --json "$out/balance-$switch.json" \
+      --clients 160 --settle 30 --seconds 40 --lighter --json "$out/balance-$switch.json" \
       "${options[@]}" >"$out/balance-$switch.log" 2>&1 || code=$?
     tail -n 3 "$out/balance-$switch.log"
     note "$code" "balance_bench $switch"

@@ -40,6 +40,7 @@ struct Options : BenchOptions {
   int min_prompt = 1024;
   int max_prompt = 2048;
   int output = 256;
+  int min_output = 0;  // 0: as many as `output`
   int clients = 64;
   double settle = 30;
   double seconds = 60;
@@ -106,7 +107,9 @@ class Load {
     std::uniform_int_distribution<std::int32_t> token(16, vocab_size_ - 1);
     const int n = length(random_);
     for (int i = 0; i < n; ++i) request.prompt_ids.push_back(token(random_));
-    request.sampling.max_tokens = options_.output;
+    std::uniform_int_distribution<int> output(
+        options_.min_output > 0 ? options_.min_output : options_.output, options_.output);
+    request.sampling.max_tokens = output(random_);
     request.sampling.temperature = 0;
     request.sampling.ignore_eos = true;
     request.kv_policy = options_.kv_policy;
@@ -200,6 +203,9 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_option("--min-prompt", options.min_prompt, "tokens")->check(CLI::PositiveNumber);
   app.add_option("--max-prompt", options.max_prompt, "tokens")->check(CLI::PositiveNumber);
   app.add_option("--output", options.output, "tokens of each answer")->check(CLI::PositiveNumber);
+  app.add_option("--min-output", options.min_output,
+                 "answers of any length from here to --output; 0: all of that one")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--clients", options.clients, "requests under way")->check(CLI::PositiveNumber);
   app.add_option("--settle", options.settle, "seconds before the measured time");
   app.add_option("--seconds", options.seconds, "measured time");
@@ -207,6 +213,9 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.parse(argc, argv);
   if (options.min_prompt > options.max_prompt) {
     throw CLI::ValidationError("--min-prompt", "is longer than --max-prompt");
+  }
+  if (options.min_output > options.output) {
+    throw CLI::ValidationError("--min-output", "is longer than --output");
   }
   return options;
 }
@@ -222,7 +231,7 @@ Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
   if (options.balance) {
     coordinator::KvBalanceOptions balance;
     balance.lighter_levels = options.lighter;
-    balance.ladder = {.step = 0.85, .n_lighter = 8, .n_stronger = 10};
+    balance.ladder.n_stronger = 33;  // to a fifth of the policy's own size
     balance.typical_tokens = (options.min_prompt + options.max_prompt) / 2;
     balance.warmup_us = 2'000'000;
     balance.cooldown_us = 2'000'000;

@@ -45,7 +45,7 @@ constexpr auto kRanges = std::to_array<IntegerRange>({
     {"kv.max_session_bytes", 0, 1024 * 1024 * kGiB},
     {"kv.layer0_table_bytes", 0, 1024 * 1024 * kGiB},
     {"kv.balance.n_lighter", 0, 16},
-    {"kv.balance.n_stronger", 0, 32},
+    {"kv.balance.n_stronger", 0, 47},
     {"kv.balance.typical_tokens", 1, 1 << 24},
     {"kv.balance.report_steps", 1, 1 << 20},
     {"kv.balance.warmup_ms", 0, kDayMs},

@@ -169,12 +169,11 @@ Result<std::optional<coordinator::KvBalance>> kv_balance(
 }
 
 void log_levels(const coordinator::KvBalance& balance, std::size_t n_stages) {
-  std::string ratios;
-  for (const double ratio : balance.ladder.ratios) {
-    ratios += (ratios.empty() ? "" : ", ") + fmt::format("{:.3f}", ratio);
-  }
-  spdlog::info("KV budgets of {} stages are balanced over levels {}; the policy's own is {:.3f}",
-               n_stages, ratios, balance.ladder.ratios[balance.ladder.own]);
+  const std::vector<double>& ratios = balance.ladder.ratios;
+  spdlog::info(
+      "KV budgets of {} stages are balanced over {} levels from {:.3f} to {:.3f}; the policy's own "
+      "is {:.3f}",
+      n_stages, ratios.size(), ratios.front(), ratios.back(), ratios[balance.ladder.own]);
 }
 
 // What every recording says of the cluster.

@@ -350,7 +350,7 @@ void Simulation::send_budget(const BudgetPlan& plan) {
   if (plan.effective_step <= last_step_) violate("a budget plan for a step that has been sent");
   for (std::size_t s = 0; s < stages_.size(); ++s) {
     const int level = plan.levels[s];
-    if (level < static_cast<int>(config_.balance->ladder.own) ||
+    if (level < config_.balance->balancer.lightest_level() ||
         level >= static_cast<int>(config_.balance->ladder.size())) {
       violate("level " + std::to_string(level) + " of stage " + std::to_string(s));
     }

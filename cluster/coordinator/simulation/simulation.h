@@ -39,7 +39,7 @@ struct SimulationConfig {
   TokenModel tokens;
   std::uint64_t seed = 0;
   std::int32_t first_priority = 0;  // the lowest that requests have
-  // Moves budgets between the stages as the daemon does; without levels lighter than the policy's.
+  // Moves budgets between the stages as the daemon does.
   std::optional<KvBalance> balance;
   // A step that is not done by then fails the cluster.
   std::int64_t step_timeout_us = 10'000'000;

@@ -37,11 +37,11 @@ LevelLadder ladder_of(const KvPolicy& policy, const ProfileTable* table,
 TEST(LevelLadder, RatiosAroundThePolicysOwn) {
   const ProfileTable table = bundled_table();
   const LevelLadder ladder = ladder_of({.profile = KvProfile::kSpindle}, &table);
-  ASSERT_EQ(ladder.size(), 8u);
-  EXPECT_EQ(ladder.own, 2u);
-  EXPECT_EQ(ladder.ratios[2], 0.10);
+  ASSERT_EQ(ladder.size(), 41u);
+  EXPECT_EQ(ladder.own, 12u);
+  EXPECT_EQ(ladder.ratios[12], 0.10);
   for (std::size_t i = 0; i < ladder.size(); ++i) {
-    EXPECT_NEAR(ladder.ratios[i], 0.10 * std::pow(0.75, static_cast<double>(i) - 2), 1e-12);
+    EXPECT_NEAR(ladder.ratios[i], 0.10 * std::pow(0.95, static_cast<double>(i) - 12), 1e-12);
     EXPECT_NEAR(ladder.factor(i), ladder.ratios[i] / 0.10, 1e-12);
   }
 }
@@ -82,11 +82,28 @@ TEST(LevelLadder, StaysBetweenTheFloorAndEverything) {
   }
 }
 
+// However fine the steps are; what is left of one at the end is a step of its own from a fifth on.
+TEST(LevelLadder, FineStepsReachTheFloor) {
+  const KvPolicy policy{.profile = KvProfile::kSnapKv};
+  const LevelLadder coarse = ladder_of(policy, nullptr, kPrompt, {0.5, 0, 20});
+  const double floor = coarse.ratios.back();
+  for (const double step : {0.9, 0.97, 0.99}) {
+    SCOPED_TRACE(step);
+    const LevelLadder ladder = ladder_of(policy, nullptr, kPrompt, {step, 0, 500});
+    const double steps = std::log(floor / ladder.ratios.front()) / std::log(step);
+    const double rest = steps - std::floor(steps);
+    EXPECT_EQ(ladder.size(), 1 + static_cast<std::size_t>(steps) + (rest >= 0.2 ? 1 : 0));
+    EXPECT_NEAR(ladder.ratios.back(),
+                rest >= 0.2 ? floor : ladder.ratios.front() * std::pow(step, std::floor(steps)),
+                1e-9);
+  }
+}
+
 TEST(LevelLadder, ASizeAskedForIsTheLightest) {
   KvPolicy policy{.profile = KvProfile::kSnapKv, .ratio = 0.2};
   EXPECT_EQ(ladder_of(policy, nullptr).own, 0u);
   policy.best_effort = true;
-  EXPECT_EQ(ladder_of(policy, nullptr).own, 2u);
+  EXPECT_EQ(ladder_of(policy, nullptr).own, 12u);
   policy = {.profile = KvProfile::kSnapKv, .max_bytes = 3'000'000};
   EXPECT_NEAR(ladder_of(policy, nullptr).ratios.front(),
               3e6 / static_cast<double>(full_bytes(mini_model(), kPrompt)), 1e-12);
@@ -115,11 +132,11 @@ TEST(LevelLadder, OtherPoliciesTakeTheSameFactor) {
     return *level_ratio(ladder, level, policy, mini_model(), &table, kPrompt);
   };
   EXPECT_EQ(ratio(ladder.own, {.profile = KvProfile::kSnapKv}), 0.0);
-  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kSnapKv}), 0.25 * 0.75, 1e-12);
+  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kSnapKv}), 0.25 * 0.95, 1e-12);
   EXPECT_NEAR(ratio(ladder.own + 2, {.profile = KvProfile::kSnapKv, .ratio = 0.4}),
-              0.4 * 0.75 * 0.75, 1e-12);
+              0.4 * 0.95 * 0.95, 1e-12);
   // 72 bytes of 256 and the tail.
-  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kInt4}), 0.295 * 0.75, 0.01);
+  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kInt4}), 0.295 * 0.95, 0.01);
   EXPECT_FALSE(level_ratio(ladder, ladder.size(), {}, mini_model(), &table, kPrompt).ok());
 }
 
@@ -161,14 +178,16 @@ TEST(LevelCurves, FollowTheLadderOfTheBundledModel) {
   const auto begin = std::chrono::steady_clock::now();
   const auto curves = level_curves(policy, mini_model(), &table, kPrompt, ladder, spans);
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
-  RecordProperty("ms_for_8_steps", std::to_string(took.count()));
+  RecordProperty("ms_for_all_steps", std::to_string(took.count()));
   ASSERT_TRUE(curves.ok());
   const auto full = static_cast<double>(full_bytes(mini_model(), kPrompt));
   for (std::size_t level = 0; level < ladder.size(); ++level) {
     double bytes = 0;
     for (const LevelCurve& curve : *curves) bytes += static_cast<double>(curve[level].bytes);
     EXPECT_LE(bytes, ladder.ratios[level] * full);
-    EXPECT_GE(bytes, 0.93 * ladder.ratios[level] * full);
+    // Of sizes below 3 % a part stays unused: there is little left that heads could go without.
+    const double least = ladder.ratios[level] >= 0.03 ? 0.93 : 0.83;
+    EXPECT_GE(bytes, least * ladder.ratios[level] * full);
     if (level <= ladder.own) continue;
     for (std::size_t s = 0; s < 4; ++s) {
       EXPECT_LT((*curves)[s][level].bytes, (*curves)[s][ladder.own].bytes) << s;
