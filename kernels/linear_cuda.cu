@@ -5,7 +5,8 @@
 // through a ring in shared memory with cp.async, several steps ahead, over the ends of tiles,
 // without a barrier. The first weights are asked for before the previous kernel has ended.
 //
-// Every tile reads all of x; beyond some 16 tokens that is as much as the weights.
+// Every tile reads all of x, which at 16 tokens is as much as the weights; linear_resident_cuda.cu
+// does not.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -218,8 +219,9 @@ struct Shape {
   int token_tiles;
   int stages;
 };
-constexpr Shape kShapes[kSkinnyVariants] = {{1, 1, 9}, {1, 1, 6},  {2, 1, 5},
-                                            {1, 2, 6}, {1, 1, 12}, {2, 2, 4}};
+constexpr int kRingVariants = kResidentVariant;
+constexpr Shape kShapes[kRingVariants] = {{1, 1, 9}, {1, 1, 6},  {2, 1, 5},
+                                          {1, 2, 6}, {1, 1, 12}, {2, 2, 4}};
 
 using Kernel = void (*)(Arguments);
 
@@ -234,7 +236,7 @@ Kernel kernel_of_variant(int variant, std::integer_sequence<int, kVariants...>) 
 }
 
 Kernel kernel_of(LinearOutput output, int variant) {
-  constexpr auto kAll = std::make_integer_sequence<int, kSkinnyVariants>();
+  constexpr auto kAll = std::make_integer_sequence<int, kRingVariants>();
   switch (output) {
     case LinearOutput::kBf16:
       return kernel_of_variant<LinearOutput::kBf16>(variant, kAll);
@@ -314,8 +316,9 @@ unsigned element_blocks(const CudaContext& context, std::int64_t n) {
 }  // namespace
 
 void prepare_skinny_linear(const CudaContext& context) {
+  prepare_resident_linear(context);
   for (int output = 0; output < kLinearOutputs; ++output) {
-    for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+    for (int variant = 0; variant < kRingVariants; ++variant) {
       cuda_check(
           cudaFuncSetAttribute(
               reinterpret_cast<const void*>(kernel_of(static_cast<LinearOutput>(output), variant)),
@@ -326,18 +329,20 @@ void prepare_skinny_linear(const CudaContext& context) {
 }
 
 bool skinny_fits(const CudaContext& context, int variant, int n_tokens) {
+  if (variant == kResidentVariant) return resident_fits(context, n_tokens);
   return n_tokens <= 8 * kShapes[variant].token_tiles &&
          needed_bytes(variant, n_tokens) <= bytes_for_blocks(context, 2);
 }
 
 int skinny_default(const CudaContext& context, int n_tokens) {
-  for (int variant = 0; variant < kSkinnyVariants; ++variant) {
+  for (int variant = 0; variant < kRingVariants; ++variant) {
     if (n_tokens <= kSkinnyDefaultTokens && skinny_fits(context, variant, n_tokens)) return variant;
   }
   return -1;
 }
 
 std::string skinny_name(int variant) {
+  if (variant == kResidentVariant) return "own 16x16, x in registers";
   const Shape shape = kShapes[variant];
   return "own " + std::to_string(16 * shape.row_tiles) + "x" +
          std::to_string(8 * shape.token_tiles) + ", " + std::to_string(shape.stages) + " stages";
@@ -345,6 +350,7 @@ std::string skinny_name(int variant) {
 
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product) {
+  if (variant == kResidentVariant) return resident_linear(context, output, product);
   CHECK(skinny_fits(context, variant, product.n_tokens), "too many rows for a skinny product");
   launch(context, output, kernel_of(output, variant), kShapes[variant],
          needed_bytes(variant, product.n_tokens), product);

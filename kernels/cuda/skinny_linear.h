@@ -1,6 +1,6 @@
 #pragma once
-// Between linear_cuda_host.cc and linear_cuda.cu: products with few rows of x, in which each weight
-// is read once and the time is that of reading the weights.
+// Between linear_cuda_host.cc, linear_cuda.cu and linear_resident_cuda.cu: products with few rows
+// of x, in which each weight is read once and the time is that of reading the weights.
 
 #include <cstddef>
 #include <cstdint>
@@ -26,7 +26,7 @@ struct SkinnyProduct {
 };
 
 // Shapes of the kernel that tune_linear() lets compete, for up to 16 tokens.
-inline constexpr int kSkinnyVariants = 6;
+inline constexpr int kSkinnyVariants = 7;
 // Without tuning, up to so many tokens.
 inline constexpr int kSkinnyDefaultTokens = 8;
 
@@ -39,6 +39,13 @@ int skinny_default(const CudaContext& context, int n_tokens);
 std::string skinny_name(int variant);
 void skinny_linear(const CudaContext& context, LinearOutput output, int variant,
                    const SkinnyProduct& product);
+
+// The last variant, of linear_resident_cuda.cu, whatever the number of columns.
+inline constexpr int kResidentVariant = kSkinnyVariants - 1;
+inline constexpr int kResidentTokens = 16;
+void prepare_resident_linear(const CudaContext& context);
+bool resident_fits(const CudaContext& context, int n_tokens);
+void resident_linear(const CudaContext& context, LinearOutput output, const SkinnyProduct& product);
 
 // out[i] = source[i] rounded to nearest even; `source` is float or F16.
 void round_to_bf16(const CudaContext& context, const void* source, DType dtype, std::int64_t n,

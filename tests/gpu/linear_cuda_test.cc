@@ -196,11 +196,16 @@ TEST_F(LinearCudaTest, TunedProductsAreTheSame) {
 }
 
 TEST_F(LinearCudaTest, EveryShapeOfTheSkinnyKernelIsExact) {
-  for (const Shape shape : kShapes) {
+  std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+  // Several phases of columns with x in registers; tiles in pairs, the last one alone.
+  shapes.insert(shapes.end(), {{24, 9000}, {16 * (2 * gpu().n_multiprocessors() + 3), 4168}});
+  for (const Shape shape : shapes) {
     const Weight w = weight(shape);
     for (int variant = 0; variant < kSkinnyVariants; ++variant) {
       for (const int n_rows : {1, 4, 7, 8, 9, 15, 16}) {
         if (!skinny_fits(gpu(), variant, n_rows)) continue;
+        // What is expected is computed on the host.
+        if (shape.n_out > 1000 && shape.n_in > 1000 && variant != kResidentVariant) continue;
         SCOPED_TRACE(::testing::Message() << skinny_name(variant) << ", " << shape.n_out << " x "
                                           << shape.n_in << ", " << n_rows << " rows");
         const Input x = input(n_rows, shape.n_in, 8);
