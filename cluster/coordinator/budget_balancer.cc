@@ -42,6 +42,13 @@ std::string number(double value) {
 
 double of_bytes(std::uint64_t bytes) { return static_cast<double>(bytes); }
 
+// The same stage where it is the one that the next prompt does not fit.
+StageLoad where_it_limits(const StageLoad& load) {
+  StageLoad limiting = load;
+  limiting.capacity = std::max(load.capacity - load.unfilled, 0.0);
+  return limiting;
+}
+
 std::uint64_t capacity_of(const BalancerInput& input, std::size_t stage) {
   return std::min(input.reports[stage].capacity_bytes, input.ledger[stage].capacity_bytes);
 }
@@ -231,9 +238,10 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
       load.bytes[l] = std::max(load.bytes[l], load.bytes[l + 1]);
     }
     const double token_bytes = of_bytes(config_.token_bytes[s]);
-    const double kept_free = headroom_[s] + config_.unfilled_prompts * token_bytes * mean_tokens_;
     load.capacity = std::max(
-        of_bytes(capacity_of(input, s)) - of_bytes(input.ledger[s].fixed_bytes) - kept_free, 0.0);
+        of_bytes(capacity_of(input, s)) - of_bytes(input.ledger[s].fixed_bytes) - headroom_[s],
+        0.0);
+    load.unfilled = config_.unfilled_prompts * token_bytes * mean_tokens_;
     load.peak = std::max(token_bytes * std::max(peak_tokens_, 1.0), prefill_[s]);
     load.n_at_peak = std::max(n_prefilling_, 1.0);
   }
@@ -244,7 +252,7 @@ double BudgetBalancer::fitting(const std::vector<StageLoad>& loads,
                                const std::vector<int>& levels) const {
   double fit = std::numeric_limits<double>::infinity();
   for (std::size_t s = 0; s < loads.size(); ++s) {
-    fit = std::min(fit, requests_that_fit(loads[s], levels[s]));
+    fit = std::min(fit, requests_that_fit(where_it_limits(loads[s]), levels[s]));
   }
   return fit;
 }
@@ -263,19 +271,20 @@ std::vector<BudgetBalancer::Target> BudgetBalancer::find_targets(
   const double lighter_room = std::min(wanted_ * kLighterRoom, ever);
   std::vector<Target> targets(loads.size(), {config_.own_level, config_.own_level});
   for (std::size_t s = 0; s < loads.size(); ++s) {
-    const LevelChoice choice = choose_level(loads[s], config_.own_level, wanted_);
+    const StageLoad limiting = where_it_limits(loads[s]);
+    const LevelChoice choice = choose_level(limiting, config_.own_level, wanted_);
     prices_[s] = choice.price;
     if (idle) continue;
     Target& target = targets[s];
     target.needed = choice.level;
     target.relaxed = choose_level(loads[s], config_.own_level, relief_room).level;
-    if (!config_.lighter_levels) continue;
-    if (target.needed == config_.own_level) {
-      target.needed = std::min(target.needed, choose_level(loads[s], 0, wanted_).level);
+    if (config_.lighter_levels && target.needed == config_.own_level) {
+      target.needed = std::min(target.needed, choose_level(limiting, 0, wanted_).level);
     }
-    if (target.relaxed == config_.own_level) {
+    if (config_.lighter_levels && target.relaxed == config_.own_level) {
       target.relaxed = std::min(target.relaxed, choose_level(loads[s], 0, lighter_room).level);
     }
+    target.relaxed = std::max(target.relaxed, target.needed);
   }
   return targets;
 }

@@ -8,8 +8,8 @@
 // 1. The number of requests that should run together: what is running and waiting (smoothed), at
 //    most max_num_seqs, at most what fits with every stage at its strongest level. Every stage
 //    keeps room for the prompts that are not compressed yet, as many as there were of late, but at
-//    least for the longest, and half of an average one beside, which is what remains where the next
-//    one does not fit.
+//    least for the longest; and, for the number it can run at most, half of an average one beside,
+//    which is what remains where the next one does not fit.
 // 2. For every stage the level of least error whose projection fits that many (level_choice.h).
 //    Projections are the planned curves for prompts as long as those at hand, corrected by what
 //    stages really kept of what the curves said, level by level, and what requests hold beside

@@ -276,6 +276,21 @@ TEST(BudgetBalancer, WhatTheTightestStageLeavesToOthersBuysLighterLevels) {
   EXPECT_NEAR(bench.balancer.wanted_requests(), 88, 1);
 }
 
+// A stage that does not limit needs no room for half of a prompt beside 5 % more requests: stage 1
+// runs (2,500 - 1,000) / 23 + 1 = 66.2. 69.5 at level 0 of stage 0 take 13,128 bytes, and 66.2
+// beside half of a prompt 13,043; both together would take 13,628.
+TEST(BudgetBalancer, OnlyAStageThatLimitsHasRoomTooSmallForAPrompt) {
+  for (const std::uint64_t memory : {13300, 13080}) {
+    BalancerConfig config = config_of(2, 2);
+    config.lighter_levels = true;
+    config.unfilled_prompts = 0.5;
+    Bench bench(config, {memory, 3000});
+    bench.run(300, 1000);
+    EXPECT_EQ(bench.balancer.levels(), (std::vector<int>{memory == 13300 ? 0 : 1, 7}));
+    EXPECT_NEAR(bench.balancer.wanted_requests(), 66.2, 0.1);
+  }
+}
+
 // The same within the policy's own levels, which a stage left when less was known.
 TEST(BudgetBalancer, WhatTheTightestStageLeavesToOthersIsNotKeptForMoreDemand) {
   Bench bench(config_of(2, 2), {10500, 3000});
