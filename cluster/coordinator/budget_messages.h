@@ -19,7 +19,7 @@
 namespace spindle::coordinator {
 
 inline constexpr std::uint32_t kMaxBudgetStages = 256;
-inline constexpr std::uint8_t kMaxBudgetLevels = 64;
+inline constexpr std::uint8_t kMaxBudgetLevels = 128;
 
 // Of one stage, after `step`.
 struct BudgetReport {

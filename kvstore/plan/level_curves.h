@@ -15,9 +15,9 @@
 namespace spindle::kvstore {
 
 struct LadderShape {
-  double step = 0.95;  // from one ratio to the next, above 0 and below 1
-  int n_lighter = 12;  // steps on either side of the policy's own size, at most
-  int n_stronger = 28;
+  double step = 0.97;  // from one ratio to the next, above 0 and below 1
+  int n_lighter = 20;  // steps on either side of the policy's own size, at most
+  int n_stronger = 47;
 };
 
 // Ratios of the uncompressed bytes from light to strong, in a geometric progression through the

@@ -126,8 +126,8 @@ def one_run(build, options, balanced):
         "kv.policy.profile": "spindle", "kv.policy.ratio": options.ratio,
         "kv.profile_table": ROOT / "configs/profiles/spindle-mini.pbtxt",
         "kv.balance.enabled": str(balanced).lower(), "kv.balance.lighter_levels": "true",
-        "kv.balance.level_step": options.level_step, "kv.balance.n_lighter": 16,
-        "kv.balance.n_stronger": 34,
+        "kv.balance.level_step": options.level_step, "kv.balance.n_lighter": 32,
+        "kv.balance.n_stronger": 57,
         "kv.balance.relief_margin": options.margin,
         "kv.balance.typical_tokens": options.longest * 3 // 4, "kv.balance.warmup_ms": 2000,
         "kv.balance.cooldown_ms": 2000, "kv.balance.relief_hold_ms": 4000,
@@ -213,7 +213,7 @@ def main():
                         help="answers are longer or shorter by up to this share of --output")
     parser.add_argument("--longest", type=int, default=4096, help="tokens of a document")
     parser.add_argument("--margin", type=float, default=0.03, help="kv.balance.relief_margin")
-    parser.add_argument("--level-step", type=float, default=0.95, help="kv.balance.level_step")
+    parser.add_argument("--level-step", type=float, default=0.97, help="kv.balance.level_step")
     parser.add_argument("--settle", type=float, default=60, help="seconds before the measured time")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--drain", type=float, default=20)

@@ -231,7 +231,7 @@ Status serve(comm::MpiWorld& world, BenchRank& rank, const Options& options) {
   if (options.balance) {
     coordinator::KvBalanceOptions balance;
     balance.lighter_levels = options.lighter;
-    balance.ladder.n_stronger = 33;  // to a fifth of the policy's own size
+    balance.ladder.n_stronger = 55;  // to a fifth of the policy's own size
     balance.typical_tokens = (options.min_prompt + options.max_prompt) / 2;
     balance.warmup_us = 2'000'000;
     balance.cooldown_us = 2'000'000;

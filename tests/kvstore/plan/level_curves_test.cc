@@ -37,11 +37,11 @@ LevelLadder ladder_of(const KvPolicy& policy, const ProfileTable* table,
 TEST(LevelLadder, RatiosAroundThePolicysOwn) {
   const ProfileTable table = bundled_table();
   const LevelLadder ladder = ladder_of({.profile = KvProfile::kSpindle}, &table);
-  ASSERT_EQ(ladder.size(), 41u);
-  EXPECT_EQ(ladder.own, 12u);
-  EXPECT_EQ(ladder.ratios[12], 0.10);
+  ASSERT_EQ(ladder.size(), 68u);
+  EXPECT_EQ(ladder.own, 20u);
+  EXPECT_EQ(ladder.ratios[20], 0.10);
   for (std::size_t i = 0; i < ladder.size(); ++i) {
-    EXPECT_NEAR(ladder.ratios[i], 0.10 * std::pow(0.95, static_cast<double>(i) - 12), 1e-12);
+    EXPECT_NEAR(ladder.ratios[i], 0.10 * std::pow(0.97, static_cast<double>(i) - 20), 1e-12);
     EXPECT_NEAR(ladder.factor(i), ladder.ratios[i] / 0.10, 1e-12);
   }
 }
@@ -103,7 +103,7 @@ TEST(LevelLadder, ASizeAskedForIsTheLightest) {
   KvPolicy policy{.profile = KvProfile::kSnapKv, .ratio = 0.2};
   EXPECT_EQ(ladder_of(policy, nullptr).own, 0u);
   policy.best_effort = true;
-  EXPECT_EQ(ladder_of(policy, nullptr).own, 12u);
+  EXPECT_EQ(ladder_of(policy, nullptr).own, 20u);
   policy = {.profile = KvProfile::kSnapKv, .max_bytes = 3'000'000};
   EXPECT_NEAR(ladder_of(policy, nullptr).ratios.front(),
               3e6 / static_cast<double>(full_bytes(mini_model(), kPrompt)), 1e-12);
@@ -132,11 +132,11 @@ TEST(LevelLadder, OtherPoliciesTakeTheSameFactor) {
     return *level_ratio(ladder, level, policy, mini_model(), &table, kPrompt);
   };
   EXPECT_EQ(ratio(ladder.own, {.profile = KvProfile::kSnapKv}), 0.0);
-  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kSnapKv}), 0.25 * 0.95, 1e-12);
+  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kSnapKv}), 0.25 * 0.97, 1e-12);
   EXPECT_NEAR(ratio(ladder.own + 2, {.profile = KvProfile::kSnapKv, .ratio = 0.4}),
-              0.4 * 0.95 * 0.95, 1e-12);
+              0.4 * 0.97 * 0.97, 1e-12);
   // 72 bytes of 256 and the tail.
-  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kInt4}), 0.295 * 0.95, 0.01);
+  EXPECT_NEAR(ratio(ladder.own + 1, {.profile = KvProfile::kInt4}), 0.295 * 0.97, 0.01);
   EXPECT_FALSE(level_ratio(ladder, ladder.size(), {}, mini_model(), &table, kPrompt).ok());
 }
 
