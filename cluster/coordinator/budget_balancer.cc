@@ -18,9 +18,12 @@ constexpr double kLighterRoom = 2.0;
 // Demand may grow, but no more can run than fit with every stage at its strongest. Beyond them a
 // lighter level needs room only for what projections may be wrong by.
 constexpr double kProjectionMargin = 0.05;
-// How much one report's factor counts, and what a factor can be: of a prompt much shorter than the
-// curves' typical one far more is kept than they say.
-constexpr double kFactorWeight = 0.25;
+// Of min_gain, what is enough where a stage would be full long before the others. Projections move
+// by a few percent from one call to the next, and sizes may be that near to each other.
+constexpr double kSmallGain = 0.5;
+// A factor is the mean over so many prompts of typical length, and what it can be: of a prompt much
+// shorter than that far more is kept than curves say.
+constexpr double kFactorPrompts = 16;
 constexpr double kLeastFactor = 0.25;
 constexpr double kMostFactor = 16.0;
 // A relief that lasts less than so many holds came too early; how far a hold may grow.
@@ -166,11 +169,19 @@ void BudgetBalancer::measure(std::span<const BudgetReport> reports, bool warm) {
     const bool onward =
         report.planned_bytes > measured.planned_bytes && report.kept_bytes >= measured.kept_bytes;
     if (warm && onward && report.epoch == epoch_ && measured.epoch == epoch_) {
-      const double now = std::clamp(of_bytes(report.kept_bytes - measured.kept_bytes) /
-                                        of_bytes(report.planned_bytes - measured.planned_bytes),
-                                    kLeastFactor, kMostFactor);
-      std::optional<double>& factor = measured.factor[static_cast<std::size_t>(levels_[s])];
-      factor = factor ? *factor + kFactorWeight * (now - *factor) : now;
+      const double planned = of_bytes(report.planned_bytes - measured.planned_bytes);
+      const double kept = of_bytes(report.kept_bytes - measured.kept_bytes);
+      const auto level = static_cast<std::size_t>(levels_[s]);
+      const double most = kFactorPrompts * of_bytes(config_.curves[s][level].bytes);
+      Factor& factor = measured.factor[level];
+      // A size that is new here is first taken to be like its neighbour: levels are near to each
+      // other, and one prompt says little.
+      if (const auto near = nearest_factor(s, levels_[s]); near && factor.planned_bytes <= 0) {
+        factor = {*near, most / 2};
+      }
+      const double now = std::clamp(kept / planned, kLeastFactor, kMostFactor);
+      factor.value += planned / (factor.planned_bytes + planned) * (now - factor.value);
+      factor.planned_bytes = std::min(factor.planned_bytes + planned, most);
     }
     measured.planned_bytes = report.planned_bytes;
     measured.kept_bytes = report.kept_bytes;
@@ -178,16 +189,17 @@ void BudgetBalancer::measure(std::span<const BudgetReport> reports, bool warm) {
   }
 }
 
-// Of the nearest level that was measured, the stronger of two.
-double BudgetBalancer::factor(std::size_t stage, int level) const {
+// Of the nearest level that was measured, the stronger of two; none: no level was.
+std::optional<double> BudgetBalancer::nearest_factor(std::size_t stage, int level) const {
   const auto& factors = measured_[stage].factor;
   for (int distance = 0; distance < n_levels_; ++distance) {
     for (const int near : {level + distance, level - distance}) {
       if (near < 0 || near >= n_levels_) continue;
-      if (const auto& found = factors[static_cast<std::size_t>(near)]) return *found;
+      const Factor& found = factors[static_cast<std::size_t>(near)];
+      if (found.planned_bytes > 0) return found.value;
     }
   }
-  return 1.0;
+  return std::nullopt;
 }
 
 void BudgetBalancer::smooth_demand(const BalancerInput& input) {
@@ -230,7 +242,8 @@ std::vector<StageLoad> BudgetBalancer::project(const BalancerInput& input) const
     StageLoad& load = loads[s];
     for (int level = 0; level < n_levels_; ++level) {
       load.bytes.push_back(std::clamp(
-          request_bytes(s, level, n_tokens) * factor(s, level) + extra_[s], 1.0, kMostBytes));
+          request_bytes(s, level, n_tokens) * nearest_factor(s, level).value_or(1.0) + extra_[s],
+          1.0, kMostBytes));
       load.error.push_back(config_.curves[s][static_cast<std::size_t>(level)].error);
     }
     // A stronger level never takes more, whatever was measured.
@@ -327,7 +340,8 @@ std::optional<BudgetDecision> BudgetBalancer::press(const BalancerInput& input,
   const double served = std::min(wanted_, fitting_);
   const double then = std::min(wanted_, fitting(loads, target));
   const bool gains = then > served * (1.0 + config_.min_gain);
-  const bool first = exhausted_first(input, loads, targets);
+  const bool first = then > served * (1.0 + config_.min_gain * kSmallGain) &&
+                     exhausted_first(input, loads, targets);
   if (!gains && !first) return std::nullopt;
   std::string why =
       number(wanted_) + " requests should run together and " + number(fitting_) + " fit";

@@ -15,14 +15,15 @@
 //    stages really kept of what the curves said, level by level, and what requests hold beside
 //    them. All stages that memory binds then have about the same time to exhaustion: each was given
 //    the bytes that as many requests need.
-// 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or when
-//    the stage would be full exhaustion_factor times sooner than the stages that are well. Lighter:
-//    when relief_margin more requests than wanted would still fit, or 5 % more than can ever run
-//    together, for relief_hold_us without a break, and the stage's error falls at all or to that
-//    of the policy's own level. So a level that was left for want of room is not taken up again
-//    under the same load, and what the tightest stage leaves to others does not stay unused. A
-//    stage that has to go back soon after a relief waits twice as long for the next one, up to 16
-//    times.
+// 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or by
+// half
+//    of it when the stage would be full exhaustion_factor times sooner than the stages that are
+//    well. Lighter: when relief_margin more requests than wanted would still fit, or 5 % more than
+//    can ever run together, for relief_hold_us without a break, and the stage's error falls at all
+//    or to that of the policy's own level. So a level that was left for want of room is not taken
+//    up again under the same load, and what the tightest stage leaves to others does not stay
+//    unused. A stage that has to go back soon after a relief waits twice as long for the next one,
+//    up to 16 times.
 //
 // Nothing happens in warm-up, nor within cooldown_us of the last change, nor before all stages
 // report that change. Without requests every stage goes back to the policy's own level.
@@ -123,11 +124,16 @@ class BudgetBalancer {
   const std::vector<double>& planned_bytes() const { return planned_bytes_; }
 
  private:
-  // Real bytes over planned ones, by level. Levels differ in it, and one that was measured must not
-  // be projected from another: the two would take turns.
+  // Real bytes over planned ones, of so many planned ones, at most those of some prompts.
+  struct Factor {
+    double value = 1.0;
+    double planned_bytes = 0;
+  };
+  // By level. Levels differ in it, and one that was measured must not be projected from another:
+  // the two would take turns.
   struct Measured {
-    std::vector<std::optional<double>> factor;  // [n_levels]
-    std::uint64_t planned_bytes = 0;            // totals of the last report
+    std::vector<Factor> factor;       // [n_levels]
+    std::uint64_t planned_bytes = 0;  // totals of the last report
     std::uint64_t kept_bytes = 0;
     std::uint64_t epoch = 0;
   };
@@ -145,7 +151,7 @@ class BudgetBalancer {
 
   Status check(const BalancerInput& input) const;
   void measure(std::span<const BudgetReport> reports, bool warm);
-  double factor(std::size_t stage, int level) const;
+  std::optional<double> nearest_factor(std::size_t stage, int level) const;
   void smooth_demand(const BalancerInput& input);
   std::vector<StageLoad> project(const BalancerInput& input) const;
   std::vector<Target> find_targets(const std::vector<StageLoad>& loads);

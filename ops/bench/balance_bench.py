@@ -162,11 +162,15 @@ def one_run(build, options, balanced):
 
     full = [s for s in samples if max(share(s, "spindle_kv_committed_bytes", i)
                                       for i in range(stages)) >= 0.9]
-    unused = []
+    # What the fullest stage leaves unused on the others: of all their KV, and stage by stage.
+    unused, by_stage = [], [[] for _ in range(stages)]
     for sample in full:
         shares = [share(sample, "spindle_kv_committed_bytes", i) for i in range(stages)]
-        tightest = shares.index(max(shares))
-        unused.append([1 - s for i, s in enumerate(shares) if i != tightest])
+        others = set(range(stages)) - {shares.index(max(shares))}
+        free = {i: (1 - shares[i]) * options.memory[i] for i in others}
+        unused.append(sum(free.values()) / sum(options.memory[i] for i in others))
+        for i in others:
+            by_stage[i].append(1 - shares[i])
 
     def rate(name):
         return (after[name] - before[name]) / seconds
@@ -184,8 +188,9 @@ def one_run(build, options, balanced):
             before["spindle_num_preemptions_total"],
             "requests_per_s": round(rate("spindle_requests_finished_total"), 3),
             "n_full_samples": len(full), "n_samples": len(samples),
-            "unused_of_others_mean": [round(statistics.mean(u), 3) for u in zip(*unused)]
-            if unused else [],
+            "unused_of_others": round(statistics.mean(unused), 3) if unused else None,
+            "unused_when_another_is_fullest": [round(statistics.mean(u), 3) if u else None
+                                               for u in by_stage],
             "level_ratios": [after[("spindle_kv_level_ratio", i)] for i in range(stages)],
             "budget_plans": after["spindle_kv_budget_plans_total"],
             "wanted": after["spindle_kv_balancer_wanted_requests"],

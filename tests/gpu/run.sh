@@ -188,18 +188,19 @@ if wants scale; then
 fi
 
 # Two stages with KV pools of 3 to 1, which share a GPU where there is only one: requests that run
-# together and tokens a second, with balancing off and on.
+# together and tokens a second, with balancing off and on. Answers differ in length, so that requests
+# do not come and go in waves.
 if wants balance; then
   for switch in off on; do
     options=()
-    if [[ $switch == on ]]; then options=(--balance); fi
+    if [[ $switch == on ]]; then options=(--balance --lighter); fi
     code=0
     say "balance_bench $switch"
     timeout "$limit" "${launch[@]}" -n 2 "$build/bin/balance_bench" --device cuda --dummy \
       --model "$root/models/shapes/llama-3-8b" --layers-per-stage 16,16 \
       --kv-bytes 7200000000,2400000000 --max-model-len 6144 --max-num-seqs 160 \
-      --max-num-batched-tokens 2048 --min-prompt 3072 --max-prompt 5120 --output 512 \
-      --clients 160 --settle 30 --seconds 40 --lighter --json "$out/balance-$switch.json" \
+      --max-num-batched-tokens 2048 --min-prompt 3072 --max-prompt 5120 --min-output 256 \
+      --output 768 --clients 160 --settle 36 --seconds 40 --json "$out/balance-$switch.json" \
       "${options[@]}" >"$out/balance-$switch.log" 2>&1 || code=$?
     tail -n 3 "$out/balance-$switch.log"
     note "$code" "balance_bench $switch"

@@ -72,6 +72,33 @@ TEST(BudgetBalancer, WhatIsTooSmallForAPromptIsNotThere) {
   }
 }
 
+// A factor is a mean over some prompts: one that keeps eight times what the curve says, beside 16
+// that keep just that, makes it 1 + 7 / 17 = 1.41, with which 158 requests still fit; 30,000 bytes
+// would do for 1.85.
+TEST(BudgetBalancer, OneOddPromptSaysLittle) {
+  Bench bench(config_of(2), {100000, 30000});
+  const auto compress = [&](std::uint64_t n_prompts, std::uint64_t kept) {
+    for (BudgetReport& report : bench.reports) {
+      report.planned_bytes += 100 * n_prompts;
+      report.kept_bytes += 100 * n_prompts * kept;
+    }
+  };
+  for (int i = 0; i < 60; ++i) {
+    compress(4, 1);
+    bench.tick(158);
+  }
+  compress(1, 8);
+  EXPECT_EQ(bench.run(60, 158), 0);
+  EXPECT_NEAR(bench.balancer.planned_bytes()[1], 1000 + 157 * 141.18, 1);
+  // Many of them say it.
+  for (int i = 0; i < 60; ++i) {
+    compress(4, 8);
+    bench.tick(158);
+  }
+  EXPECT_GT(bench.n_moves, 0);
+  EXPECT_GT(bench.balancer.levels()[1], 0);
+}
+
 TEST(BudgetBalancer, SaysWhatMovedAndWhy) {
   Bench bench(config_of(3), {30000, 10000, 30000});
   std::optional<BudgetDecision> decision;
