@@ -20,7 +20,7 @@ struct StageLoad {
       {};  // [n_levels], of one compressed request, above 0, light to strong
   std::vector<double> error = {};  // [n_levels]
   double capacity = 0;             // bytes
-  double unfilled = 0;  // of them free on average where the stage limits; for the caller
+  double unfilled = 0;             // of them free on average where the stage limits; for the caller
   double peak = 0;                 // bytes of those in their prefill, uncompressed
   double n_at_peak = 1;            // how many these are, above 0
 };
