@@ -17,7 +17,7 @@ constexpr double kIdle = 0.5;
 constexpr double kLighterRoom = 2.0;
 // Demand may grow, but no more can run than fit with every stage at its strongest. Beyond them a
 // lighter level needs room only for what projections may be wrong by.
-constexpr double kProjectionMargin = 0.05;
+constexpr double kProjectionMargin = 0.02;
 // Of min_gain, what is enough where a stage would be full long before the others. Projections move
 // by a few percent from one call to the next, and sizes may be that near to each other.
 constexpr double kSmallGain = 0.5;

@@ -17,7 +17,7 @@
 //    the bytes that as many requests need.
 // 3. Whether it is worth a change. Stronger: when the requests that fit rise by min_gain, or by
 //    half as much where the stage would be full exhaustion_factor times sooner than the stages that
-//    are well. Lighter: when relief_margin more requests than wanted would still fit, or 5 % more
+//    are well. Lighter: when relief_margin more requests than wanted would still fit, or 2 % more
 //    than can ever run together, for relief_hold_us without a break, and the stage's error falls at
 //    all or to that of the policy's own level. So a level that was left for want of room is not
 //    taken up again under the same load, and what the tightest stage leaves to others does not stay
