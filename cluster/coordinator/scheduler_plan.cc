@@ -154,7 +154,8 @@ std::vector<engine::RequestHandle> Scheduler::prefill_order() const {
 }
 
 // What a step may take of the prompts: with several stages an equal part of all that is not done
-// for each step in flight and the next, so that no stage waits while another has all of it.
+// for each step in flight and the next, so that no stage waits while another has all of it. At
+// least a token, or the last ones of a prompt would never come.
 double Scheduler::prefill_share() const {
   const auto most = static_cast<double>(config_.max_num_batched_tokens);
   if (ledger_.stages().size() == 1 || config_.max_in_flight == 1) return most;
@@ -164,7 +165,7 @@ double Scheduler::prefill_share() const {
     const Request& request = *requests_.at(handle);
     left += chunk_cost(request.n_prefilled, left_to_prefill(request));
   }
-  return std::clamp(left / (config_.max_in_flight + 1), kSmallestPart * most, most);
+  return std::clamp(left / (config_.max_in_flight + 1), std::max(kSmallestPart * most, 1.0), most);
 }
 
 // The oldest has at least half of all steps, so that shorter ones cannot hold it up. They have the

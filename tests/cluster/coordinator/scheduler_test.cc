@@ -62,6 +62,32 @@ TEST(Scheduler, PromptsAreSpreadOverTheSteps) {
   }
 }
 
+// A part of what is left may be less than a token; of small steps an eighth is, too.
+TEST(Scheduler, TheLastTokensOfAPromptComeHoweverSmallStepsAre) {
+  const std::vector<StageCapacity> capacities = {{1, 100}, {1, 100}};
+  for (int n_tokens = 1; n_tokens <= 9; ++n_tokens) {
+    for (const int max_in_flight : {1, 2, 8}) {
+      SCOPED_TRACE(std::to_string(n_tokens) + " tokens, " + std::to_string(max_in_flight) +
+                   " in flight");
+      SchedulerConfig config = small_config(max_in_flight);
+      config.max_num_batched_tokens = n_tokens;
+      Scheduler scheduler(config, KvLedger(kShape, capacities));
+      SimulatedStages stages(capacities);
+      for (const int n_prompt : {5, 20, 1}) {
+        ASSERT_TRUE(scheduler.submit(request_of(n_prompt, 2, 2), 1).ok());
+      }
+      for (int step = 0; step < 200 && scheduler.counters().finished < 3; ++step) {
+        const auto plan = scheduler.next_step(2);
+        ASSERT_TRUE(plan.has_value());
+        for (const auto& result : stages.run(*plan)) {
+          ASSERT_TRUE(scheduler.on_result(result, 3).ok());
+        }
+      }
+      EXPECT_EQ(scheduler.counters().finished, 3u);
+    }
+  }
+}
+
 TEST(Scheduler, DecodeTokensAreSpreadOverTheStages) {
   SchedulerConfig config = small_config(3);
   config.max_num_batched_tokens = 160;
