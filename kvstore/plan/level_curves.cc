@@ -120,6 +120,32 @@ std::vector<double> steps_towards(double from, double limit, double factor, int 
   return steps;
 }
 
+// Bytes that rise from a level to a stronger one take the mean of all levels that are out of order
+// with each other (isotonic regression by pooling adjacent violators): a plan is for all layers
+// together, and a stronger one may give some of them more.
+void make_monotone(LevelCurve& curve) {
+  struct Pool {
+    double sum;
+    double n;
+  };
+  std::vector<Pool> pools;
+  for (const LevelPoint& point : curve) {
+    pools.push_back({static_cast<double>(point.bytes), 1});
+    while (pools.size() > 1) {
+      const Pool last = pools.back();
+      Pool& before = pools[pools.size() - 2];
+      if (last.sum / last.n <= before.sum / before.n) break;
+      before = {before.sum + last.sum, before.n + last.n};
+      pools.pop_back();
+    }
+  }
+  std::size_t level = 0;
+  for (const Pool& pool : pools) {
+    const auto bytes = static_cast<std::uint64_t>(pool.sum / pool.n);
+    for (double i = 0; i < pool.n; ++i) curve[level++].bytes = bytes;
+  }
+}
+
 }  // namespace
 
 double head_error(const HeadPlan& plan, std::int64_t n_tokens, const HeadErrors* errors) {
@@ -207,13 +233,11 @@ Result<std::vector<LevelCurve>> level_curves(const KvPolicy& policy, const KvMod
         point.bytes += head_bytes(plan->heads[head], model, plan->sinks, n_tokens, tail, errors);
         point.error += head_error(plan->heads[head], n_tokens, errors);
       }
-      if (level > 0) {
-        point.bytes = std::min(point.bytes, curves[s].back().bytes);
-        point.error = std::max(point.error, curves[s].back().error);
-      }
+      if (level > 0) point.error = std::max(point.error, curves[s].back().error);
       curves[s].push_back(point);
     }
   }
+  for (LevelCurve& curve : curves) make_monotone(curve);
   return curves;
 }
 

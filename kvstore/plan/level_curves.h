@@ -57,7 +57,8 @@ using LevelCurve = std::vector<LevelPoint>;  // [ladder.size()]
 
 // For each span its curve, for a prompt of n_tokens in which every head scores its tokens alike.
 // A stronger step takes no more bytes and has no less error than the one before: plans come close
-// to that by themselves, and a running minimum and maximum make it so. INTERNAL for a span outside
+// to that by themselves, and where they do not, bytes become the mean of the steps that are out of
+// order and errors the most of those before. INTERNAL for a span outside
 // the model; what plan_boundary refuses.
 Result<std::vector<LevelCurve>> level_curves(const KvPolicy& policy, const KvModel& model,
                                              const ProfileTable* table, std::int64_t n_tokens,

@@ -184,10 +184,12 @@ TEST(LevelCurves, FollowTheLadderOfTheBundledModel) {
   for (std::size_t level = 0; level < ladder.size(); ++level) {
     double bytes = 0;
     for (const LevelCurve& curve : *curves) bytes += static_cast<double>(curve[level].bytes);
-    EXPECT_LE(bytes, ladder.ratios[level] * full);
-    // Of sizes below 3 % a part stays unused: there is little left that heads could go without.
-    const double least = ladder.ratios[level] >= 0.03 ? 0.93 : 0.83;
-    EXPECT_GE(bytes, least * ladder.ratios[level] * full);
+    // Around a twentieth plans give some stage more than lighter ones do, so that
+    // what the curves say there is a mean.
+    const double ratio = ladder.ratios[level];
+    const bool in_order = ratio > 0.056 || ratio < 0.045;
+    EXPECT_LE(bytes, (in_order ? 1.0 : 1.11) * ratio * full) << ratio;
+    EXPECT_GE(bytes, (in_order ? 0.93 : 0.87) * ratio * full) << ratio;
     if (level <= ladder.own) continue;
     for (std::size_t s = 0; s < 4; ++s) {
       EXPECT_LT((*curves)[s][level].bytes, (*curves)[s][ladder.own].bytes) << s;
