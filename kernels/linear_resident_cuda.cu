@@ -1,4 +1,4 @@
-// Products with 9 to 16 rows of x (tokens), bound by reading the weights. The kernel of
+// Products with up to 16 rows of x (tokens), bound by reading the weights. The kernel of
 // linear_cuda.cu reads all of x for every tile of W, which at 16 tokens is as much as the weights.
 //
 // Here a block has a multiprocessor for itself and takes one tile of 16 outputs after the other.

@@ -125,24 +125,25 @@ std::vector<double> steps_towards(double from, double limit, double factor, int 
 // together, and a stronger one may give some of them more.
 void make_monotone(LevelCurve& curve) {
   struct Pool {
-    double sum;
-    double n;
+    double sum = 0;
+    std::size_t n = 0;
+    double mean() const { return sum / static_cast<double>(n); }
   };
   std::vector<Pool> pools;
   for (const LevelPoint& point : curve) {
     pools.push_back({static_cast<double>(point.bytes), 1});
-    while (pools.size() > 1) {
+    while (pools.size() > 1 && pools.back().mean() > pools[pools.size() - 2].mean()) {
       const Pool last = pools.back();
-      Pool& before = pools[pools.size() - 2];
-      if (last.sum / last.n <= before.sum / before.n) break;
-      before = {before.sum + last.sum, before.n + last.n};
       pools.pop_back();
+      pools.back().sum += last.sum;
+      pools.back().n += last.n;
     }
   }
   std::size_t level = 0;
   for (const Pool& pool : pools) {
-    const auto bytes = static_cast<std::uint64_t>(pool.sum / pool.n);
-    for (double i = 0; i < pool.n; ++i) curve[level++].bytes = bytes;
+    for (std::size_t i = 0; i < pool.n; ++i) {
+      curve[level++].bytes = static_cast<std::uint64_t>(pool.mean());
+    }
   }
 }
 
