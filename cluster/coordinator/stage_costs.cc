@@ -88,7 +88,7 @@ PartitionProblem stage_costs(const ClusterSettings& settings, const ModelShape& 
       2 * width.kv * static_cast<std::int64_t>(dtype_bytes(settings.kv_dtype));
   layer.weight_bytes = layer_weights * bytes.held + 2 * hidden * kNormBytes;
   const std::int64_t n_sequences =
-      on_gpu ? std::min(kTypicalGpuSequences, settings.max_num_seqs) : 1;
+      on_gpu ? (std::int64_t{settings.max_num_seqs} + n_stages - 1) / n_stages : 1;
   layer.time = static_cast<double>(layer_weights * bytes.read +
                                    n_sequences * std::min(kTypicalContext, max_model_len) *
                                        layer.kv_bytes_per_token);

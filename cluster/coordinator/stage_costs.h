@@ -2,10 +2,11 @@
 // What the parts of a model cost a stage, from its shape alone: the input of the layer partition.
 //
 // Time is modelled, not measured, so that it is the same at every start and on every rank: the
-// bytes that a step of decode reads. For a layer these are its matrices and the KV of a typical
-// step, for the head its matrix. A GPU reads the weights once for all sequences of a step, so they
-// count beside the KV of kTypicalGpuSequences; a CPU computes about as much for a byte of weights
-// and a sequence as for a byte of its KV, so they count beside the KV of one.
+// bytes that a step of decode reads when max_num_seqs requests run, in a micro-batch for each stage;
+// only then is the slowest stage the speed of all. For a layer these are its matrices and the KV of
+// the micro-batch, for the head its matrix. A GPU reads the weights once for all sequences of a
+// step; a CPU computes about as much for a byte of weights and a sequence as for a byte of its KV,
+// so there the weights count beside the KV of one sequence.
 //
 // Sizes are what the stages hold (worker/stage), to a few percent and never more, so that what is
 // refused here would not have started.
@@ -19,9 +20,8 @@
 
 namespace spindle::coordinator {
 
-inline constexpr std::int64_t kTypicalContext =
-    1024;                                       // tokens of a sequence, at most max_model_len
-inline constexpr int kTypicalGpuSequences = 8;  // of a step, at most max_num_seqs
+// Tokens of a sequence, at most max_model_len.
+inline constexpr std::int64_t kTypicalContext = 1024;
 
 // Costs, workspace of every stage and KV tokens; devices with their memory and speed unknown.
 // max_model_len is the one in force (not 0), n_stages at least 1.

@@ -39,12 +39,13 @@ TEST(StageCosts, ByHand) {
 TEST(StageCosts, AGpuReadsItsWeightsOnceForAllSequences) {
   ClusterSettings settings;
   settings.device = ComputeDevice::kCuda;
+  settings.max_num_seqs = 64;
   const std::int64_t matrices = 256 * 64 * (4 + 2 + 2 + 4) + 3 * 256 * 768;
   EXPECT_DOUBLE_EQ(stage_costs(settings, mini(), 8192, 2).layers[0].time,
-                   2 * matrices + 8 * 1024 * 512);
-  settings.max_num_seqs = 2;
+                   2 * matrices + 32 * 1024 * 512);
+  settings.max_num_seqs = 5;
   EXPECT_DOUBLE_EQ(stage_costs(settings, mini(), 100, 2).layers[0].time,
-                   2 * matrices + 2 * 100 * 512);
+                   2 * matrices + 3 * 100 * 512);
 }
 
 TEST(StageCosts, KvCountsInWholePages) {
