@@ -56,13 +56,17 @@ Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& op
   return BenchRank{std::move(recorder), std::move(*runtime), std::move(*stages)};
 }
 
+int bench_micro_batches(const std::vector<control::StageInfo>& stages) {
+  return static_cast<int>(stages.size()) + 1;
+}
+
 coordinator::SchedulerConfig bench_scheduler_config(const BenchRank& rank,
                                                     const BenchOptions& options) {
   const RankRuntime& runtime = *rank.runtime;
   coordinator::SchedulerConfig config;
   config.max_num_seqs = options.max_num_seqs;
   config.max_num_batched_tokens = options.max_num_batched_tokens;
-  config.max_in_flight = static_cast<int>(rank.stages.size()) + 1;
+  config.max_in_flight = bench_micro_batches(rank.stages);
   config.limits.vocab_size = runtime.model().vocab_size;
   config.limits.max_model_len = static_cast<std::int32_t>(runtime.max_model_len());
   config.kv_model = make_kv_model(runtime.model(), runtime.store().shape().dtype,

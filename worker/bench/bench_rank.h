@@ -43,6 +43,7 @@ struct BenchRank {
 // Collective.
 Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& options,
                                    const std::vector<std::int64_t>& kv_bytes);
+int bench_micro_batches(const std::vector<control::StageInfo>& stages);
 coordinator::SchedulerConfig bench_scheduler_config(const BenchRank& rank,
                                                     const BenchOptions& options);
 

@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -31,13 +32,13 @@
 #include "cluster/comm/mpi_world.h"
 #include "kernels/bench/yardsticks.h"
 #include "worker/bench/bench_rank.h"
+#include "worker/bench/bench_trace.h"
 #include "worker/bench/device_rates.h"
 #include "worker/daemon/cluster_start.h"
 #include "worker/daemon/rank_runtime.h"
 #include "worker/engine/pipeline_engine.h"
 #include "worker/model/llama_weights.h"
 #include "worker/orders/order_channel.h"
-#include "worker/trace/recording.h"
 
 namespace spindle::worker {
 namespace {
@@ -56,7 +57,10 @@ struct Options : BenchOptions {
   int mixed_prompts = 16;
   int repeats = 3;  // of which the best counts
   bool recording = false;
+  std::string trace_file;
 };
+
+constexpr std::chrono::milliseconds kTraceDuration{500};
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -154,12 +158,14 @@ class Bench {
     double tokens_per_s = 0;
     std::vector<double> busy_shares;  // of each stage
   };
-  Decoding decode(int batch) {
+  // `meanwhile` is called then, and may take a part of that time.
+  Decoding decode(int batch, const std::function<void()>& meanwhile = {}) {
     const Sinks sinks = submit(batch, options_.decode_prompt, options_.decode_tokens);
     wait_for([&] {
       return std::ranges::all_of(sinks, [](const auto& sink) { return sink->n_tokens() > 1; });
     });
     const BusyTime before = busy_time(engine_);
+    if (meanwhile) meanwhile();
     const auto nearly_all = static_cast<std::size_t>(options_.decode_tokens - 2);
     wait_for([&] {
       return std::ranges::any_of(sinks,
@@ -280,27 +286,6 @@ auto best_of(int repeats, Measure&& measure, Rate&& rate) {
     if (rate(next) > rate(best)) best = std::move(next);
   }
   return best;
-}
-
-OrderHandler recorder_orders(StepRecorder& recorder) {
-  return [&recorder](const control::Order& order) {
-    control::OrderReply reply;
-    if (!carry_out(order, recorder, reply)) reply.set_error("an order that it does not know");
-    return reply;
-  };
-}
-
-// Rank 0: the recorders of all ranks.
-void turn_recording(OrderClient& client, bool on) {
-  control::Order order;
-  if (on) {
-    order.mutable_start_recording()->set_max_records(65536);
-    order.mutable_start_recording()->set_duration_ms(600'000);
-  } else {
-    order.set_drop_recording(true);
-  }
-  const Status status = client.ask_all(order, Deadline::after_ms(10000));
-  CHECK(status.ok(), status.to_string());
 }
 
 // Decode rates with the recorders off and on, the best of each, measured in turn.
@@ -445,6 +430,12 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
                     {"full_kv_gb_per_s", kv_rate / 1e9},
                     {"share_of_read", share},
                     {"busy_shares", boost::json::value_from(decoding.busy_shares)}});
+    if (!options.trace_file.empty()) {
+      bench.decode(batch, [&] {
+        const Status written = write_trace(orders, stages, kTraceDuration, options.trace_file);
+        CHECK(written.ok(), written.to_string());
+      });
+    }
     if (options.recording) {
       const auto [off, on] = recording_cost(bench, orders, batch, options.repeats);
       std::printf("decode   batch %2d, recorders off %8.1f, on %8.1f tokens/s: ratio %.4f\n", batch,
@@ -495,6 +486,9 @@ Options parse(int argc, char** argv, CLI::App& app) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--recording", options.recording,
                "decode rows also with the recorders on, in turn with runs with them off");
+  app.add_option("--trace", options.trace_file,
+                 "one more decode row, of which half a second goes to this file as a Chrome trace; "
+                 "of several batches the last stays");
   app.parse(argc, argv);
   return options;
 }
