@@ -128,11 +128,6 @@ struct Consumer {
   __device__ static int lane_row() {
     return static_cast<int>(threadIdx.x) % kGroupThreads / 32 * 16 + lane() / 4;
   }
-  // Of a warp that has read what the barrier guards.
-  __device__ static void leave(std::uint32_t barrier) {
-    __syncwarp();
-    if (lane() == 0) barrier_arrive(barrier);
-  }
 
   // Of a step that begins at slot0; all rows of the warpgroup see the slots up to n_seen.
   __device__ void mask(float (&s)[64], const TilePlace& place, int slot0, int n_seen,
@@ -229,7 +224,7 @@ struct Consumer {
     const std::uint32_t q_smem =
         smem_address + S::kQ + buffer * S::kQBytes + group * S::kQGroupBytes;
     const Queries<T, kDim> queries(q_smem);
-    if (S::kQRegisters) leave(barriers.q_empty(buffer));
+    if (S::kQRegisters) barrier_arrive(barriers.q_empty(buffer));
 
     float s[64];
     float o[kDim / 2];
@@ -251,7 +246,7 @@ struct Consumer {
     wgmma_wait<0>();
     pin(s);
     mask(s, place, slot0, n_seen, stage);
-    leave(barriers.k_empty(stage));
+    barrier_arrive(barriers.k_empty(stage));
     soften(s, state, p.scale_log2, decay);
     pack_weights<T>(s, weights);
     // The last group gives the first its first turn, and not one after its last.
@@ -277,11 +272,11 @@ struct Consumer {
       pin(s);
       slot0 += kWgmmaStepSlots;
       mask(s, place, slot0, n_seen, stage);
-      leave(barriers.k_empty(stage));
+      barrier_arrive(barriers.k_empty(stage));
       soften(s, state, p.scale_log2, decay);
       wgmma_wait<0>();
       pin(o);
-      leave(barriers.v_empty(v_stage));
+      barrier_arrive(barriers.v_empty(v_stage));
 #pragma unroll
       for (int n = 0; n < kDim / 2; ++n) o[n] *= decay[n / 2 % 2];
       pack_weights<T>(s, weights);
@@ -294,10 +289,10 @@ struct Consumer {
     start_values<T, kDim>(o, weights, smem_address + S::kV + stage * S::kStageBytes);
     wgmma_wait<0>();
     pin(o);
-    leave(barriers.v_empty(stage));
+    barrier_arrive(barriers.v_empty(stage));
     write(o, state, place);
     // Not earlier: `place` is overwritten with the queries.
-    if (!S::kQRegisters) leave(barriers.q_empty(buffer));
+    if (!S::kQRegisters) barrier_arrive(barriers.q_empty(buffer));
   }
 };
 
@@ -309,21 +304,23 @@ __global__ void __launch_bounds__(wgmma_threads(kDim), 1)
   const std::uint32_t smem_address = shared_address(smem);
   const Barriers barriers{smem_address + S::kBarriers};
 
+  // All threads that read what a barrier guards arrive at it, each for itself: no slower than one
+  // for its warp behind a __syncwarp, which racecheck does not follow.
   if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = wgmma_groups(kDim) * kGroupThreads / 32;
+    constexpr int kConsumers = wgmma_groups(kDim) * kGroupThreads;
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(barriers.k_full(stage), 1);
       barrier_init(barriers.v_full(stage), 1);
-      barrier_init(barriers.k_empty(stage), kConsumerWarps);
-      barrier_init(barriers.v_empty(stage), kConsumerWarps);
+      barrier_init(barriers.k_empty(stage), kConsumers);
+      barrier_init(barriers.v_empty(stage), kConsumers);
     }
     for (int buffer = 0; buffer < S::kQBuffers; ++buffer) {
       barrier_init(barriers.q_full(buffer), kQueryThreads);
-      barrier_init(barriers.q_empty(buffer), kConsumerWarps);
+      barrier_init(barriers.q_empty(buffer), kConsumers);
     }
     for (int slot = 0; slot < 2; ++slot) {
       barrier_init(barriers.unit_full(slot), 1);
-      barrier_init(barriers.unit_empty(slot), kQueryThreads / 32);
+      barrier_init(barriers.unit_empty(slot), kQueryThreads);
     }
     fence_barrier_init();
   }

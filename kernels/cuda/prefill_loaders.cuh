@@ -125,8 +125,7 @@ struct UnitSource {
     const int slot = count % 2;
     barrier_sleep(barriers.unit_full(slot), count / 2 & 1);
     const int unit = slots[slot];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(barriers.unit_empty(slot));
+    barrier_arrive(barriers.unit_empty(slot));
     ++count;
     return unit;
   }
