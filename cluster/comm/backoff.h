@@ -7,10 +7,18 @@
 
 namespace spindle::comm {
 
-// Where threads that wait have cores to themselves, and where they take them from those that
-// compute: a wake-up costs several microseconds of a core, in virtual machines more.
+// How eagerly the threads of a process wait: a wake-up costs several microseconds of a core, in
+// virtual machines more, and as much of what is waited for.
+enum class Waiting {
+  kSparing,   // every core has a thread that computes
+  kEager,     // those that wait have cores to themselves
+  kSpinning,  // there are cores to spend: what every step waits for is waited for without sleep
+};
 inline constexpr int kEagerShare = 64;
 inline constexpr int kSparingShare = 16;
+// Of kSpinning: so long after a channel's last message. Longer than most steps of decode; beyond it
+// the cluster is idle, or its steps are so long that a sleep does not matter.
+inline constexpr std::chrono::milliseconds kSpinAfterMessage{20};
 
 struct BackoffPolicy {
   std::chrono::microseconds spin{50};  // yield, do not sleep, for this long

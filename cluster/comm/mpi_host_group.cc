@@ -31,6 +31,11 @@ BackoffPolicy policy_of(Channel channel, int wait_share) {
       .spin = microseconds(0), .min_sleep = microseconds(5000), .max_sleep = microseconds(5000)};
 }
 
+// What every step waits for.
+bool comes_with_steps(Channel channel) {
+  return channel == Channel::kPlan || channel == Channel::kResult;
+}
+
 int rank_in(MPI_Comm comm) {
   int rank = 0;
   MPI_Comm_rank(comm, &rank);
@@ -83,7 +88,23 @@ Status MpiHostGroup::send_frame(int dest, Channel channel, std::string frame, De
 Result<std::optional<Message>> MpiHostGroup::recv_frame(int source, Channel channel,
                                                         Deadline deadline) {
   Inbox& inbox = inboxes_[channel_index(channel)];
-  Backoff backoff(policy_of(channel, progress_.wait_share()));
+  BackoffPolicy policy = policy_of(channel, progress_.wait_share());
+  if (progress_.waiting() == Waiting::kSpinning && comes_with_steps(channel)) {
+    const auto passed = Deadline::Clock::now().time_since_epoch() - inbox.last_message.load();
+    policy.spin =
+        std::max(policy.spin, std::chrono::duration_cast<microseconds>(kSpinAfterMessage - passed));
+  }
+  auto message = wait_frame(inbox, source, policy, deadline);
+  if (message.ok() && message->has_value()) {
+    inbox.last_message = Deadline::Clock::now().time_since_epoch();
+  }
+  return message;
+}
+
+Result<std::optional<Message>> MpiHostGroup::wait_frame(Inbox& inbox, int source,
+                                                        const BackoffPolicy& policy,
+                                                        Deadline deadline) {
+  Backoff backoff(policy);
   for (;;) {
     if (stop_.stopped()) return stop_.reason();
     auto message = poll(inbox, source);

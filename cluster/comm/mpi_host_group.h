@@ -4,12 +4,14 @@
 #include <mpi.h>
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "cluster/comm/backoff.h"
 #include "cluster/comm/host_group.h"
 #include "cluster/comm/mailbox.h"
 #include "cluster/comm/mpi_progress.h"
@@ -53,10 +55,13 @@ class MpiHostGroup final : public HostGroup {
     MPI_Comm comm = MPI_COMM_NULL;
     SendQueue* sends = nullptr;
     std::unique_ptr<Mailbox> from_self;
+    std::atomic<Deadline::Clock::duration> last_message = {};  // when, of the clock
     std::mutex mutex;
     std::vector<Arriving> arriving;  // guarded by mutex; at most one per source
   };
 
+  Result<std::optional<Message>> wait_frame(Inbox& inbox, int source, const BackoffPolicy& policy,
+                                            Deadline deadline);
   Result<std::optional<Message>> poll(Inbox& inbox, int source);
   // Empty while the oldest matching message is still under way.
   static Result<std::optional<Message>> finish(Inbox& inbox, std::size_t index);

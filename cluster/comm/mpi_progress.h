@@ -83,9 +83,10 @@ class SendQueue {
 // any thread.
 class MpiProgress {
  public:
-  // How eagerly this process' threads wait, BackoffPolicy::wait_share.
-  void set_wait_share(int share) { wait_share_.store(share, std::memory_order_relaxed); }
-  int wait_share() const { return wait_share_.load(std::memory_order_relaxed); }
+  void set_waiting(Waiting waiting) { waiting_.store(waiting, std::memory_order_relaxed); }
+  Waiting waiting() const { return waiting_.load(std::memory_order_relaxed); }
+  // BackoffPolicy::wait_share.
+  int wait_share() const { return waiting() == Waiting::kSparing ? kSparingShare : kEagerShare; }
   SendQueue& add_queue(MPI_Comm comm, std::size_t max_unsent_bytes);
   void reap();
   bool sends_pending() const;
@@ -99,7 +100,7 @@ class MpiProgress {
 
  private:
   std::vector<std::unique_ptr<SendQueue>> queues_;
-  std::atomic<int> wait_share_{kEagerShare};
+  std::atomic<Waiting> waiting_{Waiting::kEager};
 };
 
 }  // namespace spindle::comm

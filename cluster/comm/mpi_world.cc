@@ -182,7 +182,7 @@ int MpiWorld::size() const { return state_->size; }
 int MpiWorld::local_rank() const { return state_->local_rank; }
 int MpiWorld::local_size() const { return state_->local_size; }
 const std::string& MpiWorld::host_name() const { return state_->host_name; }
-void MpiWorld::spare_cores() { state_->progress.set_wait_share(kSparingShare); }
+void MpiWorld::set_waiting(Waiting waiting) { state_->progress.set_waiting(waiting); }
 HostGroup& MpiWorld::host() { return *state_->host; }
 DeviceGroup& MpiWorld::device() { return *state_->device; }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "cluster/comm/backoff.h"
 #include "cluster/comm/device_group.h"
 #include "cluster/comm/host_group.h"
 #include "kernels/core/status.h"
@@ -46,8 +47,8 @@ class MpiWorld {
   int local_size() const;
   const std::string& host_name() const;
 
-  // Waiting threads look less often, since every core has a thread that computes (backoff.h).
-  void spare_cores();
+  // kEager until then.
+  void set_waiting(Waiting waiting);
 
   HostGroup& host();
   DeviceGroup& device();

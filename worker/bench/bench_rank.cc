@@ -42,7 +42,7 @@ Result<BenchRank> start_bench_rank(comm::MpiWorld& world, const BenchOptions& op
   settings.host_name = world.host_name();
   settings.local_rank = world.local_rank();
   settings.ranks_on_host = world.local_size();
-  if (computes_on_all_cores(settings)) world.spare_cores();
+  world.set_waiting(choose_waiting(settings));
   auto recorder = std::make_unique<StepRecorder>();
   settings.worker.recorder = recorder.get();
   const Deadline deadline = Deadline::after_ms(300000);

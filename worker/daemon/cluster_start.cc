@@ -38,9 +38,10 @@ Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
   return stages;
 }
 
-bool computes_on_all_cores(const RankSettings& settings) {
-  const int n_threads = settings.device == ComputeDevice::kCuda ? 1 : settings.n_threads;
-  return cores_are_taken(read_host_resources().n_cores, settings.ranks_on_host, n_threads);
+comm::Waiting choose_waiting(const RankSettings& settings) {
+  const bool on_gpu = settings.device == ComputeDevice::kCuda;
+  return choose_waiting(read_host_resources().n_cores, settings.ranks_on_host,
+                        on_gpu ? 1 : settings.n_threads, on_gpu);
 }
 
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,

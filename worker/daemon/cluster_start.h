@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cluster/comm/backoff.h"
 #include "cluster/comm/host_group.h"
 #include "cluster/coordinator/kv_ledger.h"
 #include "cluster/coordinator/scheduler.h"
@@ -26,9 +27,8 @@ Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
                                                       const control::StageInfo& mine,
                                                       Deadline deadline);
 
-// Whether the ranks of this host leave no core to their waiting threads, which then must spare them
-// (MpiWorld::spare_cores). Of a rank with a GPU one thread computes.
-bool computes_on_all_cores(const RankSettings& settings);
+// How this rank's threads should wait, by the cores of the host and what its ranks take of them.
+comm::Waiting choose_waiting(const RankSettings& settings);
 
 // The ledger of a cluster whose stages have said what they hold.
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,

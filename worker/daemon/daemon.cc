@@ -328,7 +328,7 @@ int run_daemon(comm::MpiWorld& world, const config::Config& config) {
   status = agree_on_outcome(host, device.status(), startup());
   if (!status.ok()) return leave(world, status);
   settings.device = *device;
-  if (computes_on_all_cores(settings)) world.spare_cores();
+  world.set_waiting(choose_waiting(settings));
   const auto topology = agree_on_topology(settings, host, startup());
   if (!topology.ok()) return leave(world, topology.status());
   if (world.rank() == 0) {

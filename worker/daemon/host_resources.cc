@@ -44,8 +44,14 @@ int default_threads_per_rank(int n_cores, int ranks_on_host) {
   return std::max(1, n_cores / std::max(1, ranks_on_host));
 }
 
-bool cores_are_taken(int n_cores, int ranks_on_host, int n_threads) {
-  return std::int64_t{ranks_on_host} * (n_threads + 1) > n_cores;
+comm::Waiting choose_waiting(int n_cores, int ranks_on_host, int n_threads, bool on_gpu) {
+  // Of a rank with a GPU two or three threads compute and wait for steps; the other cores are for
+  // text, sockets and the rest of the machine.
+  constexpr std::int64_t kCoresPerGpu = 8;
+  const std::int64_t n_ranks = ranks_on_host;
+  if (n_ranks * (n_threads + 1) > n_cores) return comm::Waiting::kSparing;
+  const bool has_plenty = on_gpu && kCoresPerGpu * n_ranks <= n_cores;
+  return has_plenty ? comm::Waiting::kSpinning : comm::Waiting::kEager;
 }
 
 }  // namespace spindle::worker

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cluster/comm/backoff.h"
+
 namespace spindle::worker {
 
 struct HostResources {
@@ -17,7 +19,8 @@ HostResources read_host_resources();
 // Cores divided among the ranks of one host, at least 1.
 int default_threads_per_rank(int n_cores, int ranks_on_host);
 
-// Whether ranks with so many computing threads each leave no core to the threads that wait.
-bool cores_are_taken(int n_cores, int ranks_on_host, int n_threads);
+// How the waiting threads of ranks with so many computing threads each should wait; of a rank with
+// a GPU one thread computes.
+comm::Waiting choose_waiting(int n_cores, int ranks_on_host, int n_threads, bool on_gpu);
 
 }  // namespace spindle::worker

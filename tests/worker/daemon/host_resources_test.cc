@@ -20,10 +20,19 @@ TEST(HostResources, ThreadsAreSharedAmongRanks) {
 }
 
 TEST(HostResources, EveryRankWantsACoreBesideItsComputingThreads) {
-  EXPECT_TRUE(cores_are_taken(2, 2, 1));
-  EXPECT_FALSE(cores_are_taken(4, 2, 1));
-  EXPECT_TRUE(cores_are_taken(16, 2, 8));
-  EXPECT_FALSE(cores_are_taken(2, 1, 1));
+  using comm::Waiting;
+  EXPECT_EQ(choose_waiting(2, 2, 1, false), Waiting::kSparing);
+  EXPECT_EQ(choose_waiting(4, 2, 1, false), Waiting::kEager);
+  EXPECT_EQ(choose_waiting(16, 2, 8, false), Waiting::kSparing);
+  EXPECT_EQ(choose_waiting(2, 1, 1, false), Waiting::kEager);
+}
+
+TEST(HostResources, OnlyBesideGpusThereAreCoresToSpend) {
+  using comm::Waiting;
+  EXPECT_EQ(choose_waiting(16, 2, 1, true), Waiting::kSpinning);
+  EXPECT_EQ(choose_waiting(15, 2, 1, true), Waiting::kEager);
+  EXPECT_EQ(choose_waiting(3, 2, 1, true), Waiting::kSparing);
+  EXPECT_EQ(choose_waiting(64, 2, 1, false), Waiting::kEager);
 }
 
 }  // namespace
