@@ -14,6 +14,7 @@ namespace spindle::comm {
 namespace {
 
 constexpr std::chrono::microseconds kPoll{50};
+constexpr std::chrono::microseconds kSpin{500};
 constexpr std::chrono::seconds kAbortWait{2};
 // CTAs a transfer may take from the stage's own kernels.
 constexpr int kMaxCtas = 8;
@@ -131,18 +132,25 @@ Status NcclDeviceGroup::make_staging(Staging& staging, std::string_view what) {
   for (std::size_t slot = 0; slot < kSlots; ++slot) {
     staging.filled[slot] = make_event();
     staging.drained[slot] = make_event();
+    staging.awaited[slot] = make_event();
   }
   return ok_status();
 }
 
 Status NcclDeviceGroup::settle(ncclComm_t comm, ncclResult_t result, std::string_view what,
                                Deadline deadline) {
+  const auto began = Deadline::Clock::now();
   while (result == ncclInProgress) {
     if (aborted_) return fail(unavailable("the group was aborted"));
     if (deadline.passed()) {
       return fail(deadline_exceeded("NCCL did not finish in time: " + std::string(what)));
     }
-    std::this_thread::sleep_for(kPoll);
+    // A transfer is accepted within some 100 us, and a step waits for it; connecting takes longer.
+    if (Deadline::Clock::now() - began < kSpin) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kPoll);
+    }
     if (nccl_->comm_get_async_error(comm, &result) != ncclSuccess) break;
   }
   if (result == ncclSuccess) return ok_status();
@@ -259,6 +267,9 @@ Status NcclDeviceGroup::recv(int source, std::span<std::byte> out, Deadline dead
     cuda_check(cudaStreamWaitEvent(from_previous_.stream, staging.drained[slot], 0),
                "waiting for a staging slot");
   }
+  // Not before what computes already: until the sender is there, the transfer's kernel would hold
+  // multiprocessors and have nothing to do.
+  order(context_.stream(), from_previous_.stream, staging.awaited[slot]);
   const ncclResult_t result = nccl_->recv(memory, out.size(), ncclUint8, from_previous_.peer,
                                           from_previous_.comm, from_previous_.stream);
   Status s = settle(from_previous_.comm, result, "receiving activations", deadline);
@@ -404,6 +415,9 @@ NcclDeviceGroup::~NcclDeviceGroup() {
         static_cast<void>(cudaEventDestroy(staging->filled[slot]));
       if (staging->drained[slot] != nullptr) {
         static_cast<void>(cudaEventDestroy(staging->drained[slot]));
+      }
+      if (staging->awaited[slot] != nullptr) {
+        static_cast<void>(cudaEventDestroy(staging->awaited[slot]));
       }
     }
   }

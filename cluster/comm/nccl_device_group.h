@@ -5,8 +5,9 @@
 // Each edge of the pipeline (stage i to i + 1) has a communicator of its own and its own
 // high-priority stream on either side, so that a transfer never waits for another edge's. A tensor
 // is copied on the device into a staging slot first: the caller's next step may overwrite its
-// memory at once, and a receive starts before the compute stream has reached it. Collectives use a
-// communicator of all ranks and a stream of their own, and wait for nothing that computes.
+// memory at once. A receive starts when the compute stream has done what it had before the call.
+// Collectives use a communicator of all ranks and a stream of their own, and wait for nothing that
+// computes.
 //
 // Deadlines: a tensor's call returns when its work is enqueued. Work that is not done when its
 // deadline has passed, and asynchronous errors of NCCL, are found by the next call on the group, by
@@ -70,6 +71,7 @@ class NcclDeviceGroup final : public DeviceGroup {
     DeviceBuffer memory;                           // [kSlots][max_tensor_bytes]
     std::array<CUevent_st*, kSlots> filled = {};   // the slot's content is there
     std::array<CUevent_st*, kSlots> drained = {};  // the slot may be filled again
+    std::array<CUevent_st*, kSlots> awaited = {};  // of a receive: computed before it
     std::array<bool, kSlots> used = {};
     std::size_t next = 0;
   };
