@@ -9,6 +9,7 @@
 
 #include "cluster/coordinator/kv_balance.h"
 #include "tests/source_dir.h"
+#include "tests/worker/early_stage.h"
 #include "worker/daemon/cluster_start.h"
 
 namespace spindle::worker {
@@ -83,6 +84,11 @@ TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_sta
   if (settings.rank.model_dir.empty()) settings.rank.model_dir = mini_model_dir();
   settings.rank.max_num_seqs = settings.max_num_seqs;
   settings.rank.worker.check_invariants = true;
+  if (settings.begins_early) {
+    settings.rank.wrap_stage = [this](std::unique_ptr<Stage> stage) {
+      return std::make_unique<EarlyStage>(std::move(stage), n_early_);
+    };
+  }
   std::vector<control::StageInfo> stages;
   // At once: ranks on GPUs meet while they start.
   std::vector<Result<std::unique_ptr<RankRuntime>>> created;

@@ -2,6 +2,7 @@
 // A whole cluster in one process for tests: n stages on threads over the in-process groups, and the
 // real engine on rank 0.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -59,6 +60,8 @@ struct LocalClusterSettings {
   std::uint64_t seed = 1234;
   std::shared_ptr<const kvstore::ProfileTable> profile_table = {};
   std::int64_t session_ttl_us = 600'000'000;
+  // The next step begins while tokens are awaited, as on a GPU (EarlyStage).
+  bool begins_early = false;
   bool balances = false;  // KV budgets, at once and without rest, for balanced_policy()
 };
 
@@ -71,6 +74,8 @@ class TestCluster {
   ~TestCluster();
 
   PipelineEngine& engine() { return *engine_; }
+  // Steps that began while the tokens of the one before were awaited.
+  int n_early() const { return n_early_; }
   const RankRuntime& rank(int stage) const { return *ranks_.at(static_cast<std::size_t>(stage)); }
   std::shared_ptr<CollectingSink> submit(engine::EngineRequest request,
                                          engine::RequestHandle* handle = nullptr);
@@ -80,6 +85,7 @@ class TestCluster {
 
  private:
   comm::LocalCluster groups_;
+  std::atomic<int> n_early_{0};
   std::vector<std::unique_ptr<RankRuntime>> ranks_;
   std::unique_ptr<PipelineEngine> engine_;
   std::vector<std::thread> threads_;

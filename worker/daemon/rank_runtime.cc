@@ -95,6 +95,9 @@ Result<std::unique_ptr<RankRuntime>> RankRuntime::create(const RankSettings& set
                    : make_cuda_parts(options, host, device);
   if (!parts.ok()) return parts.status();
   rank->parts_ = std::move(*parts);
+  if (settings.wrap_stage) {
+    rank->parts_.stage = settings.wrap_stage(std::move(rank->parts_.stage));
+  }
   rank->worker_ =
       std::make_unique<StageWorker>(host, *rank->parts_.device_group, *rank->parts_.stage,
                                     *rank->parts_.store, *rank->context_, settings.worker);

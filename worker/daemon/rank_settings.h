@@ -4,10 +4,13 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "cluster/coordinator/cluster_settings.h"
 #include "worker/pipeline/stage_worker.h"
+#include "worker/stage/stage.h"
 
 namespace spindle::worker {
 
@@ -25,6 +28,8 @@ struct RankSettings : coordinator::ClusterSettings {
   std::uint64_t available_memory_bytes = 0;  // of it; 0: unknown
   int ranks_on_host = 1;
   StageWorkerOptions worker;
+  // What the rank computes with instead of its stage; for tests. Empty: the stage itself.
+  std::function<std::unique_ptr<Stage>(std::unique_ptr<Stage>)> wrap_stage = {};
 };
 
 }  // namespace spindle::worker

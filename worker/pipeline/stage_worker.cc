@@ -50,26 +50,28 @@ Status StageWorker::run() {
 Status StageWorker::work() {
   stage_.clock().mark(StageTime::kOther);
   while (true) {
-    auto message = host_.recv(0, comm::Channel::kPlan,
-                              Deadline::after_ms(tracer_.is_on() ? kRecordedWaitMs : kPlanWaitMs));
-    tracer_.slice(TraceKind::kIdle, 0);
-    if (!message.ok()) {
-      if (message.status().code() == StatusCode::kDeadlineExceeded) continue;
-      return message.status();
+    if (!unreadable_.ok()) return unreadable_;
+    if (!next_) {
+      auto message =
+          host_.recv(0, comm::Channel::kPlan,
+                     Deadline::after_ms(tracer_.is_on() ? kRecordedWaitMs : kPlanWaitMs));
+      tracer_.slice(TraceKind::kIdle, 0);
+      if (!message.ok()) {
+        if (message.status().code() == StatusCode::kDeadlineExceeded) continue;
+        return message.status();
+      }
+      auto read = read_plan(*message);
+      if (!read.ok()) return read.status();
+      next_ = std::move(*read);
     }
-    control::StepPlan plan;
-    if (!plan.ParseFromString(message->bytes)) {
-      return internal_error("rank " + std::to_string(host_.rank()) +
-                            " received a step plan that cannot be parsed");
-    }
+    Step step = *std::exchange(next_, std::nullopt);
+    const control::StepPlan& plan = step.plan;
+    control::StepResult& result = step.result;
     if (plan.shutdown()) return device_.flush(Deadline::after(options_.step_timeout));
-    control::StepResult result;
-    result.set_step(plan.step());
-    result.set_stage(host_.rank());
-    const Status status = try_step(plan, result);
-    if (!status.ok()) result.set_error(status.to_string());
-    report_kv(plan, result);
-    if (status.ok() && plan.report_budget()) {
+    carry_out(step);
+    if (!step.status.ok()) result.set_error(step.status.to_string());
+    if (!step.has_kv_report) report_kv(step);
+    if (step.status.ok() && plan.report_budget()) {
       if (Status reported = report_budget(plan, result); !reported.ok()) {
         result.set_error(reported.to_string());
       }
@@ -82,24 +84,103 @@ Status StageWorker::work() {
                                             result.downstream_us()));
     tracer_.value(TraceKind::kKvUsed, plan.step(),
                   static_cast<std::int64_t>(result.kv_used_bytes()));
-    if (!status.ok()) return status;
+    if (!step.status.ok()) return step.status;
     if (!sent.ok()) return sent;
     if (options_.on_step) options_.on_step(plan.step());
     if (options_.check_invariants) store_.check_invariants();
   }
 }
 
-Status StageWorker::try_step(const control::StepPlan& plan, control::StepResult& result) {
+Result<StageWorker::Step> StageWorker::read_plan(const comm::Message& message) const {
+  Step step;
+  if (!step.plan.ParseFromString(message.bytes)) {
+    return internal_error("rank " + std::to_string(host_.rank()) +
+                          " received a step plan that cannot be parsed");
+  }
+  step.result.set_step(step.plan.step());
+  step.result.set_stage(host_.rank());
+  return step;
+}
+
+template <typename Part>
+Status StageWorker::guarded(Part&& part) const {
   try {
-    // Before the first plan the cluster was starting.
-    const bool is_first = !std::exchange(began_, true);
-    stage_.clock().mark(is_first ? StageTime::kOther : StageTime::kEmpty, plan.idle_us());
-    Status status = do_step(plan, result);
-    if (status.ok()) report_times(result);
-    return status;
+    return part();
   } catch (const std::exception& error) {
     return internal_error("stage " + std::to_string(host_.rank()) + ": " + error.what());
   }
+}
+
+void StageWorker::carry_out(Step& step) {
+  if (!step.has_begun) begin(step);
+  if (!step.status.ok()) return;
+  step.status = guarded([&] {
+    Status status = step.plan.runs().empty() ? ok_status() : finish_runs(step);
+    if (status.ok()) report_times(step.result);
+    return status;
+  });
+}
+
+void StageWorker::begin(Step& step) {
+  step.has_begun = true;
+  step.status = guarded([&] {
+    const control::StepPlan& plan = step.plan;
+    // Before the first plan the cluster was starting.
+    const bool is_first = !std::exchange(began_, true);
+    stage_.clock().mark(is_first ? StageTime::kOther : StageTime::kEmpty, plan.idle_us());
+    if (plan.budget_epoch() > 0) {
+      Status status = budgets_.await(plan.budget_epoch(), plan.step());
+      if (!status.ok()) return status;
+      awaited_epoch_ = std::max(awaited_epoch_, plan.budget_epoch());
+      stage_.clock().mark(StageTime::kEmpty);
+      tracer_.slice(TraceKind::kAwaitBudget, plan.step());
+    }
+    if (Status status = apply_sequences(plan, step.result); !status.ok()) return status;
+    stage_.clock().mark(StageTime::kOther);
+    tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
+    return plan.runs().empty() ? ok_status() : begin_runs(plan);
+  });
+}
+
+void StageWorker::begin_next(Step& step) {
+  if (next_ || !unreadable_.ok()) return;
+  const auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(0));
+  // Nothing is there; or a failure, which the next wait for a plan meets as well.
+  if (!message.ok()) return;
+  auto read = read_plan(*message);
+  if (!read.ok()) {
+    unreadable_ = read.status();
+    return;
+  }
+  next_ = std::move(*read);
+  if (!may_begin_early(next_->plan)) return;
+  // As the store is now, without the next step's tokens.
+  report_kv(step);
+  stage_.clock().mark(StageTime::kBusy);
+  begin(*next_);
+}
+
+// Of a step whose tokens are being drawn.
+bool StageWorker::only_tokens_are_left(const control::StepPlan& plan) const {
+  if (!plan.free_after_runs().empty()) return false;
+  for (const control::Run& run : plan.runs()) {
+    if (run.score_end() > run.score_first() || stage_.is_boundary(run.sequence())) return false;
+  }
+  return std::ranges::none_of(requests_,
+                              [](const SampleRequest& request) { return request.n_logprobs >= 0; });
+}
+
+// While the tokens of requests_ are being drawn. Boundaries and forks may wait for the device, a
+// budget plan for the other ranks.
+bool StageWorker::may_begin_early(const control::StepPlan& plan) const {
+  if (plan.shutdown() || plan.runs().empty() || plan.budget_epoch() > awaited_epoch_ ||
+      !plan.compress().empty() || !plan.fork().empty()) {
+    return false;
+  }
+  return std::ranges::none_of(plan.free(), [&](std::uint64_t freed) {
+    return std::ranges::any_of(
+        requests_, [&](const SampleRequest& request) { return request.sequence == freed; });
+  });
 }
 
 Status StageWorker::report_budget(const control::StepPlan& plan,
@@ -116,19 +197,6 @@ Status StageWorker::report_budget(const control::StepPlan& plan,
   report.planned_bytes = planned_bytes_;
   report.kept_bytes = kept_bytes_;
   return budgets_.report(report);
-}
-
-Status StageWorker::do_step(const control::StepPlan& plan, control::StepResult& result) {
-  if (plan.budget_epoch() > 0) {
-    Status status = budgets_.await(plan.budget_epoch(), plan.step());
-    if (!status.ok()) return status;
-    stage_.clock().mark(StageTime::kEmpty);
-    tracer_.slice(TraceKind::kAwaitBudget, plan.step());
-  }
-  if (Status status = apply_sequences(plan, result); !status.ok()) return status;
-  stage_.clock().mark(StageTime::kOther);
-  tracer_.slice(TraceKind::kPrepare, plan.step(), count_sequences(plan));
-  return plan.runs().empty() ? ok_status() : run_tokens(plan, result);
 }
 
 Status StageWorker::apply_sequences(const control::StepPlan& plan, control::StepResult& result) {
@@ -294,7 +362,7 @@ Status StageWorker::compress(const control::Compress& order, control::StepResult
   return ok_status();
 }
 
-Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResult& result) {
+Status StageWorker::begin_runs(const control::StepPlan& plan) {
   const LlamaStageConfig& config = stage_.config();
   runs_.clear();
   tokens_.clear();
@@ -308,8 +376,8 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
     return invalid_argument("a plan of " + std::to_string(n_tokens) + " tokens, at most " +
                             std::to_string(config.max_batched_tokens) + " are allowed");
   }
-  const std::span<std::byte> activations = stage_.activations(n_tokens);
   if (!config.is_first) {
+    const std::span<std::byte> activations = stage_.activations(n_tokens);
     const comm::TensorTimes before = traced_tensor_times();
     const Status status =
         device_.recv(host_.rank() - 1, activations, Deadline::after(options_.step_timeout));
@@ -320,17 +388,27 @@ Status StageWorker::run_tokens(const control::StepPlan& plan, control::StepResul
   if (Status status = stage_.forward(runs_, tokens_); !status.ok()) return status;
   const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
   tracer_.slice(TraceKind::kForward, plan.step(), counts.prefill, counts.decode);
-  if (config.is_last) {
+  return ok_status();
+}
+
+Status StageWorker::finish_runs(Step& step) {
+  const control::StepPlan& plan = step.plan;
+  control::StepResult& result = step.result;
+  stage_.clock().mark(StageTime::kBusy);
+  if (stage_.config().is_last) {
     // On a device before the wait for what is sampled, which then hides the host's part of it.
-    stage_.clock().mark(StageTime::kBusy);
     if (Status status = carry_out_after_runs(plan, result); !status.ok()) return status;
-    if (Status status = sample(plan, result); !status.ok()) return status;
+    if (Status status = sample(step); !status.ok()) return status;
     if (Status status = score_prompt(plan, result); !status.ok()) return status;
     stage_.clock().mark(StageTime::kBusy);
+    const PlanTokens counts = tracer_.is_on() ? count_tokens(plan) : PlanTokens();
     tracer_.slice(TraceKind::kSample, plan.step(), counts.prefill, counts.decode);
+    // The next step has begun: this one had nothing else, and sequences may be further now.
+    if (step.has_kv_report) return ok_status();
   } else {
-    stage_.clock().mark(StageTime::kBusy);
     // The next stage works while this one scores.
+    const std::span<std::byte> activations =
+        stage_.activations(static_cast<std::int64_t>(tokens_.size()));
     const comm::TensorTimes sending = traced_tensor_times();
     const Status sent =
         device_.send(host_.rank() + 1, activations, Deadline::after(options_.step_timeout));
@@ -423,7 +501,8 @@ Status StageWorker::score_prompt(const control::StepPlan& plan, control::StepRes
   return ok_status();
 }
 
-Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& result) {
+Status StageWorker::sample(Step& step) {
+  const control::StepPlan& plan = step.plan;
   requests_.clear();
   std::int64_t row = 0;
   for (const control::Run& run : plan.runs()) {
@@ -437,7 +516,9 @@ Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& r
     ++row;
   }
   sampled_.resize(requests_.size());
-  if (Status status = stage_.sample(requests_, sampled_); !status.ok()) return status;
+  std::function<void()> meanwhile;
+  if (only_tokens_are_left(plan)) meanwhile = [&] { begin_next(step); };
+  if (Status status = stage_.sample(requests_, sampled_, meanwhile); !status.ok()) return status;
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     std::span<const float> logits;
     if (TokenSampler::wants_logits(requests_[i], sampled_[i])) {
@@ -445,7 +526,7 @@ Status StageWorker::sample(const control::StepPlan& plan, control::StepResult& r
       if (!raw.ok()) return raw.status();
       logits = *raw;
     }
-    *result.add_sampled() = sampler_.report(requests_[i], sampled_[i], logits);
+    *step.result.add_sampled() = sampler_.report(requests_[i], sampled_[i], logits);
   }
   return ok_status();
 }
@@ -474,7 +555,10 @@ void StageWorker::report_times(control::StepResult& result) {
 
 // Layers are reported when sequences came, went or were compressed, so that the last step before a
 // pause leaves nothing out, and now and then while they only grow.
-void StageWorker::report_kv(const control::StepPlan& plan, control::StepResult& result) {
+void StageWorker::report_kv(Step& step) {
+  const control::StepPlan& plan = step.plan;
+  control::StepResult& result = step.result;
+  step.has_kv_report = true;
   const kvstore::PagePool& pool = store_.pool();
   result.set_kv_used_bytes(static_cast<std::uint64_t>(pool.n_used()) * pool.page_bytes());
   result.set_kv_peak_bytes(static_cast<std::uint64_t>(pool.peak_used()) * pool.page_bytes());

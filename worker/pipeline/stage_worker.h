@@ -1,12 +1,13 @@
 #pragma once
 // One rank's stage thread: takes step plans from rank 0 in order, receives activations from the
 // stage before, computes, passes activations on, and reports every step to rank 0. The last stage
-// samples.
+// samples. While it waits for a GPU to draw a step's tokens, it begins the next step, if its plan
+// is there and touches nothing that the report of this one still needs.
 
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,11 +49,29 @@ class StageWorker {
   void set_decide_budget(BudgetExchange::Decide decide) { budgets_.set_decide(std::move(decide)); }
 
  private:
+  struct Step {
+    control::StepPlan plan;
+    control::StepResult result;
+    Status status;               // of what was done of it so far
+    bool has_begun = false;      // up to its forward pass
+    bool has_kv_report = false;  // in `result`
+  };
+
   Status work();
+  Result<Step> read_plan(const comm::Message& message) const;
+  void carry_out(Step& step);
+  // A step up to its forward pass.
+  void begin(Step& step);
+  // begin() of the next one, if its plan is there and allows it, while `step` waits for its tokens.
+  void begin_next(Step& step);
+  bool only_tokens_are_left(const control::StepPlan& plan) const;
+  bool may_begin_early(const control::StepPlan& plan) const;
   Status report_budget(const control::StepPlan& plan, const control::StepResult& result);
-  Status do_step(const control::StepPlan& plan, control::StepResult& result);
-  // do_step, with what a device throws as a Status.
-  Status try_step(const control::StepPlan& plan, control::StepResult& result);
+  // `part` of a step, with what a device throws as a Status.
+  template <typename Part>
+  Status guarded(Part&& part) const;
+  Status begin_runs(const control::StepPlan& plan);
+  Status finish_runs(Step& step);
   Status apply_sequences(const control::StepPlan& plan, control::StepResult& result);
   Status free(std::uint64_t sequence, control::StepResult& result);
   // Boundaries that the plan's runs reach, and the growth behind them.
@@ -68,10 +87,9 @@ class StageWorker {
   void trace_transfer(std::uint64_t step, const comm::TensorTimes& before, std::size_t n_bytes,
                       bool sent);
   void score_boundaries(const control::StepPlan& plan, control::StepResult& result);
-  Status run_tokens(const control::StepPlan& plan, control::StepResult& result);
-  Status sample(const control::StepPlan& plan, control::StepResult& result);
+  Status sample(Step& step);
   void report_times(control::StepResult& result);
-  void report_kv(const control::StepPlan& plan, control::StepResult& result);
+  void report_kv(Step& step);
 
   comm::HostGroup& host_;
   comm::DeviceGroup& device_;
@@ -85,6 +103,10 @@ class StageWorker {
   StageWorkerOptions options_;
   StageTracer tracer_;
   bool began_ = false;  // had its first plan
+  // Came while the last step's tokens were awaited.
+  std::optional<Step> next_;
+  Status unreadable_;  // of a plan that came then
+  std::uint64_t awaited_epoch_ = 0;
   comm::TensorTimes reported_tensor_times_;
   std::chrono::steady_clock::time_point layers_reported_at_;
   std::vector<float> score_logits_;

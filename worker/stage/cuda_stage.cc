@@ -75,7 +75,9 @@ Result<std::unique_ptr<CudaStage>> CudaStage::create(const LlamaStageConfig& con
   return stage;
 }
 
-CudaStage::~CudaStage() = default;
+CudaStage::~CudaStage() {
+  if (sampling_.drawn != nullptr) static_cast<void>(cudaEventDestroy(sampling_.drawn));
+}
 
 kernels::AttentionShape CudaStage::shape() const {
   return {config_.model.n_heads, config_.model.n_kv_heads, config_.model.head_dim};
@@ -127,6 +129,8 @@ Status CudaStage::allocate() {
                                             "sampled tokens");
     if (!sampled.ok()) return sampled.status();
     sampling_.sampled = std::move(*sampled);
+    cuda_check(cudaEventCreateWithFlags(&sampling_.drawn, cudaEventDisableTiming),
+               "cudaEventCreate");
     auto upload =
         StepUpload::create(context_, sampling_.capacity * sizeof(kernels::DeviceSampleRow) +
                                          kMaxAdjusts * sizeof(kernels::DeviceSampleAdjust) + 256);
@@ -187,18 +191,22 @@ std::span<std::byte> CudaStage::activations(std::int64_t n_tokens) {
   return {hidden_.data(), bytes_of(n_tokens, config_.model.hidden_size, sizeof(float))};
 }
 
-Status CudaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens) {
+Status CudaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
+                         const std::function<void()>& meanwhile) {
   CHECK(config_.is_last && requests.size() == tokens.size(), "a token for each request");
   for (std::size_t first = 0; first < requests.size(); first += sampling_.capacity) {
     const std::size_t n = std::min(sampling_.capacity, requests.size() - first);
-    const Status status = sample_batch(requests.subspan(first, n), tokens.subspan(first, n));
+    const bool is_last = first + n == requests.size();
+    const Status status = sample_batch(requests.subspan(first, n), tokens.subspan(first, n),
+                                       is_last ? meanwhile : nullptr);
     if (!status.ok()) return status;
   }
   return ok_status();
 }
 
 Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
-                               std::span<std::int32_t> tokens) {
+                               std::span<std::int32_t> tokens,
+                               const std::function<void()>& meanwhile) {
   std::vector<kernels::DeviceSampleRow> rows;
   std::vector<kernels::DeviceSampleAdjust> adjusts;
   for (const SampleRequest& request : requests) {
@@ -217,9 +225,9 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
     // A row has at most as many as there are ids, so halves get there.
     const std::size_t half = requests.size() / 2;
     if (half == 0) return invalid_argument("more penalised ids than one call takes");
-    Status status = sample_batch(requests.first(half), tokens.first(half));
+    Status status = sample_batch(requests.first(half), tokens.first(half), nullptr);
     if (!status.ok()) return status;
-    return sample_batch(requests.subspan(half), tokens.subspan(half));
+    return sample_batch(requests.subspan(half), tokens.subspan(half), meanwhile);
   }
   sample_upload_->begin();
   const auto* device_rows = sample_upload_->add(std::span<const kernels::DeviceSampleRow>(rows));
@@ -231,7 +239,9 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
   kernels::sample(context_, logits, device_rows, static_cast<int>(rows.size()), device_adjusts,
                   sampling_.workspace.data(), sampling_.workspace.n_bytes(), sampled);
   context_.to_host(sampling_.sampled.data(), sampled, rows.size() * sizeof(kernels::DeviceSampled));
-  context_.synchronize();
+  cuda_check(cudaEventRecord(sampling_.drawn, context_.stream()), "cudaEventRecord");
+  if (meanwhile) meanwhile();
+  cuda_check(cudaEventSynchronize(sampling_.drawn), "waiting for the drawn tokens");
   const auto* host = sampling_.sampled.as<kernels::DeviceSampled>();
   for (std::size_t i = 0; i < rows.size(); ++i) tokens[i] = host[i].token;
   return ok_status();

@@ -35,6 +35,8 @@
 #include "worker/stage/stage.h"
 #include "worker/stage/step_upload.h"
 
+struct CUevent_st;
+
 namespace spindle::worker {
 
 // Owns the weights and the workspace; does not own the context, which must outlive it, and the
@@ -60,7 +62,8 @@ class CudaStage final : public Stage {
   std::uint64_t weight_bytes() const override { return weights_.n_bytes; }
   std::span<std::byte> activations(std::int64_t n_tokens) override;
   Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) override;
-  Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens) override;
+  Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
+                const std::function<void()>& meanwhile) override;
   Result<std::span<const float>> logits(std::int64_t row) override;
   Status prompt_logits(std::int64_t first_row, Rows logits) override;
   void open_boundaries(kvstore::SequenceId sequence, const ScoringNeeds& needs,
@@ -98,7 +101,8 @@ class CudaStage final : public Stage {
     PinnedBuffer sampled;  // [capacity] DeviceSampled
     DeviceBuffer device;   // the same
     DeviceBuffer workspace;
-    std::size_t capacity = 0;  // rows of one call
+    CUevent_st* drawn = nullptr;  // the tokens are in `sampled`
+    std::size_t capacity = 0;     // rows of one call
   };
 
   CudaStage(const LlamaStageConfig& config, const CudaContext& context, CudaWeights weights);
@@ -118,7 +122,8 @@ class CudaStage final : public Stage {
   const std::vector<std::uint32_t>& formats_of(kvstore::SequenceId sequence);
   void set_formats(Step& step, std::span<const StageRun> decode_runs);
   ExpandedRun plan_expansion(kvstore::SequenceId sequence, std::int32_t n_queries);
-  Status sample_batch(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens);
+  Status sample_batch(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
+                      const std::function<void()>& meanwhile);
   kernels::AttentionShape shape() const;
   float scale() const;
 

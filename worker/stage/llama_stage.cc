@@ -147,7 +147,8 @@ Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::
                  Rows(logits_.data(), n_logits, config_.model.vocab_size));
 }
 
-Status LlamaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens) {
+Status LlamaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
+                          const std::function<void()>& /*meanwhile*/) {
   CHECK(requests.size() == tokens.size(), "a token for each request");
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const SampleRequest& request = requests[i];

@@ -38,11 +38,13 @@ std::vector<engine::EngineRequest> sampled_requests(int n) {
 }
 
 std::vector<std::vector<std::vector<std::int32_t>>> run_all(int n_stages, int chunk, int at_once,
-                                                            int micro_batches) {
+                                                            int micro_batches,
+                                                            bool begins_early = false) {
   LocalClusterSettings settings;
   settings.n_stages = n_stages;
   settings.rank.max_num_batched_tokens = chunk;
   settings.micro_batches = micro_batches;
+  settings.begins_early = begins_early;
   TestCluster cluster(settings);
   std::vector<std::vector<std::vector<std::int32_t>>> tokens;
   const std::vector<engine::EngineRequest> requests = sampled_requests(16);
@@ -57,6 +59,7 @@ std::vector<std::vector<std::vector<std::int32_t>>> run_all(int n_stages, int ch
       tokens.push_back(generated.tokens);
     }
   }
+  EXPECT_EQ(cluster.n_early() > 0, begins_early);
   return tokens;
 }
 
@@ -70,6 +73,8 @@ TEST(Invariance, SampledTokensDoNotDependOnStagesBatchOrChunks) {
   EXPECT_EQ(run_all(3, 64, 16, 0), reference);
   EXPECT_EQ(run_all(4, 7, 16, 8), reference);
   EXPECT_EQ(run_all(1, 8192, 16, 1), reference);
+  EXPECT_EQ(run_all(2, 16, 16, 0, true), reference);
+  EXPECT_EQ(run_all(3, 64, 16, 8, true), reference);
 }
 
 TEST(Invariance, RequestsWithoutASeedDiffer) {

@@ -126,14 +126,16 @@ TEST_P(KvPolicyTest, StagesChunksAndBatchesKeepAndGenerateTheSame) {
     int n_stages;
     int chunk;
     int at_once;
+    bool begins_early = false;
   };
-  for (const Shape& shape :
-       {Shape{1, 37, 1}, Shape{2, 512, 3}, Shape{3, 64, 1}, Shape{4, 512, 2}}) {
+  for (const Shape& shape : {Shape{1, 37, 1}, Shape{2, 512, 3}, Shape{2, 64, 3, true},
+                             Shape{3, 64, 1}, Shape{4, 512, 2, true}}) {
     SCOPED_TRACE(std::to_string(shape.n_stages) + " stages, chunks of " +
                  std::to_string(shape.chunk));
     LocalClusterSettings settings;
     settings.n_stages = shape.n_stages;
     settings.rank.max_num_batched_tokens = shape.chunk;
+    settings.begins_early = shape.begins_early;
     TestCluster cluster(settings);
     std::vector<std::shared_ptr<CollectingSink>> sinks;
     for (int i = 0; i < shape.at_once; ++i) sinks.push_back(cluster.submit(request()));

@@ -263,6 +263,7 @@ TEST(PipelineEngine, APoolForAFifthOfWhatIsAskedChangesNoOutput) {
   }
   roomy.stop();
   settings.rank.kv_bytes = {peak / 5};
+  settings.begins_early = true;
   TestCluster tight(settings);
   EXPECT_EQ(outputs_of_all(tight, seed), expected);
   const engine::EngineStats stats = tight.engine().stats();
@@ -282,6 +283,7 @@ TEST(PipelineEngine, BudgetsMoveWhileRequestsRun) {
   settings.rank.layers_per_stage = {4, 4, 4};
   settings.rank.kv_bytes = {12 << 20, 4 << 20, 12 << 20};
   settings.balances = true;
+  settings.begins_early = true;
   TestCluster cluster(settings);
   std::vector<std::shared_ptr<CollectingSink>> sinks;
   for (int i = 0; i < 40; ++i) {
