@@ -40,8 +40,8 @@ class DeviceStaging {
     return aligned(n * sizeof(T));
   }
 
-  // The context outlives it. It takes n_bytes of the device, for one round, and twice as many of the
-  // host.
+  // The context outlives it. It takes n_bytes of the device, for one round, and twice as many of
+  // the host.
   static Result<std::unique_ptr<DeviceStaging>> create(const CudaContext& context,
                                                        std::size_t n_bytes, std::string_view what);
   ~DeviceStaging();

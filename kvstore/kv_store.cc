@@ -78,22 +78,34 @@ std::vector<TableRoom> KvStore::table_room(const Sequence& sequence) {
 }
 
 void KvStore::refresh_heads(Sequence& sequence) {
-  sequence.covered_tokens = sequence.max_tokens;
+  sequence.tail_ends.resize(n_tables());
   for (std::size_t i = 0; i < n_tables(); ++i) {
     HeadCache& cache = sequence.caches[i];
     cache.context.k_entries = cache.k_book.chunks.data();
     cache.context.v_entries = cache.v_book.chunks.data();
     kernels::KvHeadPages& head = sequence.heads[i];
-    head.pages = cache.tail_data.data();
     head.tail_origin = cache.tail_origin;
     head.tail_first = cache.tail_first;
     head.blocks = cache.blocks.data();
     head.n_blocks = static_cast<std::int64_t>(cache.blocks.size());
     head.context = &cache.context;
-    sequence.writable_heads[i] = {cache.tail_data.data(), cache.tail_origin};
-    const auto n_pages = static_cast<std::int64_t>(cache.tail_pages.size());
-    sequence.covered_tokens =
-        std::min(sequence.covered_tokens, cache.tail_origin + n_pages * config_.shape.page_tokens);
+    refresh_pages(sequence, i);
+  }
+  refresh_covered(sequence);
+}
+
+void KvStore::refresh_pages(Sequence& sequence, std::size_t table) {
+  HeadCache& cache = sequence.caches[table];
+  sequence.heads[table].pages = cache.tail_data.data();
+  sequence.writable_heads[table] = {cache.tail_data.data(), cache.tail_origin};
+  const auto n_pages = static_cast<std::int64_t>(cache.tail_pages.size());
+  sequence.tail_ends[table] = cache.tail_origin + n_pages * config_.shape.page_tokens;
+}
+
+void KvStore::refresh_covered(Sequence& sequence) {
+  sequence.covered_tokens = sequence.max_tokens;
+  for (const std::int64_t end : sequence.tail_ends) {
+    sequence.covered_tokens = std::min(sequence.covered_tokens, end);
   }
 }
 
@@ -227,10 +239,12 @@ Result<SequencePages> KvStore::grow(SequenceId sequence, std::int64_t granted_to
 }
 
 std::int64_t KvStore::pages_to_extend(const Sequence& sequence, std::int64_t n_tokens) const {
+  const std::int64_t page_tokens = config_.shape.page_tokens;
   std::int64_t n_pages = 0;
-  for (const HeadCache& cache : sequence.caches) {
-    n_pages += pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens) -
-               static_cast<std::int64_t>(cache.tail_pages.size());
+  for (const std::int64_t end : sequence.tail_ends) {
+    // Rounded up also where a tail has more than it needs.
+    const std::int64_t n_more = n_tokens - end;
+    n_pages += (n_more > 0 ? n_more + page_tokens - 1 : n_more) / page_tokens;
   }
   return n_pages;
 }
@@ -263,16 +277,19 @@ Status KvStore::extend(SequenceId sequence, std::span<const std::int32_t> tokens
     extended.token_ids.insert(extended.token_ids.end(), tokens.begin(), tokens.end());
   }
   if (!needs_pages) return ok_status();
-  count_use(extended, -1);
-  for (HeadCache& cache : extended.caches) {
-    const std::int64_t wanted =
-        pages_for_tokens(n_tokens - cache.tail_origin, config_.shape.page_tokens);
-    while (static_cast<std::int64_t>(cache.tail_pages.size()) < wanted) {
-      add_tail_page(extended, cache);
+  const auto n_heads = static_cast<std::size_t>(config_.shape.n_kv_heads);
+  for (std::size_t table = 0; table < n_tables(); ++table) {
+    std::uint64_t n_added = 0;
+    for (std::int64_t end = extended.tail_ends[table]; end < n_tokens;
+         end += config_.shape.page_tokens) {
+      add_tail_page(extended, extended.caches[table]);
+      ++n_added;
     }
+    if (n_added == 0) continue;
+    refresh_pages(extended, table);
+    usage_.add_tail(table / n_heads, extended.caches[table], n_added * pool_->page_bytes());
   }
-  count_use(extended, 1);
-  refresh_heads(extended);
+  refresh_covered(extended);
   memory_->tables_changed(sequence, TableChange::kPages);
   return ok_status();
 }
@@ -379,6 +396,13 @@ void KvStore::check_invariants() const {
     CHECK(pages_to_extend(sequence, sequence.n_tokens) == 0, "pages of a tail = its tokens' pages");
     CHECK(pages_to_extend(sequence, std::max(sequence.n_tokens, sequence.covered_tokens)) == 0,
           "every tail has pages for the covered tokens");
+    for (std::size_t table = 0; table < n_tables(); ++table) {
+      const HeadCache& cache = sequence.caches[table];
+      const auto n_tail_pages = static_cast<std::int64_t>(cache.tail_pages.size());
+      CHECK(
+          sequence.tail_ends[table] == cache.tail_origin + n_tail_pages * config_.shape.page_tokens,
+          "a tail ends where its pages do");
+    }
     std::uint64_t live_bytes = 0;
     for (const HeadCache& cache : sequence.caches) {
       pages.insert(cache.tail_pages.begin(), cache.tail_pages.end());

@@ -199,6 +199,9 @@ class KvStore {
     std::int64_t covered_tokens = 0;  // that every tail has a page for
     std::int64_t reserved_pages = 0;  // not yet allocated
     std::vector<HeadCache> caches;    // [n_layers * n_kv_heads]
+    // [n_layers * n_kv_heads], positions that the pages of the tails reach: a step looks at these
+    // alone, since the caches are some 100 KB of a sequence.
+    std::vector<std::int64_t> tail_ends;
     SequenceArena arena;
     // Ids of the positions from token_ids_begin on, as long as a tail may need them.
     std::vector<std::int32_t> token_ids;
@@ -248,6 +251,8 @@ class KvStore {
                          std::size_t first, std::size_t end);
   void forget_token_ids(Sequence& sequence) const;
   void refresh_heads(Sequence& sequence);
+  void refresh_pages(Sequence& sequence, std::size_t table);
+  static void refresh_covered(Sequence& sequence);
   std::uint64_t tail_bytes(const HeadCache& cache) const {
     return cache.tail_pages.size() * pool_->page_bytes();
   }

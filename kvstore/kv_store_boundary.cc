@@ -273,8 +273,8 @@ Status KvStore::compress_tables(const HostEncoding& host, SequenceId id, Sequenc
       free_tail(sequence, caches[i], move.tail_origin);
       caches[i].tail_first = move.tail_first;
     }
-    status = place_layer(sequence, first + layer, std::span(encoded).subspan(layer, n_heads),
-                         copies);
+    status =
+        place_layer(sequence, first + layer, std::span(encoded).subspan(layer, n_heads), copies);
   }
   memory_->copy(copies);
   for (std::size_t i = 0; i < caches.size(); ++i) {

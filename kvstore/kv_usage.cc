@@ -3,6 +3,14 @@
 #include <algorithm>
 
 namespace spindle::kvstore {
+namespace {
+
+// Of what a head keeps as it is.
+KvForm raw_form(const HeadCache& cache) {
+  return cache.plan.mode == KvMode::kStream ? KvForm::kWindow : KvForm::kRaw;
+}
+
+}  // namespace
 
 // Sums are unsigned: taking away is adding the complement.
 void KvUsage::count(std::size_t layer, const HeadCache& cache, std::uint64_t tail_bytes, int sign) {
@@ -12,11 +20,17 @@ void KvUsage::count(std::size_t layer, const HeadCache& cache, std::uint64_t tai
   sums.used_bytes += bytes;
   sums.before_tail += sign * (cache.n_block_tokens() - cache.tail_first);
   sums.kind_bytes[static_cast<std::size_t>(plan_kind(cache.plan))] += bytes;
-  const KvForm raw = cache.plan.mode == KvMode::kStream ? KvForm::kWindow : KvForm::kRaw;
-  form_bytes_[static_cast<std::size_t>(raw)] += factor * (tail_bytes + cache.form_bytes[0]);
+  form_bytes_[static_cast<std::size_t>(raw_form(cache))] +=
+      factor * (tail_bytes + cache.form_bytes[0]);
   for (std::size_t form = 1; form < kKvForms; ++form) {
     form_bytes_[form] += factor * cache.form_bytes[form];
   }
+}
+
+void KvUsage::add_tail(std::size_t layer, const HeadCache& cache, std::uint64_t n_bytes) {
+  layers_[layer].used_bytes += n_bytes;
+  layers_[layer].kind_bytes[static_cast<std::size_t>(plan_kind(cache.plan))] += n_bytes;
+  form_bytes_[static_cast<std::size_t>(raw_form(cache))] += n_bytes;
 }
 
 KvUse KvUsage::report() const {

@@ -40,6 +40,8 @@ class KvUsage {
   void remove(std::size_t layer, const HeadCache& cache, std::uint64_t tail_bytes) {
     count(layer, cache, tail_bytes, -1);
   }
+  // The tail of a head that is in has grown by so much, and nothing else of it has changed.
+  void add_tail(std::size_t layer, const HeadCache& cache, std::uint64_t n_bytes);
   void add_tokens(std::int64_t n_tokens) { n_tokens_ += n_tokens; }
 
   std::uint64_t used_bytes(std::size_t layer) const { return layers_[layer].used_bytes; }
