@@ -158,9 +158,9 @@ def spindled_page(tree, date):
     page.section("options")
     write_options(page, [o for options in groups_of(tree).values() for o in options])
     page.section("signals")
-    page.tagged(roff.bold("SIGTERM, SIGINT, SIGUSR1"),
+    page.tagged(roff.bold("SIGTERM, SIGINT, SIGUSR1, SIGUSR2"),
                 "Sent to rank 0: refuses new requests, finishes the running ones within "
-                "api.drain_timeout_ms, ends with 0. A second one aborts. mpirun passes SIGUSR1 on and "
+                "api.drain_timeout_ms, ends with 0. A second one aborts. mpirun passes SIGUSR2 on and "
                 "waits; SIGTERM to mpirun itself kills the ranks after odls_base_sigkill_timeout.")
     page.section("exit status")
     for code, meaning in (("0", "stopped in order"), ("1", "failed while serving, or lost a rank"),

@@ -68,6 +68,17 @@ def wait_until(condition, seconds, what):
         time.sleep(0.02)
 
 
+def mpirun_forwards(number):
+    """Whether mpirun passes the signal to what it runs."""
+    waiting = f"trap 'exit 3' {int(number)}; echo waits; for i in $(seq 100); do sleep 0.1; done"
+    with subprocess.Popen(["mpirun", *MPI_OPTIONS, "-n", "1", "bash", "-c", waiting],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          text=True) as job:
+        job.stdout.readline()
+        job.send_signal(number)
+        return job.wait(30) == 3
+
+
 def golden(name):
     """One greedy record: prompt_ids, prompt, greedy_ids, greedy_text."""
     records = json.loads(GOLDEN.read_text())["greedy"]

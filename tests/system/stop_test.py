@@ -4,7 +4,7 @@ import signal
 import time
 import unittest
 
-from cluster import Cluster, golden, wait_until
+from cluster import Cluster, golden, mpirun_forwards, wait_until
 
 
 class StopTest(unittest.TestCase):
@@ -15,7 +15,8 @@ class StopTest(unittest.TestCase):
     def test_idle(self):
         ways = {
             "spindle drain": lambda cluster: cluster.spindle("drain"),
-            "SIGUSR1 to mpirun": lambda cluster: cluster.signal_mpirun(signal.SIGUSR1),
+            "SIGUSR2 to mpirun": lambda cluster: cluster.signal_mpirun(signal.SIGUSR2),
+            "SIGUSR1 to rank 0": lambda cluster: cluster.signal_rank(0, signal.SIGUSR1),
             "SIGTERM to rank 0": lambda cluster: cluster.signal_rank(0, signal.SIGTERM),
             "SIGINT to rank 0": lambda cluster: cluster.signal_rank(0, signal.SIGINT),
         }
@@ -24,6 +25,14 @@ class StopTest(unittest.TestCase):
                 cluster.wait_ready()
                 stop(cluster)
                 self.assert_stops(cluster)
+
+    def test_sigusr1_to_mpirun(self):
+        if not mpirun_forwards(signal.SIGUSR1):
+            self.skipTest("this mpirun keeps SIGUSR1 to itself")
+        with Cluster(ranks=2) as cluster:
+            cluster.wait_ready()
+            cluster.signal_mpirun(signal.SIGUSR1)
+            self.assert_stops(cluster)
 
     def test_sigterm_to_mpirun(self):
         # mpirun passes it on, kills what is left after odls_base_sigkill_timeout (1 s), and ends
@@ -38,7 +47,7 @@ class StopTest(unittest.TestCase):
         with Cluster(ranks=2) as cluster:
             cluster.wait_ready()
             response = cluster.stream(max_tokens=300)
-            cluster.signal_mpirun(signal.SIGUSR1)
+            cluster.signal_mpirun(signal.SIGUSR2)
             wait_until(lambda: cluster.get("/ready").status == 503, 5, "/ready answers 503")
             self.assertEqual(cluster.get("/live").status, 200)
             refused = cluster.post("/v1/completions", {"model": "spindle-mini", "prompt": "a", "max_tokens": 1})
@@ -65,7 +74,7 @@ class StopTest(unittest.TestCase):
         with Cluster(ranks=2, arguments=["--set", "api.drain_timeout_ms=500"]) as cluster:
             cluster.wait_ready()
             cluster.stream(max_tokens=8000)
-            cluster.signal_mpirun(signal.SIGUSR1)
+            cluster.signal_mpirun(signal.SIGUSR2)
             self.assert_stops(cluster)
 
     def test_a_client_that_leaves_frees_its_kv(self):

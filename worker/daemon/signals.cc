@@ -17,6 +17,8 @@ const char* name_of(int signal) {
       return "SIGINT";
     case SIGUSR1:
       return "SIGUSR1";
+    case SIGUSR2:
+      return "SIGUSR2";
     default:
       return "a signal";
   }
@@ -32,6 +34,7 @@ struct SignalWatcher::State {
   boost::asio::signal_set signals{io, SIGTERM, SIGINT, SIGUSR1};
   std::thread thread;
 
+  State() { signals.add(SIGUSR2); }
   void wait() {
     signals.async_wait([this](const boost::system::error_code& error, int signal) {
       if (error) return;

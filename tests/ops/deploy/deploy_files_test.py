@@ -269,7 +269,7 @@ class ContainerTest(unittest.TestCase):
         self.assertEqual(self.values("USER"), ["spindle"])
         self.assertLess(names.index("USER"), names.index("ENTRYPOINT"))
         self.assertEqual(json.loads(self.values("ENTRYPOINT")[0]), ["/usr/libexec/spindle/launch"])
-        self.assertEqual(self.values("STOPSIGNAL"), ["SIGUSR1"])
+        self.assertEqual(self.values("STOPSIGNAL"), ["SIGUSR2"])
         self.assertEqual(self.values("EXPOSE"), [KEYS["api.http.port"].default])
         health = self.values("HEALTHCHECK")[0]
         words = json.loads(health[health.index("CMD ") + 4:])
@@ -351,7 +351,7 @@ class SystemdTest(unittest.TestCase):
 
     def test_the_stop_leaves_time_to_drain(self):
         unit = (DEPLOY / "systemd/spindled.service.in").read_text()
-        self.assertIn("KillSignal=SIGUSR1\n", unit)
+        self.assertIn("KillSignal=SIGUSR2\n", unit)
         limit = int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.M).group(1))
         self.assertGreater(limit * 1000, int(KEYS["api.drain_timeout_ms"].default) + 10000)
 
@@ -384,7 +384,7 @@ class SlurmTest(unittest.TestCase):
     # The options of sbatch that make sense here, and their values.
     DIRECTIVES = {"job-name": r"[\w-]+", "nodes": r"\d+", "ntasks-per-node": r"\d+", "gpus-per-node": r"\d+",
                   "cpus-per-task": r"\d+", "mem": r"\d+[KMGT]?", "exclusive": None, "time": r"(\d+-)?\d+:\d\d:\d\d",
-                  "signal": r"B:USR1@\d+", "output": r"[\w%.-]+", "open-mode": r"append|truncate"}
+                  "signal": r"B:USR2@\d+", "output": r"[\w%.-]+", "open-mode": r"append|truncate"}
 
     def test_script(self):
         run("bash", "-n", self.SCRIPT)
@@ -423,7 +423,7 @@ class SlurmTest(unittest.TestCase):
                     self.assertIsNone(job.poll(), "the job has ended")
                     return run(SPINDLE, "stats", "--port", tcp, check=False).returncode == 0
                 wait_until(ready, 60, "the job answers")
-                job.send_signal(signal.SIGUSR1)
+                job.send_signal(signal.SIGUSR2)
                 self.assertEqual(job.wait(20), 0)
             except BaseException:
                 os.killpg(job.pid, signal.SIGKILL)
@@ -432,7 +432,7 @@ class SlurmTest(unittest.TestCase):
                 print(log.read())
                 raise
             log.seek(0)
-            self.assertIn("stopping: SIGUSR1", log.read())
+            self.assertIn("stopping: SIGUSR2", log.read())
 
     def test_a_missing_configuration(self):
         done = run("bash", self.SCRIPT, "/no/such.pbtxt", environment={"SLURM_NTASKS": "1"}, check=False)

@@ -216,7 +216,7 @@ class PackageTest(unittest.TestCase):
             state = root.run("systemctl", "show", "--property=Result,ExecMainStatus,ExecMainCode", "spindled").stdout
             self.assertEqual(sorted(state.split()), ["ExecMainCode=1", "ExecMainStatus=0", "Result=success"])
             log = root.run("journalctl", "--unit=spindled", "--no-pager").stdout
-            self.assertIn("stopping: SIGUSR1", log)
+            self.assertIn("stopping: SIGUSR2", log)
 
         with self.subTest("a wrong configuration is not tried again"):
             config = root.place("/etc/spindle/spindle.pbtxt")
@@ -254,7 +254,7 @@ class PackageTest(unittest.TestCase):
             process.wait()
             print((self.folder / "service.log").read_text())
             raise
-        self.assertIn("stopping: SIGUSR1", (self.folder / "service.log").read_text())
+        self.assertIn("stopping: SIGUSR2", (self.folder / "service.log").read_text())
         self.purge(root, before)
 
     def start_as_the_unit(self, root, settings):
