@@ -85,7 +85,8 @@ SimulationConfig Scenario::random_config() {
   SchedulerConfig& scheduler = config.scheduler;
   max_num_seqs_ = static_cast<int>(random_.between(2, 10));
   scheduler.max_num_seqs = max_num_seqs_;
-  scheduler.max_num_batched_tokens = static_cast<int>(random_.between(16, 160));
+  scheduler.max_num_batched_tokens =
+      static_cast<int>(random_.one_in(16) ? random_.between(1, 15) : random_.between(16, 160));
   scheduler.max_in_flight =
       static_cast<int>(random_.between(1, static_cast<std::int64_t>(n_stages_) + 2));
   scheduler.max_num_queued_reqs = static_cast<int>(random_.between(3, 40));
