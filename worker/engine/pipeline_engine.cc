@@ -15,7 +15,6 @@
 namespace spindle::worker {
 namespace {
 
-constexpr std::int64_t kResultWaitMs = 100;
 constexpr std::int64_t kPlanSendMs = 10000;
 // How often an idle schedule loop looks at the oldest step's age.
 constexpr std::chrono::milliseconds kDeadlinePoll{200};
@@ -102,7 +101,6 @@ std::int64_t PipelineEngine::now_us() const {
 
 void PipelineEngine::start() {
   schedule_thread_ = std::thread([this] { schedule_loop(); });
-  receive_thread_ = std::thread([this] { receive_loop(); });
 }
 
 Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest request,
@@ -115,8 +113,7 @@ Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest reque
   if (!handle.ok()) return handle;
   clients_.emplace(*handle, Client{std::move(sink), request_id});
   if (idle_since_us_ > 0) idle_us_ += now_us() - std::exchange(idle_since_us_, 0);
-  woken_ = true;
-  wake_.notify_one();
+  wake();
   lock.unlock();
   if (!accepted.empty()) log_request(spdlog::level::debug, request_id, accepted);
   return handle;
@@ -125,16 +122,14 @@ Result<engine::RequestHandle> PipelineEngine::submit(engine::EngineRequest reque
 bool PipelineEngine::cancel(engine::RequestHandle handle) {
   const std::lock_guard lock(mutex_);
   const bool is_known = scheduler_.cancel(handle, now_us());
-  woken_ = true;
-  wake_.notify_one();
+  wake();
   return is_known;
 }
 
 void PipelineEngine::finish_choice(engine::RequestHandle handle, std::int32_t choice) {
   const std::lock_guard lock(mutex_);
   scheduler_.finish_choice(handle, choice, now_us());
-  woken_ = true;
-  wake_.notify_one();
+  wake();
 }
 
 engine::EngineStats PipelineEngine::stats() const {
@@ -238,8 +233,7 @@ Status PipelineEngine::drain(Deadline deadline) {
   if (drained_.wait_until(lock, deadline.at(), is_drained)) return failure_;
   const std::size_t n_left = clients_.size();
   scheduler_.fail_all(cancelled("the server is stopping"), now_us());
-  woken_ = true;
-  wake_.notify_one();
+  wake();
   drained_.wait_for(lock, options_.step_timeout, is_drained);
   return deadline_exceeded(std::to_string(n_left) +
                            " requests were cancelled by the drain's limit");
@@ -252,26 +246,29 @@ void PipelineEngine::stop() {
       stopping_ = true;
       scheduler_.fail_all(unavailable("the server is stopping"), now_us());
     }
-    woken_ = true;
-    wake_.notify_one();
+    wake();
   }
   if (schedule_thread_.joinable()) schedule_thread_.join();
-  if (receive_thread_.joinable()) receive_thread_.join();
 }
 
-bool PipelineEngine::has_work() const { return woken_ || !results_.empty(); }
+// A message to itself, which no rank sends: one wait is for results and for the callers.
+void PipelineEngine::wake() {
+  if (std::exchange(woken_, true)) return;
+  // Refused only while results wait, which wake it as well.
+  static_cast<void>(
+      host_.send(host_.rank(), comm::Channel::kResult, std::string_view(), Deadline::after_ms(0)));
+}
 
 void PipelineEngine::schedule_loop() {
   std::unique_lock lock(mutex_);
   while (failure_.ok() && !(stopping_ && scheduler_.idle())) {
-    wake_.wait_for(lock, kDeadlinePoll, [this] { return has_work(); });
+    lock.unlock();
+    const auto message =
+        host_.recv(comm::kAnySource, comm::Channel::kResult, Deadline::after(kDeadlinePoll));
+    lock.lock();
     woken_ = false;
     Status status = check_step_deadline();
-    while (!results_.empty() && status.ok()) {
-      const control::StepResult result = std::move(results_.front());
-      results_.pop_front();
-      status = take_result(result);
-    }
+    if (status.ok()) status = take_messages(message);
     if (!status.ok()) {
       fail(lock, status);
       break;
@@ -329,6 +326,32 @@ bool PipelineEngine::send_plans(std::unique_lock<std::mutex>& lock) {
     }
   }
   return true;
+}
+
+// `message` and those that have come as well.
+Status PipelineEngine::take_messages(const Result<comm::Message>& message) {
+  if (!message.ok()) {
+    const bool is_late = message.status().code() == StatusCode::kDeadlineExceeded;
+    return is_late ? ok_status() : message.status();
+  }
+  Status status = take_message(*message);
+  while (status.ok()) {
+    const auto more = host_.try_recv(comm::kAnySource, comm::Channel::kResult);
+    if (!more.ok()) return more.status();
+    if (!more->has_value()) break;
+    status = take_message(**more);
+  }
+  return status;
+}
+
+Status PipelineEngine::take_message(const comm::Message& message) {
+  if (message.bytes.empty() && message.source == host_.rank()) return ok_status();  // wake()
+  control::StepResult result;
+  if (!result.ParseFromString(message.bytes) || result.stage() != message.source) {
+    return internal_error("a result from rank " + std::to_string(message.source) +
+                          " cannot be understood");
+  }
+  return take_result(result);
 }
 
 Status PipelineEngine::take_result(const control::StepResult& result) {
@@ -410,30 +433,6 @@ Status PipelineEngine::check_step_deadline() const {
   return deadline_exceeded("step " + std::to_string(oldest->second) + " is not done after " +
                            std::to_string(options_.step_timeout.count()) +
                            " ms; waiting for stage " + slowest_stages(oldest->second));
-}
-
-void PipelineEngine::receive_loop() {
-  while (true) {
-    auto message =
-        host_.recv(comm::kAnySource, comm::Channel::kResult, Deadline::after_ms(kResultWaitMs));
-    const std::lock_guard lock(mutex_);
-    if (!message.ok() && message.status().code() == StatusCode::kDeadlineExceeded) {
-      if (!failure_.ok() || (stopping_ && scheduler_.idle())) return;
-      continue;
-    }
-    control::StepResult result;
-    if (!message.ok()) {
-      if (stopping_ || !failure_.ok()) return;
-      result.set_error(message.status().to_string());
-    } else if (!result.ParseFromString(message->bytes) || result.stage() != message->source) {
-      result.set_error("a result from rank " + std::to_string(message->source) +
-                       " cannot be understood");
-    }
-    const bool is_last = !message.ok();
-    results_.push_back(std::move(result));
-    wake_.notify_one();
-    if (is_last) return;
-  }
 }
 
 }  // namespace spindle::worker

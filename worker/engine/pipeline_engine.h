@@ -29,15 +29,14 @@ struct PipelineEngineOptions {
   StepRecorder* recorder = nullptr;
 };
 
-// Two threads of its own: one schedules and dispatches events, one waits for results. Sinks are
-// called on the first.
+// A thread of its own waits for results and for the callers, schedules, and calls the sinks.
 //
 // Owns the scheduler; does not own the host group, which must outlive it.
 // Thread-safety: as engine::Engine; start(), drain(), stop() from one thread.
 // Invariant: every accepted request's sink gets on_end exactly once, also when the engine fails.
 class PipelineEngine final : public engine::Engine {
  public:
-  // Called once, on an engine thread, when the cluster cannot go on. All requests have ended with
+  // Called once, on the engine's thread, when the cluster cannot go on. All requests have ended with
   // INTERNAL by then.
   using OnFailure = std::function<void(const Status&)>;
 
@@ -75,7 +74,6 @@ class PipelineEngine final : public engine::Engine {
   };
 
   void schedule_loop();
-  void receive_loop();
   bool send_plans(std::unique_lock<std::mutex>& lock);
   engine::EngineStats locked_stats() const;
   void note_moves(const coordinator::BudgetPlan& before,
@@ -89,7 +87,9 @@ class PipelineEngine final : public engine::Engine {
   // A moment of the scheduler, when a recording is on.
   void record(TraceRecord moment) const;
   void record_plan(const control::StepPlan& plan) const;
-  bool has_work() const;
+  Status take_messages(const Result<comm::Message>& message);
+  Status take_message(const comm::Message& message);
+  void wake();
   std::int64_t now_us() const;
   std::string slowest_stages(std::uint64_t step) const;
 
@@ -100,12 +100,10 @@ class PipelineEngine final : public engine::Engine {
   const std::chrono::steady_clock::time_point epoch_ = std::chrono::steady_clock::now();
 
   mutable std::mutex mutex_;
-  std::condition_variable wake_;     // the schedule loop
   std::condition_variable drained_;  // drain()
   // Guarded by mutex_.
   coordinator::Scheduler scheduler_;
   std::unordered_map<engine::RequestHandle, Client> clients_;
-  std::deque<control::StepResult> results_;
   std::vector<engine::StageState> stages_;
   std::vector<std::uint64_t> last_step_;  // [n_stages] the last step each stage reported
   std::uint64_t budget_rounds_ = 0;
@@ -121,10 +119,9 @@ class PipelineEngine final : public engine::Engine {
   engine::StepTokens step_tokens_;
   Status failure_;
   bool stopping_ = false;
-  bool woken_ = false;
+  bool woken_ = false;  // a wake() is under way
 
   std::thread schedule_thread_;
-  std::thread receive_thread_;
 };
 
 }  // namespace spindle::worker

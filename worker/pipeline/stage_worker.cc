@@ -144,10 +144,10 @@ void StageWorker::begin(Step& step) {
 
 void StageWorker::begin_next(Step& step) {
   if (next_ || !unreadable_.ok()) return;
-  const auto message = host_.recv(0, comm::Channel::kPlan, Deadline::after_ms(0));
-  // Nothing is there; or a failure, which the next wait for a plan meets as well.
-  if (!message.ok()) return;
-  auto read = read_plan(*message);
+  const auto message = host_.try_recv(0, comm::Channel::kPlan);
+  // A failure is met by the next wait for a plan as well.
+  if (!message.ok() || !message->has_value()) return;
+  auto read = read_plan(**message);
   if (!read.ok()) {
     unreadable_ = read.status();
     return;
