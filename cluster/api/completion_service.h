@@ -33,7 +33,8 @@ struct ServiceConfig {
   config::Limits limits;
   GenerationDefaults defaults;
   kvstore::KvPolicy kv_policy;  // of requests that bring none
-  // Prompts that may wait for or be in tokenising; beyond, a request is refused with 503.
+  // Prompts that may wait for or be in tokenising, at least as many as may run and wait; beyond, a
+  // request is refused with 503.
   std::int32_t max_queued_prompts = 256;
   // Sees the text of every prompt that was tokenised, cut to about max_seen_bytes. Empty: nobody
   // does. Called on the tokenizer pool.

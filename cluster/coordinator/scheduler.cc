@@ -21,7 +21,10 @@ Scheduler::~Scheduler() = default;
 
 Status Scheduler::admission() const {
   if (draining_) return unavailable("the server is draining and takes no new requests");
-  if (static_cast<int>(waiting_.size()) >= config_.max_num_queued_reqs) {
+  // Those for which a place to run is free do not count: prompts that come at once wait for steps.
+  const int n_places = std::max(config_.max_num_seqs - running_sequences_, 0);
+  if (static_cast<std::int64_t>(waiting_.size()) >=
+      std::int64_t{config_.max_num_queued_reqs} + n_places) {
     return resource_exhausted("the queue is full: " + std::to_string(waiting_.size()) +
                               " requests wait");
   }

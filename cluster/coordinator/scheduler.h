@@ -52,7 +52,7 @@ struct SchedulerConfig {
   int max_num_seqs = 64;
   int max_num_batched_tokens = 512;
   int max_in_flight = 1;
-  int max_num_queued_reqs = 256;
+  int max_num_queued_reqs = 256;  // beside those for which a place to run is free
   std::int64_t max_num_queued_tokens = 1 << 20;
   // KV that those who wait will take at admission, over all stages.
   std::uint64_t max_queued_kv_bytes = std::numeric_limits<std::uint64_t>::max();

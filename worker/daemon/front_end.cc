@@ -89,7 +89,8 @@ Result<api::ServiceConfig> service_config(const FrontEndOptions& options) {
       log_request(spdlog::level::debug, request_id, "prompt: " + cut_text(text, n));
     };
   }
-  config.max_queued_prompts = options.config.scheduler().max_num_queued_reqs();
+  config.max_queued_prompts =
+      options.config.scheduler().max_num_queued_reqs() + options.config.scheduler().max_num_seqs();
   if (options.config.model().use_generation_config()) {
     const model::GenerationConfig& generation = options.generation;
     config.defaults = {generation.temperature, generation.top_k, generation.top_p, generation.min_p,

@@ -74,7 +74,8 @@ Result<engine::RequestHandle> Simulation::submit(engine::EngineRequest request) 
     say("a request is refused: " + handle.status().to_string());
     return handle;
   }
-  if (n_waiting >= config_.scheduler.max_num_queued_reqs) {
+  // Beside the queue as many as there may be places for.
+  if (n_waiting >= config_.scheduler.max_num_queued_reqs + config_.scheduler.max_num_seqs) {
     violate("a request is taken where " + std::to_string(n_waiting) + " wait");
   }
   const Life& life = book_.accept(*handle, std::move(request), clock_.now_us());

@@ -206,6 +206,32 @@ TEST(Scheduler, AModelWithoutAFiniteProbabilityFailsItsRequestOnly) {
   EXPECT_TRUE(bad.ok() && good.ok());
 }
 
+// Requests that come at once wait for the next steps, but not in the queue, as long as they can
+// run.
+TEST(Scheduler, TheQueueIsForThoseThatHaveNoPlace) {
+  for (const int n_queued : {0, 2}) {
+    SchedulerConfig config = small_config(1);
+    config.max_num_seqs = 3;
+    config.max_num_queued_reqs = n_queued;
+    const std::vector<StageCapacity> capacities = {{1, 100}};
+    Scheduler scheduler(config, KvLedger(kShape, capacities));
+    SimulatedStages stages(capacities);
+    for (int i = 0; i < 3 + n_queued; ++i) {
+      EXPECT_TRUE(scheduler.admission().ok());
+      ASSERT_TRUE(scheduler.submit(request_of(5, 8), 1).ok());
+    }
+    EXPECT_EQ(scheduler.admission().code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(scheduler.submit(request_of(5, 8), 1).status().code(),
+              StatusCode::kResourceExhausted);
+    // Neither when they run.
+    const auto plan = scheduler.next_step(2);
+    ASSERT_TRUE(plan.has_value());
+    EXPECT_EQ(plan->open_size(), 3);
+    for (const auto& result : stages.run(*plan)) ASSERT_TRUE(scheduler.on_result(result, 3).ok());
+    EXPECT_EQ(scheduler.admission().code(), StatusCode::kResourceExhausted);
+  }
+}
+
 TEST(Scheduler, RefusesWhatCanNeverRun) {
   Scheduler scheduler(small_config(1), KvLedger(kShape, {{1, 4}}));
   EXPECT_EQ(scheduler.submit(request_of(10, 150), 1).status().code(), StatusCode::kInvalidArgument);
