@@ -121,6 +121,8 @@ class Scheduler {
   engine::EngineStats stats() const;
   // Of those, the numbers of requests and tokens so far.
   const engine::EngineStats& counters() const { return counters_; }
+  // Places of max_num_seqs that are taken.
+  int running_sequences() const { return running_sequences_; }
   // Those that stats() counts as running, oldest first, then those that wait, in their order; at
   // most `limit`.
   std::vector<engine::ActiveRequest> active_requests(std::size_t limit, std::int64_t now_us) const;

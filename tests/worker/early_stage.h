@@ -2,9 +2,11 @@
 // A stage on the CPU that lets the next step begin while the tokens of one are awaited, as a GPU
 // does: they are drawn, and what comes in the meantime is done before anybody knows them.
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 

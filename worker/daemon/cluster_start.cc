@@ -39,9 +39,8 @@ Result<std::vector<control::StageInfo>> gather_stages(comm::HostGroup& host,
 }
 
 comm::Waiting choose_waiting(const RankSettings& settings) {
-  const bool on_gpu = settings.device == ComputeDevice::kCuda;
-  return choose_waiting(read_host_resources().n_cores, settings.ranks_on_host,
-                        on_gpu ? 1 : settings.n_threads, on_gpu);
+  return choose_waiting(read_host_resources().n_cores, settings.ranks_on_host, settings.n_threads,
+                        settings.device == ComputeDevice::kCuda);
 }
 
 coordinator::KvLedger make_ledger(const kvstore::KvShape& shape,

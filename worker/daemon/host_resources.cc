@@ -49,7 +49,8 @@ comm::Waiting choose_waiting(int n_cores, int ranks_on_host, int n_threads, bool
   // text, sockets and the rest of the machine.
   constexpr std::int64_t kCoresPerGpu = 8;
   const std::int64_t n_ranks = ranks_on_host;
-  if (n_ranks * (n_threads + 1) > n_cores) return comm::Waiting::kSparing;
+  const int n_computing = on_gpu ? 1 : n_threads;
+  if (n_ranks * (n_computing + 1) > n_cores) return comm::Waiting::kSparing;
   const bool has_plenty = on_gpu && kCoresPerGpu * n_ranks <= n_cores;
   return has_plenty ? comm::Waiting::kSpinning : comm::Waiting::kEager;
 }

@@ -19,8 +19,8 @@ HostResources read_host_resources();
 // Cores divided among the ranks of one host, at least 1.
 int default_threads_per_rank(int n_cores, int ranks_on_host);
 
-// How the waiting threads of ranks with so many computing threads each should wait; of a rank with
-// a GPU one thread computes.
+// How the waiting threads of ranks with so many computing threads each should wait. With a GPU
+// n_threads does not count: one thread computes.
 comm::Waiting choose_waiting(int n_cores, int ranks_on_host, int n_threads, bool on_gpu);
 
 }  // namespace spindle::worker

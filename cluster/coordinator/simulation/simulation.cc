@@ -68,14 +68,14 @@ std::int64_t Simulation::control_delay() {
 Result<engine::RequestHandle> Simulation::submit(engine::EngineRequest request) {
   if (has_failed_) return unavailable("the engine has stopped");
   const int n_waiting = scheduler_.counters().waiting;
+  const int n_places = std::max(config_.scheduler.max_num_seqs - scheduler_.running_sequences(), 0);
   const auto handle = scheduler_.submit(request, clock_.now_us());
   if (!handle.ok()) {
     if (handle.status().code() == StatusCode::kInternal) require(handle.status());
     say("a request is refused: " + handle.status().to_string());
     return handle;
   }
-  // Beside the queue as many as there may be places for.
-  if (n_waiting >= config_.scheduler.max_num_queued_reqs + config_.scheduler.max_num_seqs) {
+  if (n_waiting >= config_.scheduler.max_num_queued_reqs + n_places) {
     violate("a request is taken where " + std::to_string(n_waiting) + " wait");
   }
   const Life& life = book_.accept(*handle, std::move(request), clock_.now_us());

@@ -223,7 +223,7 @@ TEST(Scheduler, TheQueueIsForThoseThatHaveNoPlace) {
     EXPECT_EQ(scheduler.admission().code(), StatusCode::kResourceExhausted);
     EXPECT_EQ(scheduler.submit(request_of(5, 8), 1).status().code(),
               StatusCode::kResourceExhausted);
-    // Neither when they run.
+    // Nor is there one while three run.
     const auto plan = scheduler.next_step(2);
     ASSERT_TRUE(plan.has_value());
     EXPECT_EQ(plan->open_size(), 3);

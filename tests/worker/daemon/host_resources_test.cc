@@ -29,7 +29,7 @@ TEST(HostResources, EveryRankWantsACoreBesideItsComputingThreads) {
 
 TEST(HostResources, OnlyBesideGpusThereAreCoresToSpend) {
   using comm::Waiting;
-  EXPECT_EQ(choose_waiting(16, 2, 1, true), Waiting::kSpinning);
+  EXPECT_EQ(choose_waiting(16, 2, 8, true), Waiting::kSpinning);
   EXPECT_EQ(choose_waiting(15, 2, 1, true), Waiting::kEager);
   EXPECT_EQ(choose_waiting(3, 2, 1, true), Waiting::kSparing);
   EXPECT_EQ(choose_waiting(64, 2, 1, false), Waiting::kEager);
