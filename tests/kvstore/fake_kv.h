@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -241,8 +242,11 @@ inline double error_limit(kernels::KvFormat format, kernels::KvSide side) {
     case KvFormat::kLloyd2:
       return 0.55;
     case KvFormat::kKivi2:
-    case KvFormat::kLloyd1:
       return 0.9;
+    case KvFormat::kLloyd1:
+      // 0.60 of what is left without the mean, which is 1.4 of a vector when the mean was frozen at
+      // a boundary of one token: 0.85, and more or less by chance among few vectors.
+      return 0.95;
     case KvFormat::kCodebook:
       return side == kernels::KvSide::kKey ? 0.22 : 0.34;
   }
@@ -270,7 +274,7 @@ inline void expect_content(const std::vector<StoredToken>& stored,
       const bool is_key = side == kernels::KvSide::kKey;
       const kernels::KvFormat format = is_key ? token.codec.k : token.codec.v;
       const double error = errors[is_key ? 0 : 1];
-      ASSERT_LE(error, 1.5 * error_limit(format, side))
+      ASSERT_LE(error, std::min(1.35, 1.5 * error_limit(format, side)))
           << (is_key ? "key" : "value") << " at " << token.position << " of head " << layer << "."
           << head;
       auto& [sum, n] = sums[{format, side}];
