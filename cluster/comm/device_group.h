@@ -58,6 +58,8 @@ class DeviceGroup {
   // To another rank; order per destination is kept.
   virtual Status send(int dest, std::span<const std::byte> data, Deadline deadline) = 0;
   virtual Status recv(int source, std::span<std::byte> out, Deadline deadline) = 0;
+  // recv() holds its caller until the sender is there; else it is the device that waits.
+  virtual bool recv_waits() const = 0;
   // Returns once every sent tensor has left this rank's staging memory.
   virtual Status flush(Deadline deadline) = 0;
 
@@ -88,6 +90,7 @@ class MessageDeviceGroup : public DeviceGroup {
  public:
   Status send(int dest, std::span<const std::byte> data, Deadline deadline) final;
   Status recv(int source, std::span<std::byte> out, Deadline deadline) final;
+  bool recv_waits() const override { return true; }
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                     Deadline deadline) final;
   Status broadcast(std::span<std::byte> data, int root, Deadline deadline) final;

@@ -80,9 +80,12 @@ class LocalCluster::LocalHostGroup final : public HostGroup {
 
 class LocalCluster::LocalDeviceGroup final : public MessageDeviceGroup {
  public:
-  LocalDeviceGroup(int rank, int size, Hub& hub) : MessageDeviceGroup(rank, size), hub_(hub) {
+  LocalDeviceGroup(int rank, int size, Hub& hub, bool recv_waits)
+      : MessageDeviceGroup(rank, size), hub_(hub), recv_waits_(recv_waits) {
     static_assert(kLaneCount == Hub::kLanes);
   }
+
+  bool recv_waits() const override { return recv_waits_; }
 
   Status flush(Deadline) override { return {}; }  // a message is in the receiver's queue at once
 
@@ -122,6 +125,7 @@ class LocalCluster::LocalDeviceGroup final : public MessageDeviceGroup {
 
  private:
   Hub& hub_;
+  const bool recv_waits_;
 };
 
 LocalCluster::LocalCluster(int size, LocalClusterOptions options)
@@ -129,7 +133,7 @@ LocalCluster::LocalCluster(int size, LocalClusterOptions options)
   CHECK(size >= 1, "a cluster has at least one rank");
   for (int rank = 0; rank < size; ++rank) {
     hosts_.push_back(std::make_unique<LocalHostGroup>(rank, size, options.epoch, *hub_));
-    devices_.push_back(std::make_unique<LocalDeviceGroup>(rank, size, *hub_));
+    devices_.push_back(std::make_unique<LocalDeviceGroup>(rank, size, *hub_, options.recv_waits));
   }
 }
 

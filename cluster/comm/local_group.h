@@ -17,6 +17,8 @@ struct LocalClusterOptions {
   // What one rank may have sent to another on one channel (or as tensors) without it having been
   // taken. One message above it is still accepted when nothing else is waiting.
   std::size_t max_unreceived_bytes = kMaxUnreceivedBytes;
+  // What device groups say of themselves. False: as a GPU's, for tests of what is done then.
+  bool recv_waits = true;
 };
 
 // Owns `size` ranks, each with a host group and a device group, and the queues between them. An

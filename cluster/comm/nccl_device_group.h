@@ -46,6 +46,7 @@ class NcclDeviceGroup final : public DeviceGroup {
 
   Status send(int dest, std::span<const std::byte> data, Deadline deadline) override;
   Status recv(int source, std::span<std::byte> out, Deadline deadline) override;
+  bool recv_waits() const override { return false; }
   Status flush(Deadline deadline) override;
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                     Deadline deadline) override;

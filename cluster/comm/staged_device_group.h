@@ -24,6 +24,7 @@ class StagedDeviceGroup final : public DeviceGroup {
 
   Status send(int dest, std::span<const std::byte> data, Deadline deadline) override;
   Status recv(int source, std::span<std::byte> out, Deadline deadline) override;
+  bool recv_waits() const override { return true; }
   Status flush(Deadline deadline) override { return host_memory_.flush(deadline); }
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                     Deadline deadline) override {

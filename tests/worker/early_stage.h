@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,13 +33,16 @@ class EarlyStage final : public Stage {
     return stage_->forward(runs, tokens);
   }
   Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                const std::function<void()>& meanwhile) override {
+                const std::function<bool()>& meanwhile) override {
     const Status status = stage_->sample(requests, tokens, nullptr);
     if (!status.ok() || !meanwhile || requests.empty()) return status;
     const std::vector<std::int32_t> drawn(tokens.begin(), tokens.end());
     std::ranges::fill(tokens, -1);  // nobody may look yet
     is_awaited_ = true;
-    meanwhile();
+    // Long enough for a plan that comes a little later.
+    for (int i = 0; i < 200 && meanwhile(); ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(10));
+    }
     is_awaited_ = false;
     std::ranges::copy(drawn, tokens.begin());
     return status;

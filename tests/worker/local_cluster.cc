@@ -80,7 +80,8 @@ kvstore::KvPolicy balanced_policy() {
   return policy;
 }
 
-TestCluster::TestCluster(LocalClusterSettings settings) : groups_(settings.n_stages) {
+TestCluster::TestCluster(LocalClusterSettings settings)
+    : groups_(settings.n_stages, {.recv_waits = settings.recv_waits || !settings.begins_early}) {
   if (settings.rank.model_dir.empty()) settings.rank.model_dir = mini_model_dir();
   settings.rank.max_num_seqs = settings.max_num_seqs;
   settings.rank.worker.check_invariants = true;

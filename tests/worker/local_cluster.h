@@ -62,6 +62,8 @@ struct LocalClusterSettings {
   std::int64_t session_ttl_us = 600'000'000;
   // The next step begins while tokens are awaited, as on a GPU (EarlyStage).
   bool begins_early = false;
+  // With that: but not when it had to wait for the stage before, as where ranks share a GPU.
+  bool recv_waits = false;
   bool balances = false;  // KV budgets, at once and without rest, for balanced_policy()
 };
 

@@ -142,22 +142,24 @@ void StageWorker::begin(Step& step) {
   });
 }
 
-void StageWorker::begin_next(Step& step) {
-  if (next_ || !unreadable_.ok()) return;
+bool StageWorker::begin_next(Step& step) {
+  if (next_ || !unreadable_.ok()) return false;
   const auto message = host_.try_recv(0, comm::Channel::kPlan);
   // A failure is met by the next wait for a plan as well.
-  if (!message.ok() || !message->has_value()) return;
+  if (!message.ok()) return false;
+  if (!message->has_value()) return true;
   auto read = read_plan(**message);
   if (!read.ok()) {
     unreadable_ = read.status();
-    return;
+    return false;
   }
   next_ = std::move(*read);
-  if (!may_begin_early(next_->plan)) return;
+  if (!may_begin_early(next_->plan)) return false;
   // As the store is now, without the next step's tokens.
   report_kv(step);
   stage_.clock().mark(StageTime::kBusy);
   begin(*next_);
+  return false;
 }
 
 // Of a step whose tokens are being drawn.
@@ -171,8 +173,9 @@ bool StageWorker::only_tokens_are_left(const control::StepPlan& plan) const {
 }
 
 // While the tokens of requests_ are being drawn. Boundaries and forks may wait for the device, a
-// budget plan for the other ranks.
+// budget plan for the other ranks, a receive for the stage before.
 bool StageWorker::may_begin_early(const control::StepPlan& plan) const {
+  if (!stage_.config().is_first && device_.recv_waits()) return false;
   if (plan.shutdown() || plan.runs().empty() || plan.budget_epoch() > awaited_epoch_ ||
       !plan.compress().empty() || !plan.fork().empty()) {
     return false;
@@ -516,8 +519,8 @@ Status StageWorker::sample(Step& step) {
     ++row;
   }
   sampled_.resize(requests_.size());
-  std::function<void()> meanwhile;
-  if (only_tokens_are_left(plan)) meanwhile = [&] { begin_next(step); };
+  std::function<bool()> meanwhile;
+  if (only_tokens_are_left(plan)) meanwhile = [&] { return begin_next(step); };
   if (Status status = stage_.sample(requests_, sampled_, meanwhile); !status.ok()) return status;
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     std::span<const float> logits;

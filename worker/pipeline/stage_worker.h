@@ -63,7 +63,8 @@ class StageWorker {
   // A step up to its forward pass.
   void begin(Step& step);
   // begin() of the next one, if its plan is there and allows it, while `step` waits for its tokens.
-  void begin_next(Step& step);
+  // False: its plan is there, or none will come.
+  bool begin_next(Step& step);
   bool only_tokens_are_left(const control::StepPlan& plan) const;
   bool may_begin_early(const control::StepPlan& plan) const;
   Status report_budget(const control::StepPlan& plan, const control::StepResult& result);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -192,7 +193,7 @@ std::span<std::byte> CudaStage::activations(std::int64_t n_tokens) {
 }
 
 Status CudaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                         const std::function<void()>& meanwhile) {
+                         const std::function<bool()>& meanwhile) {
   CHECK(config_.is_last && requests.size() == tokens.size(), "a token for each request");
   for (std::size_t first = 0; first < requests.size(); first += sampling_.capacity) {
     const std::size_t n = std::min(sampling_.capacity, requests.size() - first);
@@ -206,7 +207,7 @@ Status CudaStage::sample(std::span<const SampleRequest> requests, std::span<std:
 
 Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
                                std::span<std::int32_t> tokens,
-                               const std::function<void()>& meanwhile) {
+                               const std::function<bool()>& meanwhile) {
   std::vector<kernels::DeviceSampleRow> rows;
   std::vector<kernels::DeviceSampleAdjust> adjusts;
   for (const SampleRequest& request : requests) {
@@ -240,7 +241,14 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
                   sampling_.workspace.data(), sampling_.workspace.n_bytes(), sampled);
   context_.to_host(sampling_.sampled.data(), sampled, rows.size() * sizeof(kernels::DeviceSampled));
   cuda_check(cudaEventRecord(sampling_.drawn, context_.stream()), "cudaEventRecord");
-  if (meanwhile) meanwhile();
+  while (meanwhile && meanwhile()) {
+    const cudaError_t drawn = cudaEventQuery(sampling_.drawn);
+    if (drawn != cudaErrorNotReady) {
+      cuda_check(drawn, "drawing tokens");
+      break;
+    }
+    std::this_thread::yield();
+  }
   cuda_check(cudaEventSynchronize(sampling_.drawn), "waiting for the drawn tokens");
   const auto* host = sampling_.sampled.as<kernels::DeviceSampled>();
   for (std::size_t i = 0; i < rows.size(); ++i) tokens[i] = host[i].token;

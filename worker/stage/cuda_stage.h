@@ -63,7 +63,7 @@ class CudaStage final : public Stage {
   std::span<std::byte> activations(std::int64_t n_tokens) override;
   Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) override;
   Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                const std::function<void()>& meanwhile) override;
+                const std::function<bool()>& meanwhile) override;
   Result<std::span<const float>> logits(std::int64_t row) override;
   Status prompt_logits(std::int64_t first_row, Rows logits) override;
   void open_boundaries(kvstore::SequenceId sequence, const ScoringNeeds& needs,
@@ -123,7 +123,7 @@ class CudaStage final : public Stage {
   void set_formats(Step& step, std::span<const StageRun> decode_runs);
   ExpandedRun plan_expansion(kvstore::SequenceId sequence, std::int32_t n_queries);
   Status sample_batch(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                      const std::function<void()>& meanwhile);
+                      const std::function<bool()>& meanwhile);
   kernels::AttentionShape shape() const;
   float scale() const;
 

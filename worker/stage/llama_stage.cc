@@ -148,7 +148,7 @@ Status LlamaStage::forward(std::span<const StageRun> runs, std::span<const std::
 }
 
 Status LlamaStage::sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                          const std::function<void()>& /*meanwhile*/) {
+                          const std::function<bool()>& /*meanwhile*/) {
   CHECK(requests.size() == tokens.size(), "a token for each request");
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const SampleRequest& request = requests[i];

@@ -44,7 +44,7 @@ class LlamaStage final : public Stage {
   std::span<std::byte> activations(std::int64_t n_tokens) override;
   Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) override;
   Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                const std::function<void()>& meanwhile) override;
+                const std::function<bool()>& meanwhile) override;
   Result<std::span<const float>> logits(std::int64_t row) override;
   Status prompt_logits(std::int64_t first_row, Rows logits) override;
 

@@ -85,10 +85,11 @@ class Stage {
   virtual Status forward(std::span<const StageRun> runs, std::span<const std::int32_t> tokens) = 0;
 
   // Last stage: one token for each request, -1 when its logits have no finite probability. A GPU
-  // body calls `meanwhile`, unless it is empty, when the drawing is enqueued and before it waits
-  // for it: what is enqueued there, even a forward(), comes behind. A CPU body does not call it.
+  // body calls `meanwhile`, unless it is empty, when the drawing is enqueued, and again until it
+  // returns false or the tokens are there: what is enqueued there, even a forward(), comes behind.
+  // A CPU body does not call it.
   virtual Status sample(std::span<const SampleRequest> requests, std::span<std::int32_t> tokens,
-                        const std::function<void()>& meanwhile) = 0;
+                        const std::function<bool()>& meanwhile) = 0;
   // Last stage: a row of the step's logits [vocab_size] in host memory, until the next forward().
   virtual Result<std::span<const float>> logits(std::int64_t row) = 0;
   // Last stage: logits of the rows from first_row on of the step's activations, into host memory.

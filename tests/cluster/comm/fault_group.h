@@ -138,6 +138,7 @@ class FaultDeviceGroup final : public DeviceGroup {
   Status recv(int source, std::span<std::byte> out, Deadline deadline) override {
     return inner_.recv(source, out, deadline);
   }
+  bool recv_waits() const override { return inner_.recv_waits(); }
   Status flush(Deadline deadline) override { return inner_.flush(deadline); }
   Status all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
                     Deadline deadline) override {

@@ -39,12 +39,14 @@ std::vector<engine::EngineRequest> sampled_requests(int n) {
 
 std::vector<std::vector<std::vector<std::int32_t>>> run_all(int n_stages, int chunk, int at_once,
                                                             int micro_batches,
-                                                            bool begins_early = false) {
+                                                            bool begins_early = false,
+                                                            bool recv_waits = false) {
   LocalClusterSettings settings;
   settings.n_stages = n_stages;
   settings.rank.max_num_batched_tokens = chunk;
   settings.micro_batches = micro_batches;
   settings.begins_early = begins_early;
+  settings.recv_waits = recv_waits;
   TestCluster cluster(settings);
   std::vector<std::vector<std::vector<std::int32_t>>> tokens;
   const std::vector<engine::EngineRequest> requests = sampled_requests(16);
@@ -59,7 +61,7 @@ std::vector<std::vector<std::vector<std::int32_t>>> run_all(int n_stages, int ch
       tokens.push_back(generated.tokens);
     }
   }
-  EXPECT_EQ(cluster.n_early() > 0, begins_early);
+  EXPECT_EQ(cluster.n_early() > 0, begins_early && !recv_waits);
   return tokens;
 }
 
@@ -75,6 +77,7 @@ TEST(Invariance, SampledTokensDoNotDependOnStagesBatchOrChunks) {
   EXPECT_EQ(run_all(1, 8192, 16, 1), reference);
   EXPECT_EQ(run_all(2, 16, 16, 0, true), reference);
   EXPECT_EQ(run_all(3, 64, 16, 8, true), reference);
+  EXPECT_EQ(run_all(2, 16, 16, 0, true, true), reference);
 }
 
 TEST(Invariance, RequestsWithoutASeedDiffer) {
