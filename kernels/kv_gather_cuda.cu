@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kGatherThreads)
   const int thread = static_cast<int>(threadIdx.x);
   const int n = min(kGatherTokens, gather.n_tokens - first);
   if (thread < n) {
-    const int position = gather.positions[first + thread];
+    const int position = gather.positions == nullptr ? gather.first_position + first + thread
+                                                     : gather.positions[first + thread];
     const int offset = position - gather.tail_origin;
     const std::int64_t page = gather.pages[offset / kKvPageTokens];
     pages[thread] = reinterpret_cast<const std::uint16_t*>(pool + page * kPageBytes);

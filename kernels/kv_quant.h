@@ -55,10 +55,12 @@ struct DeviceGather {
   const std::uint32_t* pages = nullptr;  // the tail's page numbers
   std::int32_t tail_origin = 0;
   std::int32_t n_tokens = 0;
-  const std::int32_t* positions = nullptr;  // [n_tokens], ascending, all in the tail
-  F16* k = nullptr;                         // after RoPE; null: not wanted
-  F16* k_pre = nullptr;                     // before RoPE; null: not wanted
-  F16* v = nullptr;                         // null: not wanted
+  // [n_tokens], ascending, all in the tail; null: consecutive from first_position on.
+  const std::int32_t* positions = nullptr;
+  F16* k = nullptr;      // after RoPE; null: not wanted
+  F16* k_pre = nullptr;  // before RoPE; null: not wanted
+  F16* v = nullptr;      // null: not wanted
+  std::int32_t first_position = 0;
 };
 void kv_gather(const CudaContext& context, const std::byte* pool, DType dtype, int head_dim,
                const DeviceRope& rope, const DeviceGather* gathers, int n_gathers,

@@ -181,7 +181,7 @@ void DeviceEncoder::prepare(Head& head, const std::uint32_t* pages) {
     head.k_pre = allocate<F16>(n * d);
   }
   head.v = allocate<F16>(n * d);
-  add_gather(head, pages, head.out.move.tokens);
+  add_gather(head, pages, gather_moved(head));
   if (head.n_coded() == 0) return;
   prepare_mean(head, KvSide::kKey);
   prepare_mean(head, KvSide::kValue);
@@ -189,13 +189,24 @@ void DeviceEncoder::prepare(Head& head, const std::uint32_t* pages) {
   prepare_book(head, KvSide::kValue);
 }
 
-void DeviceEncoder::add_gather(Head& head, const std::uint32_t* pages,
-                               const std::vector<std::int32_t>& positions) {
+// All tokens.
+kernels::DeviceGather DeviceEncoder::gather_moved(const Head& head) {
+  const MovedTokens& tokens = head.out.move.tokens;
   kernels::DeviceGather gather;
+  gather.n_tokens = static_cast<std::int32_t>(tokens.size());
+  gather.first_position = tokens[0];
+  if (tokens.is_consecutive()) return gather;
+  const auto staged = staging_->add<std::int32_t>(tokens.size());
+  tokens.copy(0, tokens.size(), staged.host);
+  gather.positions = staged.device;
+  return gather;
+}
+
+// Of the rows that the head has memory for.
+void DeviceEncoder::add_gather(const Head& head, const std::uint32_t* pages,
+                               kernels::DeviceGather gather) {
   gather.pages = pages;
   gather.tail_origin = static_cast<std::int32_t>(head.cache->tail_origin);
-  gather.n_tokens = static_cast<std::int32_t>(positions.size());
-  gather.positions = staging_->add(positions).device;
   gather.k = head.k;
   gather.k_pre = head.k_pre;
   gather.v = head.v;
@@ -206,12 +217,12 @@ void DeviceEncoder::add_gather(Head& head, const std::uint32_t* pages,
 // The rows of new ids are the entries; nothing else is read when the table pays.
 void DeviceEncoder::prepare_ids(Head& head, const std::uint32_t* pages) {
   const std::int64_t d = layout_.head_dim;
-  head.ids = match_token_ids(*head.cache, *head.task, head.out.move.tokens, layout_);
+  head.ids = match_token_ids(*head.cache, *head.task, head.out.move.tokens.to_vector(), layout_);
   if (!head.ids.pays) {
     std::fill(head.tile_codecs.begin(), head.tile_codecs.end(), kernels::KvCodec{});
     head.k = allocate<F16>(head.n_tokens() * d);
     head.v = allocate<F16>(head.n_tokens() * d);
-    add_gather(head, pages, head.out.move.tokens);
+    add_gather(head, pages, gather_moved(head));
     return;
   }
   const auto n_new = static_cast<std::int64_t>(head.ids.new_ids.size());
@@ -219,7 +230,10 @@ void DeviceEncoder::prepare_ids(Head& head, const std::uint32_t* pages) {
   CHECK(config_.rope.cos != nullptr, "keys before RoPE need its table");
   head.k_pre = allocate<F16>(rounded_up(n_new, kChunk) * d);
   head.v = allocate<F16>(rounded_up(n_new, kChunk) * d);
-  add_gather(head, pages, head.ids.new_tokens);
+  kernels::DeviceGather gather;
+  gather.n_tokens = static_cast<std::int32_t>(n_new);
+  gather.positions = staging_->add(head.ids.new_tokens).device;
+  add_gather(head, pages, gather);
   head.out.k_entries = entries_of(head.k_pre, n_new);
   head.out.v_entries = entries_of(head.v, n_new);
   head.out.entry_ids = head.ids.new_ids;
@@ -413,14 +427,18 @@ void DeviceEncoder::add_blocks(Head& head) {
 
 void DeviceEncoder::add_block(Head& head, std::int64_t begin, std::int64_t end,
                               kernels::KvCodec codec, bool with_positions) {
-  const std::int32_t* tokens = head.out.move.tokens.data() + begin;
   const std::int64_t n = end - begin;
   const BlockForm form = block_form(codec, n);
+  const MovedTokens& moved = head.out.move.tokens;
+  std::int32_t tokens[kBlock];
+  if (with_positions || form.codec.k == KvFormat::kToken) {
+    moved.copy(static_cast<std::size_t>(begin), static_cast<std::size_t>(end), tokens);
+  }
   EncodedBlock block;
   block.view.codec = form.codec;
   block.view.end = static_cast<std::uint8_t>(n);
   block.view.capacity = static_cast<std::uint8_t>(form.capacity);
-  block.view.first_position = tokens[0];
+  block.view.first_position = moved[static_cast<std::size_t>(begin)];
   if (with_positions) block.positions = add_list(config_.wide_positions, tokens, n);
   if (form.codec.k == KvFormat::kToken) {
     std::int32_t ids[kBlock];

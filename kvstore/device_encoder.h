@@ -96,9 +96,9 @@ class DeviceEncoder {
   void prepare(Head& head, const std::uint32_t* pages);
   void prepare_ids(Head& head, const std::uint32_t* pages);
   EncodedEntries entries_of(F16* rows, std::int64_t n);
-  // Of the rows that the head has memory for.
-  void add_gather(Head& head, const std::uint32_t* pages,
-                  const std::vector<std::int32_t>& positions);
+  kernels::DeviceGather gather_moved(const Head& head);
+  // `gather` has the tokens.
+  void add_gather(const Head& head, const std::uint32_t* pages, kernels::DeviceGather gather);
   void prepare_mean(Head& head, kernels::KvSide side);
   void prepare_book(Head& head, kernels::KvSide side);
   void gather();

@@ -38,11 +38,12 @@ class HeadEncoder {
   EncodedHead run(HeadMove move) {
     out_.move = std::move(move);
     if (out_.move.tokens.empty()) return std::move(out_);
+    const std::vector<std::int32_t> tokens = out_.move.tokens.to_vector();
     if (task_.by_id) {
-      encode_by_id(out_.move.tokens);
+      encode_by_id(tokens);
       return std::move(out_);
     }
-    encode(out_.move.tokens);
+    encode(tokens);
     out_.k_entries = new_entries(k_book_, head_.k_book);
     out_.v_entries = new_entries(v_book_, head_.v_book);
     return std::move(out_);

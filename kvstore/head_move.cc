@@ -1,7 +1,6 @@
 #include "kvstore/head_move.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace spindle::kvstore {
 namespace {
@@ -26,13 +25,6 @@ void set_tail(const HeadCache& head, const HeadTask& task, std::int64_t first, H
                          : head.tail_origin + (first - head.tail_origin) / kBlock * kBlock;
 }
 
-void append_range(std::int64_t first, std::int64_t end, std::vector<std::int32_t>& positions) {
-  const std::size_t size = positions.size();
-  positions.resize(size + static_cast<std::size_t>(end - first));
-  std::iota(positions.begin() + static_cast<std::ptrdiff_t>(size), positions.end(),
-            static_cast<std::int32_t>(first));
-}
-
 void leave_tail(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   // Uncompressed tokens that all stay are best where they are.
   if (is_raw(task.plan.codec) && !task.has_selection) return;
@@ -44,11 +36,9 @@ void leave_tail(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   const std::int64_t selected =
       selects ? std::clamp<std::int64_t>(task.sinks, head.tail_first, cut) : cut;
   const std::int64_t window = std::clamp(first_window, selected, cut);
-  append_range(head.tail_first, selected, move.tokens);
   const auto first = std::lower_bound(task.kept.begin(), task.kept.end(), selected);
   const auto end = std::lower_bound(first, task.kept.end(), window);
-  move.tokens.insert(move.tokens.end(), first, end);
-  append_range(window, cut, move.tokens);
+  move.tokens = {head.tail_first, selected, std::span(first, end), window, cut};
   move.with_positions = selects;
   set_tail(head, task, cut, move);
 }
@@ -75,15 +65,10 @@ void stream(const HeadCache& head, const HeadTask& task, HeadMove& move) {
   const std::int64_t begin = task.n_tokens - task.plan.window;
   if (begin <= task.sinks + 1) return;
   expire_blocks(head, task, begin, move);
-  if (head.blocks.empty() && head.tail_first == 0) {
-    append_range(0, task.sinks, move.tokens);
-  }
-  std::int64_t cut = std::max(begin, head.tail_first);
-  if (!is_raw(task.plan.codec)) {
-    const std::int64_t from = cut;
-    cut = std::max(tail_cut(head, task), from);
-    append_range(from, cut, move.tokens);
-  }
+  const std::int64_t n_first = head.blocks.empty() && head.tail_first == 0 ? task.sinks : 0;
+  const std::int64_t from = std::max(begin, head.tail_first);
+  const std::int64_t cut = is_raw(task.plan.codec) ? from : std::max(tail_cut(head, task), from);
+  move.tokens = {0, n_first, {}, from, cut};
   set_tail(head, task, cut, move);
 }
 
@@ -149,23 +134,28 @@ void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadM
   const kernels::KvCodec planned = task.plan.codec;
   // One side may find its codebook and the other fall back to raw: that block has all 32 slots.
   const bool has_codebook = planned.k == KvFormat::kCodebook || planned.v == KvFormat::kCodebook;
-  const auto add_block = [&](kernels::KvCodec codec, std::int64_t n, bool with_positions) {
+  // n_blocks of n tokens each.
+  const auto add = [&](kernels::KvCodec codec, std::int64_t n_blocks, std::int64_t n,
+                       bool with_positions) {
+    if (n_blocks == 0 || n == 0) return;
     BlockForm form = block_form(codec, n);
     if (has_codebook) form.capacity = kernels::kKvBlockTokens;
     for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
       const kernels::KvSideBytes bytes = kernels::kv_side_bytes(
           side == KvSide::kKey ? form.codec.k : form.codec.v, side, layout.head_dim, layout.dtype,
           form.capacity, head.context.wide_ids);
-      if (bytes.codes > 0) ++sizes[bytes.codes];
-      if (bytes.scales > 0) ++sizes[bytes.scales];
+      if (bytes.codes > 0) sizes[bytes.codes] += n_blocks;
+      if (bytes.scales > 0) sizes[bytes.scales] += n_blocks;
     }
-    if (with_positions) ++sizes[head.context.wide_positions ? 128 : 64];
+    if (with_positions) sizes[head.context.wide_positions ? 128 : 64] += n_blocks;
+  };
+  const auto add_blocks = [&](kernels::KvCodec codec, std::int64_t n_tokens, bool with_positions) {
+    add(codec, n_tokens / kBlock, kBlock, with_positions);
+    add(codec, 1, n_tokens % kBlock, with_positions);
   };
   const auto n_sinks = static_cast<std::int64_t>(move.n_sinks);
   const auto n_tokens = static_cast<std::int64_t>(move.tokens.size());
-  for (std::int64_t first = 0; first < n_sinks; first += kBlock) {
-    add_block({}, std::min(kBlock, n_sinks - first), false);
-  }
+  add_blocks({}, n_sinks, false);
   if (n_sinks == n_tokens) return;
   kernels::KvCodec codec = planned;
   const auto mean_bytes = 2 * static_cast<std::uint64_t>(layout.head_dim);
@@ -173,9 +163,7 @@ void append_piece_sizes(const HeadCache& head, const HeadTask& task, const HeadM
   if (wants_mean(task.plan, codec.v) && head.context.v_mean == nullptr) ++sizes[mean_bytes];
   if (codec.k == KvFormat::kCodebook) codec.k = task.plan.fallback;
   if (codec.v == KvFormat::kCodebook) codec.v = task.plan.fallback;
-  for (std::int64_t first = n_sinks; first < n_tokens; first += kBlock) {
-    add_block(codec, std::min(kBlock, n_tokens - first), move.with_positions);
-  }
+  add_blocks(codec, n_tokens - n_sinks, move.with_positions);
 }
 
 }  // namespace spindle::kvstore

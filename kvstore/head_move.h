@@ -15,6 +15,7 @@
 #include "kernels/attention.h"
 #include "kernels/kv_block.h"
 #include "kvstore/head_cache.h"
+#include "kvstore/moved_tokens.h"
 #include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_projection.h"
 
@@ -47,9 +48,9 @@ struct HeadMove {
   bool changes = false;
   std::int64_t tail_origin = 0;
   std::int64_t tail_first = 0;
-  std::vector<std::int32_t> tokens;  // that are encoded, ascending
-  std::size_t n_sinks = 0;           // of them, in raw blocks of their own
-  bool with_positions = false;       // of the other blocks
+  MovedTokens tokens;           // that are encoded; they refer to the task's `kept`
+  std::size_t n_sinks = 0;      // of them, in raw blocks of their own
+  bool with_positions = false;  // of the other blocks
   // STREAM: blocks that fall out of the window, and slots of the one after them.
   std::size_t first_expired_block = 0;
   std::size_t n_expired_blocks = 0;

@@ -35,6 +35,7 @@
 #include "kvstore/kv_memory.h"
 #include "kvstore/kv_usage.h"
 #include "kvstore/page_pool.h"
+#include "kvstore/piece_placer.h"
 #include "kvstore/plan/kv_plan.h"
 #include "kvstore/plan/kv_shape.h"
 #include "kvstore/sequence_arena.h"
@@ -240,9 +241,8 @@ class KvStore {
   std::size_t n_tail_pages_freed(const HeadCache& cache, std::int64_t tail_origin) const;
   void free_tail(Sequence& sequence, HeadCache& cache, std::int64_t tail_origin);
   void expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove& move);
-  // What is to be copied to the places is added to `copies`.
-  Status place_layer(Sequence& sequence, std::size_t first_table, std::span<EncodedHead> encoded,
-                     std::vector<KvCopy>& copies);
+  // What is to be copied to the places is added to copies_.
+  Status place_layer(Sequence& sequence, std::size_t first_table, std::span<EncodedHead> encoded);
   // The end of the layers from table `first` on that are encoded together.
   std::size_t end_of_encode(const Sequence& sequence, const StageBoundary& boundary,
                             std::span<const HeadMove> moves, std::size_t first) const;
@@ -271,6 +271,9 @@ class KvStore {
   const std::uint16_t* token_v_ = nullptr;
   std::unordered_map<SequenceId, Sequence> sequences_;
   KvUsage usage_;
+  // Of the boundary at hand.
+  PiecePlacer placer_;
+  std::vector<KvCopy> copies_;
 };
 
 }  // namespace spindle::kvstore

@@ -2,8 +2,6 @@
 // rest of the class is in kv_store.cc and kv_store_bytes.cc.
 
 #include <algorithm>
-#include <functional>
-#include <map>
 #include <string>
 #include <utility>
 
@@ -15,12 +13,6 @@ namespace {
 
 using kernels::KvFormat;
 using kernels::KvSide;
-
-// A piece and what is to point at its place.
-struct Waiting {
-  Piece piece;
-  const std::byte** place;
-};
 
 // Room for n more values, whose addresses then stay; when it is made, a quarter more than that: a
 // boundary comes every few dozen tokens and must not move what all earlier ones have left.
@@ -153,15 +145,13 @@ void KvStore::expire_blocks(Sequence& sequence, HeadCache& cache, const HeadMove
 }
 
 Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
-                            std::span<EncodedHead> encoded, std::vector<KvCopy>& copies) {
-  // Largest first: sizes divide each other, so nothing is left between them.
-  std::map<std::size_t, std::vector<Waiting>, std::greater<>> waiting;
+                            std::span<EncodedHead> encoded) {
   HeadCache* owner = nullptr;
   const auto add = [&](Piece piece, const std::byte** place, KvForm form) {
     if (piece.empty()) return;
     owner->piece_bytes += arena_bytes(piece.size());
     owner->form_bytes[static_cast<std::size_t>(form)] += arena_bytes(piece.size());
-    waiting[piece.size()].push_back({piece, place});
+    placer_.add(piece, place);
   };
   const std::uint64_t chunk_bytes = codebook_chunk_bytes(config_.shape.head_dim);
   const auto add_entries = [&](HeadBook& book, const EncodedEntries& entries, KvForm form) {
@@ -198,24 +188,8 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
     add_entries(cache.k_book, encoded[h].k_entries, book_form);
     add_entries(cache.v_book, encoded[h].v_entries, book_form);
   }
-  const auto place_one = [&](const Waiting& one) {
-    const Piece piece = one.piece;
-    std::byte* target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
-    // check_room took codebooks for their fallback, whose pieces may have met gaps that a
-    // codebook's do not fit.
-    if (target == nullptr && pool_->reserve(1).ok()) {
-      ++sequence.reserved_pages;
-      target = sequence.arena.allocate(piece.size(), &sequence.reserved_pages);
-    }
-    if (target == nullptr) return false;
-    copies.push_back({piece.data(), target, piece.size()});
-    *one.place = target;
-    return true;
-  };
-  for (const auto& [size, pieces] : waiting) {
-    if (!std::all_of(pieces.begin(), pieces.end(), place_one)) {
-      return resource_exhausted("compressed KV does not fit the sequence's reservation");
-    }
+  if (!placer_.place(sequence.arena, *pool_, &sequence.reserved_pages, copies_)) {
+    return resource_exhausted("compressed KV does not fit the sequence's reservation");
   }
   for (std::size_t h = 0; h < encoded.size(); ++h) {
     kernels::KvHeadContext& context = sequence.caches[first_table + h].context;
@@ -263,7 +237,7 @@ Status KvStore::compress_tables(const HostEncoding& host, SequenceId id, Sequenc
       host, page_layout(), {id, first, caches, tasks, moves.subspan(first, end - first)});
   Status status;
   // Pages that a tail gives back may be taken at once: what was in them is encoded by now.
-  std::vector<KvCopy> copies;
+  copies_.clear();
   for (std::size_t layer = 0; layer < caches.size() && status.ok(); layer += n_heads) {
     for (std::size_t i = layer; i < layer + n_heads; ++i) {
       caches[i].plan = boundary.heads[first + i];
@@ -273,10 +247,9 @@ Status KvStore::compress_tables(const HostEncoding& host, SequenceId id, Sequenc
       free_tail(sequence, caches[i], move.tail_origin);
       caches[i].tail_first = move.tail_first;
     }
-    status =
-        place_layer(sequence, first + layer, std::span(encoded).subspan(layer, n_heads), copies);
+    status = place_layer(sequence, first + layer, std::span(encoded).subspan(layer, n_heads));
   }
-  memory_->copy(copies);
+  memory_->copy(copies_);
   for (std::size_t i = 0; i < caches.size(); ++i) {
     usage_.add((first + i) / n_heads, caches[i], tail_bytes(caches[i]));
   }

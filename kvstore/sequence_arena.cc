@@ -6,24 +6,29 @@
 #include "kernels/core/check.h"
 
 namespace spindle::kvstore {
-std::byte* SequenceArena::allocate(std::uint64_t bytes, std::int64_t* n_reserved) {
+
+SequenceArena::Run SequenceArena::allocate_run(std::uint64_t bytes, std::int64_t most,
+                                               std::int64_t* n_reserved) {
   const std::uint64_t size = arena_bytes(bytes);
   CHECK(bytes > 0 && size <= pool_->page_bytes(), "a piece fits a page");
   auto gap = std::find_if(gaps_.begin(), gaps_.end(),
                           [size](const Gap& candidate) { return candidate.bytes >= size; });
   if (gap == gaps_.end()) {
-    if (*n_reserved == 0) return nullptr;
+    if (*n_reserved == 0) return {};
     pages_.push_back({pool_->allocate(), 0});
     --*n_reserved;
     gap = gaps_.insert(gaps_.end(), Gap{pool_->page_bytes(), pages_.size() - 1, 0});
   }
   const Gap taken = *gap;
   gaps_.erase(gap);
-  if (taken.bytes > size) add_gap({taken.bytes - size, taken.page, taken.offset + size});
+  // What is left of the best gap is the best one for the next piece, while it fits.
+  const std::int64_t n = std::min(most, static_cast<std::int64_t>(taken.bytes / size));
+  const std::uint64_t all = static_cast<std::uint64_t>(n) * size;
+  if (taken.bytes > all) add_gap({taken.bytes - all, taken.page, taken.offset + all});
   Page& page = pages_[taken.page];
-  page.live_bytes += size;
-  live_bytes_ += size;
-  return pool_->address(page.id) + taken.offset;
+  page.live_bytes += all;
+  live_bytes_ += all;
+  return {pool_->address(page.id) + taken.offset, n, size};
 }
 
 void SequenceArena::add_gap(Gap gap) {

@@ -27,7 +27,17 @@ class SequenceArena {
 
   // `bytes` (1 to a page), aligned to 64, with unspecified content. Takes at most one page, of the
   // *n_reserved that the caller has; null when it needs one and none is left.
-  std::byte* allocate(std::uint64_t bytes, std::int64_t* n_reserved);
+  std::byte* allocate(std::uint64_t bytes, std::int64_t* n_reserved) {
+    return allocate_run(bytes, 1, n_reserved).first;
+  }
+  // `n` pieces, one behind the other: the same places as from n calls of allocate().
+  struct Run {
+    std::byte* first = nullptr;
+    std::int64_t n = 0;
+    std::uint64_t stride = 0;
+  };
+  // At most `most` pieces of one size, as many as lie in the place that is best for the first.
+  Run allocate_run(std::uint64_t bytes, std::int64_t most, std::int64_t* n_reserved);
   // Gives back a piece of this arena; answers the pages that became free.
   std::int64_t release(const std::byte* piece, std::uint64_t bytes);
   // A second owner of all live pieces. Neither writes into shared pages from then on.

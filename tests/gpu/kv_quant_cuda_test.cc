@@ -233,13 +233,14 @@ TEST_F(KvQuantCudaTest, GatheredRowsEqualTheCpuBodys) {
         v_values.push_back(testing::widen(c.dtype, v));
       }
     }
-    // A run, scattered positions, one position, none.
-    std::vector<std::vector<std::int32_t>> wanted(4);
+    // A run, scattered positions, one position, none, a run that is not listed.
+    std::vector<std::vector<std::int32_t>> wanted(5);
     for (int t = 3; t < 240; ++t) wanted[0].push_back(kOrigin + t);
     for (int t = 0; t < kPages * 32; ++t) {
       if (uniform_int(0, 2) == 0) wanted[1].push_back(kOrigin + t);
     }
     wanted[2] = {kOrigin + kPages * 32 - 1};
+    for (int t = 45; t < 211; ++t) wanted[4].push_back(kOrigin + t);
 
     const auto pool_on_device = upload(pool);
     const auto numbers_on_device = upload(numbers);
@@ -255,6 +256,10 @@ TEST_F(KvQuantCudaTest, GatheredRowsEqualTheCpuBodys) {
       gather.tail_origin = kOrigin;
       gather.n_tokens = static_cast<std::int32_t>(list.size());
       gather.positions = positions.back().data();
+      if (positions.size() == 5) {
+        gather.positions = nullptr;
+        gather.first_position = list.front();
+      }
       const std::size_t first = outputs.size() - 3;
       gather.k = outputs[first].data();
       gather.k_pre = outputs[first + 1].data();
