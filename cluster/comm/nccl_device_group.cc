@@ -110,6 +110,7 @@ Status NcclDeviceGroup::connect(HostGroup& host, Deadline deadline) {
   }
   if (from_previous_.comm != nullptr) {
     if (Status s = make_staging(receiving_, "activations to receive"); !s.ok()) return s;
+    computed_ = make_event();
   }
   return ok_status();
 }
@@ -132,7 +133,6 @@ Status NcclDeviceGroup::make_staging(Staging& staging, std::string_view what) {
   for (std::size_t slot = 0; slot < kSlots; ++slot) {
     staging.filled[slot] = make_event();
     staging.drained[slot] = make_event();
-    staging.awaited[slot] = make_event();
   }
   return ok_status();
 }
@@ -269,7 +269,7 @@ Status NcclDeviceGroup::recv(int source, std::span<std::byte> out, Deadline dead
   }
   // Not before what computes already: until the sender is there, the transfer's kernel would hold
   // multiprocessors and have nothing to do.
-  order(context_.stream(), from_previous_.stream, staging.awaited[slot]);
+  order(context_.stream(), from_previous_.stream, computed_);
   const ncclResult_t result = nccl_->recv(memory, out.size(), ncclUint8, from_previous_.peer,
                                           from_previous_.comm, from_previous_.stream);
   Status s = settle(from_previous_.comm, result, "receiving activations", deadline);
@@ -416,11 +416,9 @@ NcclDeviceGroup::~NcclDeviceGroup() {
       if (staging->drained[slot] != nullptr) {
         static_cast<void>(cudaEventDestroy(staging->drained[slot]));
       }
-      if (staging->awaited[slot] != nullptr) {
-        static_cast<void>(cudaEventDestroy(staging->awaited[slot]));
-      }
     }
   }
+  if (computed_ != nullptr) static_cast<void>(cudaEventDestroy(computed_));
   if (collective_done_ != nullptr) static_cast<void>(cudaEventDestroy(collective_done_));
   for (const SendTimer& timer : send_timers_) {
     if (timer.began != nullptr) static_cast<void>(cudaEventDestroy(timer.began));

@@ -72,7 +72,6 @@ class NcclDeviceGroup final : public DeviceGroup {
     DeviceBuffer memory;                           // [kSlots][max_tensor_bytes]
     std::array<CUevent_st*, kSlots> filled = {};   // the slot's content is there
     std::array<CUevent_st*, kSlots> drained = {};  // the slot may be filled again
-    std::array<CUevent_st*, kSlots> awaited = {};  // of a receive: computed before it
     std::array<bool, kSlots> used = {};
     std::size_t next = 0;
   };
@@ -117,6 +116,7 @@ class NcclDeviceGroup final : public DeviceGroup {
   Link from_previous_;
   Staging sending_;
   Staging receiving_;
+  CUevent_st* computed_ = nullptr;  // what a receive starts behind
   // Of the collectives: what goes in, then what comes out.
   DeviceBuffer collected_;
   PinnedBuffer collected_host_;
