@@ -105,26 +105,41 @@ if wants test; then
     code=$?
     grep -vE '^\[ RUN|^\[       OK|^\[---|^$' "$out/$name.log" | tail -n 60
     note "$code" "$name"
-    skipped=$((skipped + $(grep -cE '^\[  SKIPPED \] [A-Za-z]' "$out/$name.log")))
+    skipped=$((skipped + $(grep -cE '^\[  SKIPPED \] [A-Za-z].* ms\)$' "$out/$name.log")))
   done
 fi
 
+# One program under one tool; some take minutes, so several run at a time.
+sanitized() { # sanitized TOOL PROGRAM
+  local tool=$1 name code
+  name=$(basename "$2")
+  # Tests ask for more memory than there is on purpose.
+  local api_errors=()
+  if [[ $tool == memcheck ]]; then api_errors=(--report-api-errors no); fi
+  timeout $((3 * limit)) compute-sanitizer --tool "$tool" "${api_errors[@]}" --error-exitcode 77 \
+    "$2" --gtest_brief=1 >"$out/$tool-$name.log" 2>&1
+  code=$?
+  printf '%s %s %s: %s\n' "$code" "$tool" "$name" "$(tail -n 1 "$out/$tool-$name.log")"
+}
+
 if wants sanitize; then
-  for tool in memcheck racecheck; do
-    for test in "${tests[@]}"; do
-      name=$(basename "$test")
-      say "$tool $name"
-      # Tests ask for more memory than there is on purpose.
-      api_errors=()
-      if [[ $tool == memcheck ]]; then api_errors=(--report-api-errors no); fi
-      timeout "$limit" compute-sanitizer --tool "$tool" "${api_errors[@]}" --error-exitcode 77 \
-        "$test" --gtest_brief=1 \
-        >"$out/$tool-$name.log" 2>&1
-      code=$?
-      tail -n 4 "$out/$tool-$name.log"
-      note "$code" "$tool $name"
-    done
+  say 'compute-sanitizer on the kernels and what is built of them'
+  export -f sanitized
+  export limit out
+  kernels=()
+  for test in "${tests[@]}"; do
+    case $(basename "$test") in
+      # Whole clusters, and one that needs no GPU.
+      gpu_cluster_test | gpu_nccl_test | gpu_sizing_test) ;;
+      *) kernels+=("$test") ;;
+    esac
   done
+  for tool in racecheck memcheck; do printf "$tool %s\n" "${kernels[@]}"; done |
+    xargs -P 4 -L 1 bash -c 'sanitized "$0" "$1"' >"$out/sanitize.txt"
+  while read -r code what; do
+    printf '%s\n' "$what"
+    note "$code" "$what"
+  done <"$out/sanitize.txt"
 fi
 
 if wants bench; then
@@ -184,6 +199,15 @@ if wants scale; then
         --prefill-batches $((12 * ranks)) --decode-prompt 1024 --decode-tokens 256 \
         --decode-batches $((128 * ranks)) --repeats 1
     done
+    pipeline 8b-saturated-short 2 --model "$root/models/shapes/llama-3-8b" --max-model-len 2304 \
+      --max-num-seqs 256 --max-num-batched-tokens 4096 --prefill-batches 0 --mixed-batches 0 \
+      --decode-prompt 32 --decode-tokens 256 --decode-batches 256 --repeats 1
+    pipeline 1b-saturated 2 --model "$root/models/shapes/llama-3.2-1b" --max-model-len 2304 \
+      --max-num-seqs 256 --max-num-batched-tokens 4096 --prefill-batches 0 --mixed-batches 0 \
+      --decode-prompt 1024 --decode-tokens 192 --decode-batches 256 --repeats 1
+    pipeline 70b-saturated 2 --model "$root/models/shapes/llama-3-70b" --max-model-len 2304 \
+      --max-num-seqs 192 --max-num-batched-tokens 4096 --prefill-tokens 2048 --prefill-batches 8 \
+      --decode-prompt 1024 --decode-tokens 128 --decode-batches 192 --repeats 1
   fi
 fi
 

@@ -385,6 +385,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   boost::json::array rows;
   const double n_ranks = static_cast<double>(stages.size());
   for (const int batch : options.prefill_batches) {
+    if (batch <= 0) continue;
     const double rate = best_of(
         options.repeats, [&] { return bench.prefill_rate(batch); }, [](double r) { return r; });
     const double flops = rate * prefill_flops_per_token(m, options.prefill_tokens);
@@ -402,6 +403,7 @@ boost::json::object measure(PipelineEngine& engine, const RankRuntime& rank,
   }
   const double n_context = options.decode_prompt + options.decode_tokens / 2.0;
   for (const int batch : options.decode_batches) {
+    if (batch <= 0) continue;
     const Bench::Decoding decoding = best_of(
         options.repeats, [&] { return bench.decode(batch); },
         [](const Bench::Decoding& d) { return d.tokens_per_s; });
@@ -472,11 +474,13 @@ Options parse(int argc, char** argv, CLI::App& app) {
   add_bench_options(app, options);
   app.add_option("--kv-bytes", options.kv_bytes, "KV pool of a rank; 0: what is left on a GPU");
   app.add_option("--prefill-tokens", options.prefill_tokens, "prompt of the prefill rows");
-  app.add_option("--prefill-batches", options.prefill_batches, "prompts at once")->delimiter(',');
+  app.add_option("--prefill-batches", options.prefill_batches, "prompts at once; 0: not measured")
+      ->delimiter(',');
   app.add_option("--decode-prompt", options.decode_prompt, "prompt of the decode rows");
   app.add_option("--decode-tokens", options.decode_tokens, "output of the decode rows")
       ->check(CLI::Range(4, 1 << 30));
-  app.add_option("--decode-batches", options.decode_batches, "requests at once")->delimiter(',');
+  app.add_option("--decode-batches", options.decode_batches, "requests at once; 0: not measured")
+      ->delimiter(',');
   app.add_option("--mixed-batches", options.mixed_batches,
                  "requests that decode beside prompts; 0: not measured")
       ->delimiter(',');
