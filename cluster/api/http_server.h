@@ -13,6 +13,9 @@
 
 namespace spindle::api {
 
+class Listener;
+struct HttpSessionContext;
+
 // Owns the listening socket. Sessions run on the given io_context, each on its own strand, and keep
 // what they need alive, except the service, which must outlive the io_context's last handler. The
 // io_context must outlive the server and be run by somebody.
@@ -46,11 +49,10 @@ class HttpServer {
   bool wait_stopped(Deadline deadline);
 
  private:
-  struct Listener;
-  explicit HttpServer(std::shared_ptr<Listener> listener);
-  void stop(bool now);
+  HttpServer(std::shared_ptr<Listener> listener, std::shared_ptr<HttpSessionContext> context);
 
   std::shared_ptr<Listener> listener_;
+  std::shared_ptr<HttpSessionContext> context_;
 };
 
 }  // namespace spindle::api

@@ -114,11 +114,7 @@ HttpSession::HttpSession(asio::ip::tcp::socket socket, std::shared_ptr<HttpSessi
       deadline_(socket_),
       change_(socket_.get_executor()) {}
 
-HttpSession::~HttpSession() {
-  const std::lock_guard lock(context_->mutex);
-  context_->sessions.erase(this);
-  context_->session_ended.notify_all();
-}
+HttpSession::~HttpSession() { context_->sessions.remove(this); }
 
 void HttpSession::start() {
   error_code ignored;

@@ -7,18 +7,16 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 
 #include "cluster/api/http_generation.h"
 #include "cluster/api/http_handlers.h"
 #include "cluster/api/http_message.h"
+#include "cluster/api/session_set.h"
 #include "cluster/api/socket_deadline.h"
 #include "cluster/api/state_feed.h"
 #include "proto/config.pb.h"
@@ -28,8 +26,8 @@ namespace spindle::api {
 class HttpSession;
 struct AdminAnswer;
 
-// What all sessions of a server share. Thread-safety: `sessions` and `stopped` under `mutex`; the
-// feed sees to itself, the rest is constant.
+// What all sessions of a server share. Thread-safety: the feed and the set see to themselves, the
+// rest is constant.
 struct HttpSessionContext {
   HttpSessionContext(CompletionService& service, HttpOptions options)
       : handlers(service, std::move(options)),
@@ -41,10 +39,7 @@ struct HttpSessionContext {
   const HttpHandlers handlers;
   const config::Limits limits;
   StateFeed state_feed;
-  std::mutex mutex;
-  std::condition_variable session_ended;
-  std::unordered_map<HttpSession*, std::weak_ptr<HttpSession>> sessions;
-  bool stopped = false;
+  SessionSet<HttpSession> sessions;
 };
 
 // Reads requests one after the other and answers each before it reads the next (pipelined requests

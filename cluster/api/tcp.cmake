@@ -5,7 +5,7 @@ spindle_library(NAME spindle_tcp_framing
 
 spindle_library(NAME spindle_tcp_server
   SRCS tcp_messages.cc tcp_session.cc tcp_session_scores.cc tcp_server.cc
-  DEPS spindle_tcp_framing spindle_engine_api spindle_api_keys
+  DEPS spindle_tcp_framing spindle_engine_api spindle_api_keys spindle_listener
   LIBS spindle_boost)
 
 # Depends on neither the server nor the tokenizer.

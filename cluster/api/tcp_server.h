@@ -17,6 +17,9 @@
 
 namespace spindle::api {
 
+class Listener;
+struct TcpSessionContext;
+
 struct TcpServerOptions {
   std::string host = "127.0.0.1";  // an address or a name; never "all interfaces" by default
   std::uint16_t port = 8001;       // 0: any free port, see TcpServer::port()
@@ -72,10 +75,10 @@ class TcpServer {
   bool wait_stopped(Deadline deadline);
 
  private:
-  struct Listener;
-  explicit TcpServer(std::shared_ptr<Listener> listener);
+  TcpServer(std::shared_ptr<Listener> listener, std::shared_ptr<TcpSessionContext> context);
 
   std::shared_ptr<Listener> listener_;
+  std::shared_ptr<TcpSessionContext> context_;
 };
 
 }  // namespace spindle::api

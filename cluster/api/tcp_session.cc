@@ -98,11 +98,7 @@ TcpSession::TcpSession(asio::ip::tcp::socket socket, std::shared_ptr<TcpSessionC
       room_ready_(socket_.get_executor(), Clock::time_point::max()),
       watchdog_(socket_.get_executor(), Clock::time_point::max()) {}
 
-TcpSession::~TcpSession() {
-  const std::lock_guard lock(context_->mutex);
-  context_->sessions.erase(this);
-  context_->session_ended.notify_all();
-}
+TcpSession::~TcpSession() { context_->sessions.remove(this); }
 
 void TcpSession::start(std::optional<ApiError> refusal) {
   asio::post(socket_.get_executor(),

@@ -6,16 +6,15 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <chrono>
-#include <condition_variable>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
 
 #include "cluster/api/api_keys.h"
 #include "cluster/api/framing.h"
+#include "cluster/api/session_set.h"
 #include "cluster/api/tcp_messages.h"
 #include "cluster/api/tcp_server.h"
 
@@ -24,7 +23,7 @@ namespace spindle::api {
 class TcpSession;
 
 // What a server's sessions share.
-// Thread-safety: the constant members are immutable; the rest is guarded by `mutex`.
+// Thread-safety: the set sees to itself; the rest is constant.
 struct TcpSessionContext {
   TcpSessionContext(TcpServerOptions server_options, TcpServerHooks server_hooks)
       : options(std::move(server_options)),
@@ -35,11 +34,7 @@ struct TcpSessionContext {
   const TcpServerHooks hooks;
   const ApiKeys api_keys;
   const std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
-
-  std::mutex mutex;
-  std::condition_variable session_ended;
-  bool stopped = false;
-  std::unordered_map<TcpSession*, std::weak_ptr<TcpSession>> sessions;
+  SessionSet<TcpSession> sessions;
 };
 
 // Three coroutines on one strand: a reader (socket -> decoder -> handlers), a writer (output

@@ -45,17 +45,6 @@ constexpr auto kFieldFlags = std::to_array<FieldFlag>({
      "Of a GPU's memory that may be used"},
 });
 
-constexpr auto kDtypes = std::to_array<std::array<std::string_view, 2>>(
-    {{"float16", "F16"}, {"half", "F16"}, {"bfloat16", "BF16"}, {"float32", "F32"}});
-
-std::string field_value(const FieldFlag& flag, const std::string& value) {
-  if (std::string_view(flag.path) != "kv.dtype") return value;
-  for (const auto& [name, in_schema] : kDtypes) {
-    if (value == name) return std::string(in_schema);
-  }
-  return value;
-}
-
 // Complete and valid, or what is wrong with it.
 Result<config::Config> completed(config::Config config) {
   std::error_code error;
@@ -78,7 +67,8 @@ Result<config::Config> read_config(const PlanOptions& options) {
     if (value.empty()) continue;
     const std::string name = std::string(flag.flags).substr(0, std::string(flag.flags).find(','));
     const std::string context = name + " " + value;
-    Status status = config::apply_override(config, flag.path, field_value(flag, value));
+    Status status =
+        config::apply_override(config, flag.path, config::schema_value(flag.path, value));
     if (!status.ok()) return status.with_context(context);
     // A value out of range is named by its flag; what the file lacks is not this flag's fault.
     if (config.model().path().empty()) continue;

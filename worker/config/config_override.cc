@@ -4,6 +4,7 @@
 #include <google/protobuf/message.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <charconv>
 #include <string>
@@ -11,6 +12,16 @@
 
 namespace spindle::config {
 namespace {
+
+// Of values: field, name, name in the schema.
+constexpr auto kOtherNames = std::to_array<std::array<std::string_view, 3>>({
+    {"kv.dtype", "float16", "F16"},
+    {"kv.dtype", "half", "F16"},
+    {"kv.dtype", "bfloat16", "BF16"},
+    {"kv.dtype", "float32", "F32"},
+    {"kv.dtype", "float", "F32"},
+    {"model.load_format", "auto", "SAFETENSORS"},
+});
 
 using google::protobuf::Descriptor;
 using google::protobuf::EnumDescriptor;
@@ -206,6 +217,13 @@ Status apply_assignment(Config& config, std::string_view assignment) {
                             "' must have the form FIELD=VALUE, e.g. api.http.port=9000");
   }
   return apply_override(config, assignment.substr(0, at), assignment.substr(at + 1));
+}
+
+std::string_view schema_value(std::string_view path, std::string_view value) {
+  for (const auto& [field, known_as, in_schema] : kOtherNames) {
+    if (path == field && value == known_as) return in_schema;
+  }
+  return value;
 }
 
 }  // namespace spindle::config

@@ -18,4 +18,7 @@ Status apply_override(Config& config, std::string_view path, std::string_view va
 // The same from one "path=value" text.
 Status apply_assignment(Config& config, std::string_view assignment);
 
+// The value as the schema names it, where users of vLLM's flags know it by another name.
+std::string_view schema_value(std::string_view path, std::string_view value);
+
 }  // namespace spindle::config

@@ -49,23 +49,6 @@ constexpr auto kFieldFlags = std::to_array<FieldFlag>({
     {"--seed", "scheduler.seed", "SEED", "seed for requests that bring none"},
 });
 
-// Values that vLLM users know by another name than the schema's.
-constexpr auto kValueNames = std::to_array<std::array<const char*, 3>>({
-    {"--kv-cache-dtype", "float16", "F16"},
-    {"--kv-cache-dtype", "half", "F16"},
-    {"--kv-cache-dtype", "bfloat16", "BF16"},
-    {"--kv-cache-dtype", "float32", "F32"},
-    {"--kv-cache-dtype", "float", "F32"},
-    {"--load-format", "auto", "SAFETENSORS"},
-});
-
-std::string schema_value(std::string_view flag, const std::string& value) {
-  for (const auto& [name, known_as, in_schema] : kValueNames) {
-    if (flag == name && value == known_as) return in_schema;
-  }
-  return value;
-}
-
 // What the command line said, before anything is read or applied.
 struct CommandLine {
   std::string config_path;
@@ -106,7 +89,7 @@ Status apply_flags(const CommandLine& line, Config& config) {
     if (line.options[i]->count() == 0) continue;
     const FieldFlag& flag = kFieldFlags[i];
     const Status status =
-        apply_override(config, flag.path, schema_value(flag.flag, line.values[i]));
+        apply_override(config, flag.path, schema_value(flag.path, line.values[i]));
     if (!status.ok()) return status.with_context(flag.flag);
   }
   if (!line.api_keys.empty()) {
