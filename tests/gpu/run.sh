@@ -129,8 +129,6 @@ sanitized() { # sanitized TOOL PROGRAM
 
 if wants sanitize; then
   say 'compute-sanitizer on the kernels and what is built of them'
-  export -f sanitized
-  export limit out
   kernels=()
   for test in "${tests[@]}"; do
     case $(basename "$test") in
@@ -139,8 +137,19 @@ if wants sanitize; then
       *) kernels+=("$test") ;;
     esac
   done
-  for tool in racecheck memcheck; do printf "$tool %s\n" "${kernels[@]}"; done |
-    xargs -P 4 -L 1 bash -c 'sanitized "$0" "$1"' >"$out/sanitize.txt"
+  running=0
+  : >"$out/sanitize.txt"
+  for tool in racecheck memcheck; do
+    for test in "${kernels[@]}"; do
+      if ((running == 4)); then
+        wait -n
+        running=$((running - 1))
+      fi
+      sanitized "$tool" "$test" >>"$out/sanitize.txt" &
+      running=$((running + 1))
+    done
+  done
+  wait
   while read -r code what; do
     printf '%s\n' "$what"
     note "$code" "$what"
