@@ -148,7 +148,6 @@ Status KvStore::place_layer(Sequence& sequence, std::size_t first_table,
                             std::span<EncodedHead> encoded) {
   HeadCache* owner = nullptr;
   const auto add = [&](Piece piece, const std::byte** place, KvForm form) {
-    if (piece.empty()) return;
     owner->piece_bytes += arena_bytes(piece.size());
     owner->form_bytes[static_cast<std::size_t>(form)] += arena_bytes(piece.size());
     placer_.add(piece, place);

@@ -67,6 +67,7 @@ void Listener::start() {
 }
 
 void Listener::close() {
+  if (closed_.exchange(true)) return;
   asio::post(acceptor_.get_executor(), [self = shared_from_this()] {
     error_code ignored;
     self->acceptor_.close(ignored);

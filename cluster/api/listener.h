@@ -1,6 +1,7 @@
 #pragma once
 // A listening socket that hands every connection to a server.
 
+#include <atomic>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -31,7 +32,7 @@ class Listener : public std::enable_shared_from_this<Listener> {
                                                 OnConnection on_connection);
 
   void start();
-  void close();
+  void close();  // again: nothing
   std::uint16_t port() const { return port_; }
 
  private:
@@ -44,6 +45,7 @@ class Listener : public std::enable_shared_from_this<Listener> {
   boost::asio::ip::tcp::acceptor acceptor_;
   boost::asio::steady_timer pause_;
   std::uint16_t port_ = 0;
+  std::atomic<bool> closed_{false};
 };
 
 }  // namespace spindle::api

@@ -200,13 +200,10 @@ Status NcclDeviceGroup::check_health() {
     }
   }
   while (!pending_.empty()) {
-    const cudaError_t state = cudaEventQuery(pending_.front().event);
-    if (state == cudaSuccess) {
+    if (event_reached(pending_.front().event)) {
       pending_.pop_front();
       continue;
     }
-    if (state != cudaErrorNotReady) cuda_check(state, "cudaEventQuery");
-    static_cast<void>(cudaGetLastError());
     if (!pending_.front().deadline.passed()) break;
     return fail(deadline_exceeded(pending_.front().what + " did not finish in time"));
   }
@@ -355,11 +352,7 @@ Status NcclDeviceGroup::collect(std::span<const std::byte> in, std::span<std::by
       cudaMemcpyAsync(host_out, device_out, out.size(), cudaMemcpyDeviceToHost, world_.stream),
       "cudaMemcpyAsync");
   cuda_check(cudaEventRecord(collective_done_, world_.stream), "cudaEventRecord");
-  while (true) {
-    const cudaError_t state = cudaEventQuery(collective_done_);
-    if (state == cudaSuccess) break;
-    if (state != cudaErrorNotReady) cuda_check(state, "cudaEventQuery");
-    static_cast<void>(cudaGetLastError());
+  while (!event_reached(collective_done_)) {
     if (aborted_) return fail(unavailable("the group was aborted"));
     ncclResult_t error = ncclSuccess;
     const ncclResult_t asked = nccl_->comm_get_async_error(world_.comm, &error);

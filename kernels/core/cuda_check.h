@@ -30,6 +30,19 @@ inline void cuda_check(cudaError_t error, std::string_view what = "CUDA call",
   }
 }
 
+// Whether the device has come to a recorded event. That it has not is no error, and check_launch()
+// must not meet it as one.
+inline bool event_reached(cudaEvent_t event,
+                          const std::source_location& where = std::source_location::current()) {
+  const cudaError_t state = cudaEventQuery(event);
+  if (state == cudaErrorNotReady) {
+    static_cast<void>(cudaGetLastError());
+    return false;
+  }
+  cuda_check(state, "cudaEventQuery", where);
+  return true;
+}
+
 // After every <<<>>>: what the launch itself reports. Errors inside kernels show at the next
 // synchronisation.
 inline void check_launch(std::string_view kernel,

@@ -116,7 +116,8 @@ sanitized() { # sanitized TOOL PROGRAM
   # Tests ask for more memory than there is on purpose.
   local api_errors=()
   if [[ $tool == memcheck ]]; then api_errors=(--report-api-errors no); fi
-  # Two tests let cuBLASLt's kernels be timed; there racecheck itself was killed, without a hazard.
+  # Two tests let cuBLASLt's kernels be timed; in a run of these racecheck itself was killed, without
+  # a hazard.
   local filter='*'
   if [[ $tool == racecheck && $name == gpu_linear_cuda_test ]]; then
     filter='-*.TunedProductsAreTheSame:*.CanBeCapturedInAGraph'

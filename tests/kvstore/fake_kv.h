@@ -131,6 +131,9 @@ struct StoredToken {
   kernels::KvCodec codec;  // of its block
   std::vector<float> k;    // before RoPE when the format is
   std::vector<float> v;
+  // What is coded is the difference from it; empty: the vector itself.
+  std::vector<float> k_mean = {};
+  std::vector<float> v_mean = {};
 };
 
 inline void decode_side(kernels::KvFormat format, kernels::KvSide side,
@@ -176,6 +179,15 @@ inline void decode_side(kernels::KvFormat format, kernels::KvSide side,
                      out);
 }
 
+// That a format's codes are relative to.
+inline std::vector<float> mean_of(kernels::KvFormat format, const std::uint16_t* mean,
+                                  std::int64_t d) {
+  if (!kernels::is_lloyd(format) || mean == nullptr) return {};
+  std::vector<float> values(static_cast<std::size_t>(d));
+  std::transform(mean, mean + d, values.begin(), f16_to_f32);
+  return values;
+}
+
 // Everything a head holds, in the order it is stored in.
 inline std::vector<StoredToken> read_head(const HeadCache& head, std::int64_t n_tokens,
                                           const kernels::KvPageLayout& layout) {
@@ -200,7 +212,9 @@ inline std::vector<StoredToken> read_head(const HeadCache& head, std::int64_t n_
                         false,
                         block.codec,
                         {k.begin() + at, k.begin() + at + d},
-                        {v.begin() + at, v.begin() + at + d}});
+                        {v.begin() + at, v.begin() + at + d},
+                        mean_of(block.codec.k, head.context.k_mean, d),
+                        mean_of(block.codec.v, head.context.v_mean, d)});
     }
   }
   for (std::int64_t p = head.tail_first; p < n_tokens; ++p) {
@@ -242,15 +256,36 @@ inline double error_limit(kernels::KvFormat format, kernels::KvSide side) {
     case KvFormat::kLloyd2:
       return 0.55;
     case KvFormat::kKivi2:
-      return 0.9;
     case KvFormat::kLloyd1:
-      // 0.60 of what is left without the mean, which is 1.4 of a vector when the mean was frozen at
-      // a boundary of one token: 0.85, and more or less by chance among few vectors.
-      return 0.95;
+      return 0.9;
     case KvFormat::kCodebook:
       return side == kernels::KvSide::kKey ? 0.22 : 0.34;
   }
   return 0;
+}
+
+// The same of what is coded, on average. Lloyd codes of 1 to 4 bits lose 0.62, 0.33, 0.17 and 0.09
+// of it; the worst averages of 16 vectors and more, of some thousands, were 0.66, 0.37, 0.19 and
+// 0.12.
+inline double coded_error_limit(kernels::KvFormat format, kernels::KvSide side) {
+  using kernels::KvFormat;
+  switch (format) {
+    case KvFormat::kLloyd1:
+      return 0.72;
+    case KvFormat::kLloyd2:
+      return 0.45;
+    case KvFormat::kLloyd3:
+      return 0.27;
+    case KvFormat::kLloyd4:
+      return 0.15;
+    default:
+      return error_limit(format, side);
+  }
+}
+// The size of what is coded, of the vector's: a mean that was frozen at one token may be farther
+// from the next than no mean.
+inline double coded_share(const std::vector<float>& vector, const std::vector<float>& mean) {
+  return mean.empty() ? 1.0 : std::max(relative_error(mean, vector), 0.01);
 }
 
 // Every token that a head holds is the one that was put in at its position.
@@ -274,17 +309,18 @@ inline void expect_content(const std::vector<StoredToken>& stored,
       const bool is_key = side == kernels::KvSide::kKey;
       const kernels::KvFormat format = is_key ? token.codec.k : token.codec.v;
       const double error = errors[is_key ? 0 : 1];
-      ASSERT_LE(error, std::min(1.35, 1.5 * error_limit(format, side)))
+      ASSERT_LE(error, 1.5 * error_limit(format, side))
           << (is_key ? "key" : "value") << " at " << token.position << " of head " << layer << "."
           << head;
       auto& [sum, n] = sums[{format, side}];
-      sum += error;
+      sum += error / coded_share(is_key ? k : model.v(layer, head, id),
+                                 is_key ? token.k_mean : token.v_mean);
       ++n;
     }
   }
   for (const auto& [kind, sum] : sums) {
     if (sum.second < 16) continue;
-    ASSERT_LE(sum.first / sum.second, error_limit(kind.first, kind.second))
+    ASSERT_LE(sum.first / sum.second, coded_error_limit(kind.first, kind.second))
         << format_name(kind.first) << " of head " << layer << "." << head;
   }
 }

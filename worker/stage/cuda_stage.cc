@@ -241,14 +241,7 @@ Status CudaStage::sample_batch(std::span<const SampleRequest> requests,
                   sampling_.workspace.data(), sampling_.workspace.n_bytes(), sampled);
   context_.to_host(sampling_.sampled.data(), sampled, rows.size() * sizeof(kernels::DeviceSampled));
   cuda_check(cudaEventRecord(sampling_.drawn, context_.stream()), "cudaEventRecord");
-  while (meanwhile && meanwhile()) {
-    const cudaError_t drawn = cudaEventQuery(sampling_.drawn);
-    if (drawn != cudaErrorNotReady) {
-      cuda_check(drawn, "drawing tokens");
-      break;
-    }
-    std::this_thread::yield();
-  }
+  while (meanwhile && meanwhile() && !event_reached(sampling_.drawn)) std::this_thread::yield();
   cuda_check(cudaEventSynchronize(sampling_.drawn), "waiting for the drawn tokens");
   const auto* host = sampling_.sampled.as<kernels::DeviceSampled>();
   for (std::size_t i = 0; i < rows.size(); ++i) tokens[i] = host[i].token;

@@ -30,12 +30,7 @@ void CudaStageClock::mark(StageTime what, std::uint64_t exclude_us) {
 void CudaStageClock::resolve() {
   for (; n_resolved_ < n_marks_; ++n_resolved_) {
     const Mark& mark = marks_[n_resolved_ % kEvents];
-    const cudaError_t state = cudaEventQuery(mark.event);
-    if (state == cudaErrorNotReady) {
-      static_cast<void>(cudaGetLastError());
-      return;
-    }
-    cuda_check(state, "cudaEventQuery");
+    if (!event_reached(mark.event)) return;
     if (n_resolved_ == 0) continue;  // nothing before it
     float ms = 0;
     cuda_check(cudaEventElapsedTime(&ms, marks_[(n_resolved_ - 1) % kEvents].event, mark.event),
